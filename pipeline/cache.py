@@ -1,0 +1,115 @@
+"""Results that are dear to compute, kept on disk under the hash of everything that they depend on.
+
+A cache must never be the reason that a render fails: an entry that cannot be read is computed again, and a folder that
+cannot be written is done without. Entries appear atomically, so that any number of processes may share the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+
+Arrays = dict[str, np.ndarray]
+
+LIMIT_BYTES = 4 * 2**30
+STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to a process that died
+
+
+def cache_folder() -> Path:
+    """`$RECAPTURE_CACHE`, or the user's cache folder. Read anew at each call; it may not exist yet."""
+    return Path(os.environ.get("RECAPTURE_CACHE") or platformdirs.user_cache_dir("recapture"))
+
+
+def content_key(*parts: object) -> str:
+    """SHA-256 over parts: a `Path` counts by the content of the file (or of all files in the folder), else its repr."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, Path):
+            _add(digest, repr(part).encode())
+        elif part.is_dir():
+            for file in sorted(file for file in part.rglob("*") if file.is_file()):
+                _add(digest, file.relative_to(part).as_posix().encode())
+                _add(digest, _file_digest(file))
+        else:
+            _add(digest, _file_digest(part))
+    return digest.hexdigest()
+
+
+def cached(key: str, compute: Callable[[], Arrays], *, limit_bytes: int = LIMIT_BYTES) -> Arrays:
+    """The arrays kept under key, or those that compute() returns, which are then kept."""
+    path = cache_folder() / f"{key}.npz"
+    kept = _load(path)
+    if kept is not None:
+        return kept
+    arrays = compute()
+    with suppress(OSError):
+        _store(path, arrays)
+        evict(limit_bytes)
+    return arrays
+
+
+def evict(limit_bytes: int = LIMIT_BYTES) -> None:
+    """Remove the least recently used entries beyond limit_bytes, and leftovers of dead writers."""
+    entries = []
+    for path in cache_folder().iterdir():
+        with suppress(OSError):  # another process may have removed it
+            status = path.stat()
+            if path.suffix == ".npz":
+                entries.append((status.st_mtime_ns, status.st_size, path))
+            elif path.suffix == ".part" and time.time() - status.st_mtime > STALE_SECONDS:
+                path.unlink()
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in sorted(entries):
+        if total <= limit_bytes:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _add(digest, data: bytes) -> None:
+    # the length first, so that ("ab", "c") and ("a", "bc") differ
+    digest.update(len(data).to_bytes(8, "big") + data)
+
+
+def _file_digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def _load(path: Path) -> Arrays | None:
+    try:
+        with np.load(path, allow_pickle=False) as archive:  # the zip's checksums find truncated or damaged entries
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError):
+        with suppress(OSError):
+            path.unlink()
+        return None
+    with suppress(OSError):
+        os.utime(path)  # used just now: the last to be evicted
+    return arrays
+
+
+def _store(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
