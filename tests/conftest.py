@@ -1,0 +1,107 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, image_branch: bool = False) -> Path:
+    """Write a backbone of the real classes with tiny random weights, in the layout of assets/nano. About 1 MB."""
+    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    AutoencoderKLWan(
+        base_dim=8,
+        z_dim=channels,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=torch.linspace(-0.2, 0.2, channels).tolist(),
+        latents_std=torch.linspace(0.5, 1.5, channels).tolist(),
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=8,
+        scale_factor_temporal=4,
+    ).save_pretrained(folder / "vae")
+    WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=2 * channels + 4,
+        out_channels=channels,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=48,
+        num_layers=2,
+        image_dim=32 if image_branch else None,
+        added_kv_proj_dim=24 if image_branch else None,
+    ).save_pretrained(folder / "transformer")
+
+    vocabulary = "<pad> </s> <unk> a red green blue cube ball moves left right to the camera of"
+    words = vocabulary.split()
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=text_tokens
+    ).save_pretrained(folder / "tokenizer")
+    UMT5EncoderModel(
+        UMT5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0)
+    ).save_pretrained(folder / "text_encoder")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+
+    index = {
+        "_class_name": "WanImageToVideoPipeline",
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "image_encoder": [None, None],
+        "image_processor": [None, None],
+    }
+    if image_branch:
+        _write_image_encoder(folder)
+        index["image_encoder"] = ["transformers", "CLIPVisionModel"]
+        index["image_processor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    settings = {
+        "frames": 5,
+        "pixels": 32 * 48,
+        "steps": 3,
+        "guidance_scale": 3.0,
+        "text_tokens": text_tokens,
+        "latent_rgb": {"weight": (torch.randn(channels, 3) * 0.1).tolist(), "bias": [0.5, 0.5, 0.5]},
+    }
+    (folder / "recapture.json").write_text(json.dumps(settings))
+    return folder
+
+
+def _write_image_encoder(folder: Path) -> None:
+    import transformers
+
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    transformers.CLIPVisionModel(config).save_pretrained(folder / "image_encoder")
+    processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    processor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        folder / "image_processor"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A backbone folder with tiny random weights: 16 latent channels, 5 frames of 32x48, no image branch.
+
+    Load it with `load_backbone(str(folder), device="cpu", dtype=torch.float32)`.
+    """
+    return make_backbone(tmp_path_factory.mktemp("tiny"))
