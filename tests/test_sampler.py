@@ -1,0 +1,157 @@
+"""The ODE loop against closed forms: Gaussian data, for which the exact velocity field is known."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from pipeline.sampler import flow_sigmas, sample, within
+from pipeline.solvers import dds
+
+SHAPE = (4, 3, 5, 6)
+
+
+def gaussian_velocity(mean, std):
+    """E[eps - z0 | z_t] for z0 ~ N(mean, std^2), eps ~ N(0, 1)."""
+
+    def velocity(z_t, sigma):
+        variance = (1 - sigma) ** 2 * std**2 + sigma**2
+        centred = z_t - (1 - sigma) * mean
+        return sigma / variance * centred - (mean + (1 - sigma) * std**2 / variance * centred)
+
+    return velocity
+
+
+def noise(seed=0):
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def run(*args, **options):
+    return list(sample(*args, **options))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
+@pytest.mark.parametrize("steps", [1, 2, 25, 50])
+def test_sigmas_equal_those_of_diffusers(steps, shift):
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    sigmas = flow_sigmas(steps, shift)
+    assert sigmas.dtype == torch.float32
+    torch.testing.assert_close(sigmas, scheduler.sigmas, atol=1e-7, rtol=0)
+
+
+def test_sigmas_fall_from_one_to_zero():
+    sigmas = flow_sigmas(20, 3.0)
+    assert sigmas[0] == 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(0, 3.0), (5, 0.0), (5, float("nan"))])
+def test_bad_schedules_are_refused(steps, shift):
+    with pytest.raises(ValueError, match="must be"):
+        flow_sigmas(steps, shift)
+
+
+def test_the_flow_carries_noise_to_the_gaussian():
+    # The exact flow of this field is affine: z_1 = eps goes to mean + std eps.
+    mean, std = 0.7, 0.4
+    steps = run(gaussian_velocity(mean, std), noise(), flow_sigmas(1000, 1.0))
+    torch.testing.assert_close(steps[-1].z, mean + std * noise(), atol=4e-3, rtol=0)
+
+
+def test_euler_is_of_first_order():
+    mean, std = 0.7, 0.4
+    error = [
+        (run(gaussian_velocity(mean, std), noise(), torch.linspace(1, 0, n + 1))[-1].z - mean - std * noise())
+        .abs()
+        .max()
+        for n in (100, 200)
+    ]
+    assert 1.8 < error[0] / error[1] < 2.2
+
+
+def test_step_is_euler_without_consistency():
+    velocity, sigmas = gaussian_velocity(0.7, 0.4), flow_sigmas(7, 3.0)
+    z = noise()
+    for step, (now, after) in zip(sample(velocity, z, sigmas), pairwise(sigmas.tolist()), strict=True):
+        z = z + (after - now) * velocity(z, now)
+        torch.testing.assert_close(step.z, z)
+
+
+def test_steps_are_numbered_and_the_last_state_is_the_estimate():
+    steps = run(gaussian_velocity(0.0, 1.0), noise(), flow_sigmas(6, 3.0))
+    assert [step.index for step in steps] == list(range(6)) and {step.total for step in steps} == {6}
+    assert [step.sigma for step in steps] == flow_sigmas(6, 3.0)[:-1].tolist()
+    assert torch.equal(steps[-1].z, steps[-1].z0_hat)
+
+
+def test_consistency_moves_the_estimate_and_not_the_noise():
+    velocity, sigmas = gaussian_velocity(0.7, 0.4), flow_sigmas(5, 3.0)
+    y = torch.full(SHAPE, 2.0)
+    z = noise()
+    steps = sample(velocity, z, sigmas, lambda z0, _: 0.5 * (z0 + y))
+    for step, (now, after) in zip(steps, pairwise(sigmas.tolist()), strict=True):
+        # Without reference to the loop: solve z_t = (1 - s) z0 + s eps for eps, given the velocity's z0.
+        z0 = z - now * velocity(z, now)
+        eps = (z - (1 - now) * z0) / now
+        torch.testing.assert_close(step.z0_hat, 0.5 * (z0 + y))
+        torch.testing.assert_close(
+            (step.z - (1 - after) * step.z0_hat) / max(after, 1e-9) * (after > 0), eps * (after > 0)
+        )
+        z = step.z
+
+
+def test_full_guidance_ends_on_the_measurement():
+    y = torch.full(SHAPE, 2.0)
+    consistency = lambda z0_hat, sigma: dds(z0_hat, y, torch.ones(SHAPE), gamma=1e-9)
+    steps = run(gaussian_velocity(0.0, 1.0), noise(), flow_sigmas(5, 3.0), consistency)
+    torch.testing.assert_close(steps[-1].z, y)
+
+
+def test_unknown_part_keeps_following_the_prior():
+    h = torch.zeros(SHAPE)
+    h[..., :3] = 1
+    consistency = lambda z0_hat, sigma: dds(z0_hat, torch.full(SHAPE, 2.0), h, gamma=1e-9)
+    free = run(gaussian_velocity(0.7, 0.4), noise(), flow_sigmas(9, 3.0))[-1].z
+    guided = run(gaussian_velocity(0.7, 0.4), noise(), flow_sigmas(9, 3.0), consistency)[-1].z
+    assert torch.equal(guided[..., 3:], free[..., 3:])
+    torch.testing.assert_close(guided[..., :3], torch.full_like(guided[..., :3], 2.0))
+
+
+def test_guidance_acts_within_its_range_only():
+    seen = []
+
+    def consistency(z0_hat, sigma):
+        seen.append(sigma)
+        return z0_hat
+
+    sigmas = flow_sigmas(20, 3.0)
+    run(gaussian_velocity(0.0, 1.0), noise(), sigmas, within(consistency, 0.9, 0.4))
+    assert seen == [sigma for sigma in sigmas.tolist() if 0.4 <= sigma <= 0.9] and 0 < len(seen) < 20
+    seen.clear()
+    run(gaussian_velocity(0.0, 1.0), noise(), sigmas, within(consistency))
+    assert len(seen) == 20
+
+
+def test_closing_early_stops_the_work():
+    calls = []
+
+    def velocity(z, sigma):
+        calls.append(sigma)
+        return torch.zeros_like(z)
+
+    loop = sample(velocity, noise(), flow_sigmas(10, 3.0))
+    assert not calls
+    next(loop)
+    next(loop)
+    loop.close()
+    assert len(calls) == 2 and next(loop, None) is None
+
+
+def test_many_samples_have_the_right_moments():
+    mean, std = -0.5, 0.3
+    z = torch.randn(1, 1, 100, 200, generator=torch.Generator().manual_seed(1))
+    result = run(gaussian_velocity(mean, std), z, flow_sigmas(400, 1.0))[-1].z
+    assert math.isclose(result.mean(), mean, abs_tol=0.01) and math.isclose(result.std(), std, abs_tol=0.01)
