@@ -1,0 +1,244 @@
+"""What is known of the video to be made: the source seen from the target cameras, its holes, and how to fill them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline.camera import CameraPath, invert_rigid
+from pipeline.video import resize
+
+# A source pixel claims the target pixels within its own square in the source image, grown by a quarter pixel: closed
+# surfaces where neighbouring slopes disagree a little, at the price of a quarter pixel at the outlines.
+_REACH = 0.75
+# Neighbours whose depths differ by more than 5 % stand on two surfaces (or on the blurred step between them) ...
+_JUMP = 0.05
+# ... and what lies behind the step is dropped where the step opens by more than a pixel.
+_OPENING = 1.0
+_RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
+_MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
+_NOBODY = torch.iinfo(torch.int64).max
+_BLOCK = 2**15  # elements
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """`video`: T 3 H W, RGB in [0, 1], 0 where unobserved. `mask`: T 1 H W bool, True = observed."""
+
+    video: Float[Tensor, "T 3 H W"]
+    mask: Bool[Tensor, "T 1 H W"]
+
+
+def warp_to_path(
+    frames: Float[Tensor, "T 3 H W"], z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath
+) -> Measurement:
+    """The source clip as the target cameras would see it.
+
+    `frames` in [0, 1]; `z` is the distance along the optical axis, in the unit of the poses; depths that are not finite
+    and positive are unknown. Both K are in pixels of the frames. Frames whose target camera equals the source camera
+    come back untouched, whatever their depth. Runs on the device of `frames`. Raises ValueError if shapes do not match.
+    """
+    T, C, H, W = frames.shape
+    if z.shape != (T, H, W) or C != 3 or len(source.K) != T or len(target.K) != T:
+        raise ValueError(
+            f"frames {tuple(frames.shape)}, z {tuple(z.shape)} and paths of {len(source.K)} and {len(target.K)} frames "
+            "do not match"
+        )
+    device = frames.device
+    # Small matrices in double precision on the CPU: nothing of the float32 budget is lost to composing poses.
+    source_pose, source_K = source.world_from_cam.double().cpu(), source.K.double().cpu()
+    target_pose, target_K = target.world_from_cam.double().cpu(), target.K.double().cpu()
+    target_from_source = invert_rigid(target_pose) @ source_pose
+    homography = target_K @ target_from_source[:, :3, :3] @ torch.linalg.inv(source_K)  # of points at infinity
+    epipole = (target_K @ target_from_source[:, :3, 3:])[..., 0]
+
+    video = torch.zeros_like(frames)
+    mask = torch.zeros(T, 1, H, W, dtype=torch.bool, device=device)
+
+    def warp(t: int) -> None:
+        if torch.equal(source_pose[t], target_pose[t]) and torch.equal(source_K[t], target_K[t]):
+            video[t], mask[t] = frames[t], True
+        else:
+            video[t], mask[t, 0] = _warp(frames[t], z[t].to(device), homography[t].tolist(), epipole[t].tolist())
+
+    with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
+        list(pool.map(warp, range(T)))
+    return Measurement(video, mask)
+
+
+def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tuple[Tensor, Tensor]:
+    """One frame: each source pixel claims target pixels through its local linear map, the nearest claim wins.
+
+    Only the winner's index is splatted; its map then leads each target pixel back to a sub-pixel position in the
+    source, where the colour is looked up: sharp, and exact for planes.
+    """
+    H, W = z.shape
+    device = z.device
+    # On the CPU, blocks of rows stay in the cache and below the size from which torch splits an operation among
+    # threads: the frames are what runs in parallel.
+    rows = max(1, _BLOCK // W) if device.type == "cpu" else H
+    blocks = [slice(top, min(top + rows, H)) for top in range(0, H, rows)]
+    u = torch.arange(W, device=device, dtype=torch.float32) + 0.5
+    v = torch.arange(H, device=device, dtype=torch.float32)[:, None] + 0.5
+    known = torch.isfinite(z) & (z > 0)
+    w = torch.where(known, 1 / z.float(), torch.nan)
+    winner = torch.full((H + 2 * _MARGIN, W + 2 * _MARGIN), _NOBODY, device=device)
+    maps = torch.empty(H * W, 6, device=device)
+    for block in blocks:
+        _claim(w, block, u, v[block], A, b, winner, maps)
+
+    winner = winner[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+    observed = winner != _NOBODY
+    colour = torch.empty_like(image)
+    for block in blocks:
+        index = torch.where(observed[block], winner[block] & 0xFFFFFFFF, 0)
+        x, y, a00, a01, a10, a11 = maps[index].unbind(-1)
+        dx, dy = u - x, v[block] - y
+        source_u = index % W + 0.5 + a00 * dx + a01 * dy
+        source_v = index // W + 0.5 + a10 * dx + a11 * dy
+        grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None]
+        found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0]
+        colour[:, block] = torch.where(observed[block], found.clamp_(0, 1), 0.0)
+    return colour, observed
+
+
+def _claim(
+    w: Tensor, block: slice, u: Tensor, v: Tensor, A: list[list[float]], b: list[float], winner: Tensor, maps: Tensor
+) -> None:
+    """Enters the claims of a block of source rows into `winner`, and their maps into `maps`.
+
+    A source pixel (u, v) with disparity w = 1/z (NaN: unknown) lands on N / D with (N, D) = A (u, v, 1) + w b. Planes
+    are linear in disparity, so differences between neighbours give the exact Jacobian of a plane.
+    """
+    H, W = w.shape
+    above, below = max(block.start - 1, 0), min(block.stop + 1, H)
+    inner = slice(block.start - above, block.stop - above)
+    wu, nearer_u = _slope(w[block], 1)
+    wv, nearer_v = (part[inner] for part in _slope(w[above:below], 0))
+    w = w[block]
+
+    D = torch.addcmul(A[2][0] * u + (A[2][1] * v + A[2][2]), w, w.new_tensor(b[2]))
+    valid = D > 1e-6  # in front of the target camera; False for NaN
+    inverse = 1 / D
+    x = torch.addcmul(A[0][0] * u + (A[0][1] * v + A[0][2]), w, w.new_tensor(b[0])) * inverse
+    y = torch.addcmul(A[1][0] * u + (A[1][1] * v + A[1][2]), w, w.new_tensor(b[1])) * inverse
+
+    # Pixels of parallax per unit of disparity.
+    px, py = (b[0] - x * b[2]) * inverse, (b[1] - y * b[2]) * inverse
+    step = torch.maximum(nearer_u, nearer_v)
+    opening = torch.maximum(px.abs(), py.abs()) * step
+    valid &= (step <= _JUMP * w) | (opening <= _OPENING)
+
+    xu = torch.addcmul((A[0][0] - x * A[2][0]) * inverse, px, wu)
+    xv = torch.addcmul((A[0][1] - x * A[2][1]) * inverse, px, wv)
+    yu = torch.addcmul((A[1][0] - y * A[2][0]) * inverse, py, wu)
+    yv = torch.addcmul((A[1][1] - y * A[2][1]) * inverse, py, wv)
+    det = xu * yv - xv * yu
+    extent = 0.5 * torch.maximum(xu.abs() + xv.abs(), yu.abs() + yv.abs())
+    valid &= (det > 1e-4) & (extent <= _RINGS)  # a negative determinant is a surface seen from behind
+    valid &= ((x - W / 2).abs() < W / 2 + _RINGS) & ((y - H / 2).abs() < H / 2 + _RINGS)
+    x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)  # keeps every claim inside the buffer
+    inverse = 1 / det
+    a00, a01, a10, a11 = yv * inverse, -xv * inverse, -yu * inverse, xu * inverse
+    maps[block.start * W : block.stop * W] = torch.stack([x, y, a00, a01, a10, a11], -1).flatten(0, 1)
+
+    # Positive floats order like their bits: with depth above and index below, one minimum keeps the nearest's index.
+    index = torch.arange(block.start * W, block.stop * W, device=w.device).view(x.shape)
+    key = ((D / w).view(torch.int32).long() << 32) | index
+    key = torch.where(valid, key, _NOBODY)
+
+    flat = winner.view(-1)
+    for ring in range(1, _RINGS + 1):
+        if ring > 1:  # only the magnified pixels need more than the four target pixels around them
+            large = valid & (extent > ring - 1)
+            x, y, a00, a01, a10, a11, key, extent, valid = (
+                part[large] for part in (x, y, a00, a01, a10, a11, key, extent, valid)
+            )
+        if key.numel() == 0:
+            return
+        col, row = (x - 0.5).floor(), (y - 0.5).floor()
+        place = row.add(_MARGIN).mul_(winner.shape[1]).add_(col).add_(_MARGIN).long()
+        dx, dy = col + 0.5 - x, row + 0.5 - y
+        du, dv = a00 * dx + a01 * dy, a10 * dx + a11 * dy
+        for i in range(1 - ring, ring + 1):
+            for j in range(1 - ring, ring + 1):
+                if max(i, 1 - i, j, 1 - j) < ring:
+                    continue  # visited by an inner ring
+                du_ij = (du + a00 * j).add_(a01, alpha=i).abs_()
+                dv_ij = (dv + a10 * j).add_(a11, alpha=i).abs_()
+                claim = torch.where(torch.maximum(du_ij, dv_ij) <= _REACH, key, _NOBODY)
+                flat.scatter_reduce_(0, (place + (i * winner.shape[1] + j)).view(-1), claim.view(-1), "amin")
+
+
+def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Along `dim`: the difference of w to the next pixel on the flatter side, and how much nearer a neighbour is.
+
+    Pixels without known neighbours count as facing the camera.
+    """
+    step = w.diff(dim=dim)
+    nan = torch.full_like(w.narrow(dim, 0, 1), torch.nan)
+    ahead, behind = torch.cat([step, nan], dim), torch.cat([nan, step], dim)
+    slope = torch.where((ahead.abs() < behind.abs()) | behind.isnan(), ahead, behind).nan_to_num_(0.0)
+    nearer = torch.fmax(ahead, -behind).nan_to_num_(0.0)
+    return slope, nearer
+
+
+def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
+    """The video with its holes filled smoothly from their surroundings, frame by frame; known pixels are untouched.
+
+    Pull-push pyramid (Gortler et al., The Lumigraph, 1996). A frame without any known pixel becomes mid grey.
+    """
+    video, mask = measurement.video, measurement.mask
+    if mask.all():
+        return video
+    weight = mask.to(video.dtype)
+    return torch.where(mask, video, _pull_push(video * weight, weight))
+
+
+def _pull_push(colour: Tensor, weight: Tensor) -> Tensor:
+    """Colours for all pixels from colours premultiplied by weights in [0, 1]."""
+    H, W = colour.shape[-2:]
+    if H == 1 and W == 1:
+        return torch.where(weight > 0, colour / weight.clamp_min(1e-8), 0.5)
+    # Pull: means over 2x2; odd sides repeat their last row or column. One known pixel in four is full confidence.
+    pad = (0, W % 2, 0, H % 2)
+    small_weight = F.avg_pool2d(F.pad(weight, pad, mode="replicate"), 2)
+    small_colour = F.avg_pool2d(F.pad(colour, pad, mode="replicate"), 2)
+    gain = (small_weight * 4).clamp(max=1) / small_weight.clamp_min(1e-8)
+    below = _pull_push(small_colour * gain, small_weight * gain)
+    # Push: what is not known here comes from the level below.
+    up = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)[..., :H, :W]
+    return colour + (1 - weight) * up
+
+
+def composite(
+    raw: Float[Tensor, "T 3 h w"], measurement: Measurement, *, seam_pixels: float
+) -> Float[Tensor, "T 3 H W"]:
+    """The generated video where nothing is known, the measurement elsewhere, with a soft seam inside the known side.
+
+    `raw` in [0, 1] may be smaller and is enlarged to the measurement. Known pixels farther than `seam_pixels` from the
+    nearest unknown one are bit-identical to the measurement; 0 is a hard cut. Raises ValueError if the numbers of frames
+    differ or seam_pixels is negative.
+    """
+    video, mask = measurement.video, measurement.mask
+    if len(raw) != len(video) or not seam_pixels >= 0:
+        raise ValueError(f"{len(raw)} raw frames for {len(video)} measured ones, a seam of {seam_pixels} pixels")
+    raw = resize(raw.to(video), (video.shape[-2], video.shape[-1]), mode="bicubic").clamp(0, 1)
+    if seam_pixels == 0:
+        return torch.where(mask, video, raw)
+    known = rearrange(mask, "t 1 h w -> t h w").cpu().numpy().astype(np.uint8)
+    # OpenCV has no unknown pixel to measure from in a full mask and then answers with a huge distance, as wanted.
+    distance = np.stack([cv2.distanceTransform(k, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for k in known])
+    ramp = (torch.from_numpy(distance)[:, None].to(video) / (seam_pixels + 1)).clamp(0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    blend = torch.lerp(raw, video, ramp)
+    far = torch.from_numpy(distance > seam_pixels)[:, None].to(video.device)
+    return torch.where(far & mask, video, blend)
