@@ -11,7 +11,11 @@ import torch
 
 def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, image_branch: bool = False) -> Path:
     """Write a backbone of the real classes with tiny random weights, in the layout of assets/nano. About 1 MB."""
-    from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+    from diffusers import (
+        AutoencoderKLWan,  # pyright: ignore[reportPrivateImportUsage]
+        FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+        WanTransformer3DModel,  # pyright: ignore[reportPrivateImportUsage]
+    )
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 

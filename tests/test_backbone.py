@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,8 +40,8 @@ def picture_of(frame):
     return Image.fromarray((frame.permute(1, 2, 0) * 255).round().byte().numpy())
 
 
-def stock_pipeline(folder):
-    from diffusers import WanImageToVideoPipeline
+def stock_pipeline(folder) -> Any:
+    from diffusers import WanImageToVideoPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     pipe = WanImageToVideoPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -224,6 +225,26 @@ def test_pickles_are_refused(tiny_backbone_folder, tmp_path):
             load_backbone(str(folder), **CPU)
 
 
+def test_hub_models_take_the_same_path(tiny_backbone_folder, monkeypatch):
+    fetched = []
+
+    def download(hub_id, allow_patterns):
+        fetched.append(hub_id)
+        assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in allow_patterns)
+        return str(tiny_backbone_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert load_backbone("someone/tiny", **CPU).latent_channels == 16
+    assert fetched == ["someone/tiny"]
+
+    def fail(hub_id, allow_patterns):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(InputError, match=r"someone/tiny.*no network"):
+        load_backbone("someone/tiny", **CPU)
+
+
 def test_other_models_are_refused(tiny_backbone_folder, tmp_path):
     folder = shutil.copytree(tiny_backbone_folder, tmp_path / "other")
     index = json.loads((folder / "model_index.json").read_text())
@@ -234,7 +255,7 @@ def test_other_models_are_refused(tiny_backbone_folder, tmp_path):
 
 
 def test_text_to_video_models_are_refused(backbone):
-    from diffusers import WanTransformer3DModel
+    from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
 
     transformer = WanTransformer3DModel(
         num_attention_heads=1, attention_head_dim=12, in_channels=16, out_channels=16, num_layers=1, ffn_dim=8
@@ -244,9 +265,14 @@ def test_text_to_video_models_are_refused(backbone):
         Backbone("t2v", Settings(), transformer=transformer, **parts)
 
 
+def test_an_image_branch_needs_all_its_text_tokens(tmp_path):
+    with pytest.raises(InputError, match=r"512 text tokens.*says 16"):
+        load_backbone(str(make_backbone(tmp_path, text_tokens=16, image_branch=True)), **CPU)
+
+
 def test_the_real_transformer_has_the_known_size():
     # Wan2.1-Fun-V1.1-1.3B-InP, by its published configuration; nothing is allocated on the meta device.
-    from diffusers import WanTransformer3DModel
+    from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
 
     with torch.device("meta"):
         transformer = WanTransformer3DModel(
