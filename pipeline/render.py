@@ -8,23 +8,53 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
 
-from pipeline import InputError
+from pipeline import InputError, models
+from pipeline.backbone import Backbone, load_backbone, read_settings
+from pipeline.cache import cached, content_key
+from pipeline.camera import (
+    PRESETS,
+    CameraPath,
+    default_intrinsics,
+    follow,
+    preset_motion,
+    scale_intrinsics,
+    static_path,
+)
+from pipeline.evaluation.metrics import psnr, ssim
+from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
+from pipeline.measurement import Measurement, composite, fill_unknown, warp_to_path
+from pipeline.sampler import Step, flow_sigmas, sample, within
+from pipeline.solvers import SOLVERS
+from pipeline.video import Clip, VideoInfo, crop_to_aspect, probe, read_video, resize, working_size, write_video
 
 if TYPE_CHECKING:
-    from pipeline.camera import CameraPath
     from pipeline.depth import Depth
-    from pipeline.measurement import Measurement
-    from pipeline.video import Clip, VideoInfo
 
 REQUEST_VERSION = 1
 CONDITIONS = ("warp", "first-frame", "none")
+DEFAULT_FOV = 55.0  # degrees, along the longer side
+VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
+NO_REFERENCE = (
+    "The reference latent mask needs the clean target video, which a new camera path does not have; "
+    "choose the latent mask training-free or binary."
+)
+COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
 
 
 @dataclass(frozen=True)
@@ -114,11 +144,14 @@ def _validate(request: RenderRequest) -> None:
         need(value is None or ok(value), name, wanted)
 
     def one_of(name: str, names) -> None:
-        need(getattr(request, name) in names, name, f"one of {', '.join(names)}")
+        need(getattr(request, name) in tuple(names), name, f"one of {', '.join(names)}")
 
     need(isinstance(request.clip, str) and bool(request.clip), "clip", "the path of a video file")
-    optional("amount", _is_number, "a number")
-    optional("fov", lambda value: _is_number(value) and 1 <= value <= 170, "an angle from 1 to 170 degrees")
+    one_of("camera", PRESETS)
+    low, high = PRESETS[request.camera].range
+    unit = PRESETS[request.camera].unit
+    optional("amount", lambda value: _is_number(value) and low <= value <= high, f"from {low:g} to {high:g} {unit}")
+    optional("fov", lambda value: _is_number(value) and 5 <= value <= 150, "an angle from 5 to 150 degrees")
     optional("frames", lambda value: _is_int(value) and value >= 1, "a whole number, 1 or more")
     need(_is_int(request.start) and request.start >= 0, "start", "a whole number, 0 or more")
     need(_is_int(request.stride) and request.stride >= 1, "stride", "a whole number, 1 or more")
@@ -138,6 +171,8 @@ def _validate(request: RenderRequest) -> None:
         value = getattr(request, name)
         need(_is_number(value) and 0 <= value <= 1, name, "a noise level from 0 to 1")
     need(request.guide_until <= request.guide_from, "guide_until", f"at most guide_from ({request.guide_from})")
+    one_of("latent_mask", LATENT_MASKS)
+    one_of("solver", SOLVERS)
     one_of("condition", CONDITIONS)
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     need(isinstance(request.composite, bool), "composite", "true or false")
@@ -224,10 +259,52 @@ class Analysis:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What the sampler is told, in latents of the padded clip. y_full, h: None without data consistency."""
+
+    y_full: Float[Tensor, "C t h w"] | None
+    h: Float[Tensor, "C t h w"] | None
+    condition: Float[Tensor, "4+C t h w"]
+    image: Float[Tensor, "N D"] | None
+    noise: Float[Tensor, "C t h w"]
+
+
 def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`."""
-    raise NotImplementedError
-    yield
+    yield StageEvent("read", "Reading the clip", 0.0)
+    info = probe(request.clip)
+    yield StageEvent("load", f"Loading the model {request.backbone}", 0.01)
+    backbone = get_backbone(request.backbone)
+    wanted = request.frames or backbone.frames
+    whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
+    frames, _, height, width = whole.frames.shape
+    size = _checked_size(request, backbone, height, width)
+    full = crop_to_aspect(whole, size)
+    clip = Clip(resize(full.frames, size), whole.fps)
+
+    fov = DEFAULT_FOV if request.fov is None else request.fov
+    K = default_intrinsics(height, width, frames, fov).clone()
+    crop_height, crop_width = full.frames.shape[-2:]
+    K[:, 0, 2] -= (width - crop_width) / 2
+    K[:, 1, 2] -= (height - crop_height) / 2
+    source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
+
+    if request.depth is None:
+        yield StageEvent("depth", "Estimating depth", 0.03)
+        depth = _estimated_depth(request, clip, backbone)
+    else:
+        yield StageEvent("depth", "Reading your depth", 0.03)
+        depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
+
+    notes = [_frames_note(request, backbone, info, frames)]
+    if (crop_height, crop_width) != (height, width):
+        notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
+    if request.fov is None:
+        notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
+    from pipeline.depth import subject_distance
+
+    yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
 
 
 def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int] | None = None) -> Measurement:
@@ -235,17 +312,419 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
 
     Raises `InputError` if nothing of the clip is visible from there.
     """
-    raise NotImplementedError
+    measurement = _warp(analysis, request, size or size_of(analysis.clip.frames), slice(None))
+    if measurement.mask.float().mean() < VISIBLE_AT_LEAST:
+        raise InputError(
+            f"Almost nothing of the clip is visible along the camera path {request.camera} with amount "
+            f"{_amount(request):g}; choose a smaller amount or check the depth."
+        )
+    return measurement
+
+
+def prepare(
+    backbone: Backbone,
+    measurement: Measurement,
+    source: Float[Tensor, "T 3 H W"],
+    request: RenderRequest,
+    *,
+    target: Float[Tensor, "T 3 H W"] | None = None,
+) -> Problem:
+    """Take a measurement into the latent space: fill its holes, encode it, and find how far each latent is known.
+
+    source: the clip at working size, for the training-free latent mask. target: the clean video that is wanted, where
+    it is known (replacement, evaluation), for the reference latent mask. Videos are padded to 4n + 1 frames by
+    repeating the last one.
+    """
+    video, mask = _pad(measurement.video), _pad(measurement.mask)
+    y_full = h = None
+    if request.solver != "none":
+        y_full = backbone.encode(_pad(fill_unknown(measurement)))
+        if request.latent_mask == "binary":
+            h = binary_mask(mask, backbone.latent_channels).h
+        elif request.latent_mask == "training-free":
+            h = difference_mask(backbone.encode, _pad(source), mask).h
+        elif target is None:
+            raise InputError(NO_REFERENCE)
+        else:
+            h = difference_mask(backbone.encode, _pad(target), mask).h
+        h = h.to(y_full)
+    told = mask.clone()
+    if request.condition == "none":
+        told[:] = False
+    elif request.condition == "first-frame":
+        told[1:] = False
+    condition = backbone.condition(video, told)
+    complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
+    image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
+    return Problem(y_full, h, condition, image, backbone.noise(len(video), *video.shape[-2:], request.seed))
+
+
+def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Iterator[Step]:
+    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`."""
+    prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
+    scale = backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale
+
+    def velocity(z_t: Tensor, sigma: float) -> Tensor:
+        return backbone.velocity(z_t, sigma, problem.condition, prompt, negative, scale, problem.image)
+
+    def consistency(z0_hat: Tensor, sigma: float) -> Tensor:
+        options = {"gamma": request.gamma, "iterations": request.cg_iterations}
+        return SOLVERS[request.solver](z0_hat, problem.y_full, problem.h, **options)
+
+    sigmas = flow_sigmas(request.steps or backbone.steps, backbone.shift)
+    guided = None if problem.h is None else within(consistency, request.guide_from, request.guide_until)
+    yield from sample(velocity, problem.noise, sigmas, guided)
 
 
 def render(
     request: RenderRequest, folder: str | Path, *, analysis: Analysis | None = None, keep: str | Path | None = None
-) -> Iterator[RenderEvent]:
+) -> Generator[RenderEvent, None, None]:
     """Render a request into folder (created): result.mp4, source.mp4, warp.mp4, report.json, request.json.
 
     analysis: of the same clip, frames, size and depth, to save doing it again. keep: a folder for measurement.npz,
     raw.npz and depth.npz at working size. Never raises for user errors: the last event is a `DoneEvent` or a
     `FailedEvent`. Closing the generator stops the render at the next step.
     """
-    raise NotImplementedError
-    yield
+    try:
+        yield from _render(request, Path(folder), analysis, Path(keep) if keep is not None else None)
+    except InputError as error:
+        yield FailedEvent(str(error))
+    except torch.OutOfMemoryError:
+        yield FailedEvent("The memory of the device is not enough; choose fewer frames or a smaller size.")
+
+
+def _render(
+    request: RenderRequest, folder: Path, analysis: Analysis | None, keep: Path | None
+) -> Generator[RenderEvent, None, None]:
+    clock = _Clock()
+    if request.latent_mask == "reference" and request.solver != "none":
+        raise InputError(NO_REFERENCE)
+    for place in filter(None, (folder, keep)):
+        make_writable(place)
+    (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
+    if analysis is None:
+        for event in analyse(request):
+            if isinstance(event, StageEvent):
+                clock.enter(event.stage)
+                yield event
+            else:
+                analysis = event
+    assert analysis is not None
+    backbone = get_backbone(request.backbone)
+    clip, frames = analysis.clip, len(analysis.clip.frames)
+    size = size_of(clip.frames)
+
+    yield clock.stage("warp", "Warping", 0.1)
+    measurement = measure(analysis, request)
+    unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
+    yield WarpEvent(
+        to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
+    )
+
+    yield clock.stage("encode", "Encoding the warp", 0.12)
+    problem = prepare(backbone, measurement, clip.frames, request)
+
+    yield clock.stage("sample", "Sampling", 0.18)
+    begun, first_preview = time.perf_counter(), 0.0
+    z = problem.noise
+    for step in solve(backbone, problem, request):
+        z = step.z
+        preview = to_uint8(backbone.preview(step.z0_hat))
+        done = step.index + 1
+        first_preview = first_preview or clock.total()
+        left = (time.perf_counter() - begun) / done * (step.total - done)
+        # decoding costs about as much as the encodings, and so does the rest
+        left += 2 * clock.seconds["encode"]
+        yield StepEvent(done, step.total, step.sigma, preview, left, 0.18 + 0.62 * done / step.total)
+
+    yield clock.stage("decode", "Decoding", 0.8)
+    raw = backbone.decode(z)[:frames].cpu()
+
+    full_size = size_of(analysis.full.frames)
+    result, composited = raw, None
+    if request.composite:
+        yield clock.stage("composite", f"Compositing at {full_size[0]}x{full_size[1]}", 0.88)
+        composited = composite(raw, measurement, seam_pixels=_seam(size))
+        result = composited if full_size == size else _composite_full(raw, analysis, request)
+
+    yield clock.stage("measure", "Measuring", 0.92)
+    figures = {"raw": _figures(raw, measurement), "composited": None}
+    if composited is not None:
+        figures["composited"] = _figures(composited, measurement)
+
+    yield clock.stage("write", "Writing the video", 0.95)
+    files = RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {})
+    shown = resize(analysis.full.frames, size_of(result)) if result is raw else analysis.full.frames
+    sound = {"audio_from": request.clip, "audio_start": request.start / analysis.info.fps}
+    with writing(folder):
+        write_video(files.video, Clip(result, analysis.fps), **sound)
+        write_video(files.source, Clip(shown, analysis.fps), **sound)
+        write_video(files.warp, Clip(show_holes(measurement), analysis.fps))
+    if keep is not None:
+        with writing(keep):
+            keep_measurement(keep, measurement, analysis)
+            np.savez_compressed(keep / "raw.npz", video=to_uint8(raw))
+
+    clock.enter("")
+    report = {
+        "version": REQUEST_VERSION,
+        "request": asdict(request),
+        "backbone": backbone.name,
+        "seed": request.seed,
+        "steps": request.steps or backbone.steps,
+        "guidance_scale": backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "amount": _amount(request),
+        "frames": {
+            "first": analysis.first,
+            "last": analysis.first + (frames - 1) * request.stride,
+            "stride": request.stride,
+            "count": frames,
+            "in_clip": analysis.info.frames,
+            "model": _padded(frames),
+            "why": analysis.notes[0],
+        },
+        "fps": analysis.fps,
+        "sizes": {
+            "clip": [analysis.info.height, analysis.info.width],
+            "working": list(size),
+            "result": list(size_of(result)),
+            "latents": list(z.shape),
+        },
+        "depth": {
+            "from": request.depth or "estimated",
+            "metric": analysis.depth.metric,
+            "distance": analysis.distance,
+        },
+        "unknown": unknown.mean().item(),
+        "first_frame": {"complete": unknown[0].item() < COMPLETE_BELOW, "unknown": unknown[0].item()},
+        "measurement": figures,
+        "seconds": {**clock.seconds, "total": clock.total()},
+        "first_preview_seconds": first_preview,
+        "notes": [*analysis.notes, *_notes(request, unknown, frames)],
+    }
+    write_report(folder / "report.json", report)
+    yield DoneEvent(replace(files, report=report))
+
+
+def get_backbone(ref: str) -> Backbone:
+    """The backbone of that name, folder or hub id; loaded once, from whichever thread asks first."""
+    with _LOADING:
+        return _load_backbone(ref)
+
+
+def size_of(video: Tensor) -> tuple[int, int]:
+    """(h, w) of anything that ends in H W."""
+    return video.shape[-2], video.shape[-1]
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """T C H W in [0, 1] (or bool) as uint8 T H W C."""
+    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def show_holes(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
+    """The measurement with its holes as a quiet checkerboard of greys, which no one takes for a part of the scene."""
+    _, _, height, width = measurement.video.shape
+    side = max(4, min(height, width) // 24)
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    board = 0.42 + 0.08 * ((rows[:, None] + columns) % 2)
+    return torch.where(measurement.mask, measurement.video, board)
+
+
+def keep_measurement(folder: Path, measurement: Measurement, analysis: Analysis) -> None:
+    """Write measurement.npz (video uint8 T H W 3, mask bool T H W, True = observed), depth.npz (z float32 T H W)."""
+    mask = measurement.mask[:, 0].cpu().numpy()
+    np.savez_compressed(folder / "measurement.npz", video=to_uint8(measurement.video), mask=mask)
+    np.savez_compressed(folder / "depth.npz", z=analysis.depth.z.cpu().numpy().astype(np.float32))
+
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report as strict JSON."""
+    with writing(path):
+        path.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def make_writable(folder: Path) -> None:
+    """Create folder if need be. Raises `InputError` if it cannot be written, before anything long is begun."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns a failure to write into an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"Cannot write to {place}: {error.strerror or error}.") from error
+
+
+_LOADING = threading.Lock()
+
+
+@lru_cache(maxsize=1)  # two large models would not fit into memory together
+def _load_backbone(ref: str) -> Backbone:
+    return load_backbone(ref)
+
+
+@lru_cache(maxsize=1)
+def _load_depth_model(ref: str) -> Any:
+    from pipeline.depth import load_depth_model
+
+    return load_depth_model(ref, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.begun = self.since = time.perf_counter()
+        self.current = ""
+
+    def enter(self, stage: str) -> None:
+        now = time.perf_counter()
+        if self.current:
+            self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self.since
+        self.current, self.since = stage, now
+
+    def stage(self, stage: str, message: str, fraction: float) -> StageEvent:
+        self.enter(stage)
+        return StageEvent(stage, message, fraction)
+
+    def total(self) -> float:
+        return time.perf_counter() - self.begun
+
+
+def _amount(request: RenderRequest) -> float:
+    return PRESETS[request.camera].default if request.amount is None else request.amount
+
+
+def _padded(frames: int) -> int:
+    return 4 * math.ceil((frames - 1) / 4) + 1
+
+
+def _pad(video: Tensor) -> Tensor:
+    missing = _padded(len(video)) - len(video)
+    return torch.cat([video, video[-1:].expand(missing, *video.shape[1:])]) if missing else video
+
+
+def _checked_size(request: RenderRequest, backbone: Backbone, height: int, width: int) -> tuple[int, int]:
+    multiple = backbone.multiple
+    if request.size is None:
+        return working_size(height, width, pixels=backbone.pixels, multiple=multiple)
+    if any(side % multiple for side in request.size):
+        near = [max(multiple, round(side / multiple) * multiple) for side in request.size]
+        raise InputError(
+            f"The size {request.size[0]}x{request.size[1]} does not fit the model {request.backbone}, which needs "
+            f"multiples of {multiple}; {near[0]}x{near[1]} is near."
+        )
+    return request.size
+
+
+def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, frames: int) -> str:
+    last = request.start + (frames - 1) * request.stride
+    which = f"Frames {request.start} to {last} of {info.frames}"
+    if request.stride > 1:
+        which += ", every 2nd" if request.stride == 2 else f", one in {request.stride}"
+    wanted = request.frames or backbone.frames
+    if frames < wanted:
+        return f"{which}: the clip has no more than {frames} from there, {wanted} were wanted."
+    return f"{which}: as asked." if request.frames else f"{which}: as many as the model was made for."
+
+
+def _notes(request: RenderRequest, unknown: Tensor, frames: int) -> list[str]:
+    notes = []
+    if _padded(frames) != frames:
+        notes.append(f"The model works on {_padded(frames)} frames: the last one was repeated, and cut off again.")
+    if request.depth is None:
+        notes.append("The depth was estimated from the pictures.")
+    if unknown[0] >= COMPLETE_BELOW and request.condition != "none":
+        notes.append(f"The first frame is not complete: {unknown[0]:.1%} of it is unknown to the model.")
+    if (unknown > 1 - VISIBLE_AT_LEAST).any():
+        notes.append("In some frames almost nothing of the clip is visible; the model invented them.")
+    return notes
+
+
+def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone) -> Depth:
+    # a backbone without a depth model of its own uses the one that comes with the program
+    ref = backbone.depth or read_settings(Path(models.resolve("nano"))).depth
+    if ref is None:
+        raise InputError("There is no depth model; give the clip's depth as a file.")
+    key = content_key(
+        "depth", 1, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        Path(ref) if Path(ref).exists() else ref,
+    )  # fmt: skip
+
+    from pipeline.depth import Depth, estimate_depth
+
+    def compute() -> dict[str, np.ndarray]:
+        with _LOADING:
+            model = _load_depth_model(ref)
+        with torch.no_grad():
+            depth = estimate_depth(clip.frames, model)
+        return {"z": depth.z.float().cpu().numpy(), "metric": np.array(depth.metric)}
+
+    kept = cached(key, compute)
+    return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
+
+
+def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[int, int], clip: Clip) -> Depth:
+    from pipeline.depth import Depth, load_depth
+
+    # the file shows the whole picture: bring it to the scale of the working size, then crop it like the clip
+    height, width = clip.frames.shape[-2:]
+    scaled = round(picture[0] * height / crop[0]), round(picture[1] * width / crop[1])
+    depth = load_depth(str(request.depth), len(clip.frames), scaled, start=request.start, stride=request.stride)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric)
+
+
+def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
+    working = size_of(analysis.clip.frames)
+    full = size_of(analysis.full.frames)
+    motion = preset_motion(request.camera, _amount(request), len(analysis.clip.frames), analysis.distance)[span]
+    z = analysis.depth.z[span]
+    if size == working:
+        frames = analysis.clip.frames[span]
+    else:
+        frames, z = analysis.full.frames[span], _resize_depth(z, size)
+        if size != full:
+            frames = resize(frames, size)
+    source = CameraPath(analysis.source.world_from_cam[span], scale_intrinsics(analysis.source.K[span], working, size))
+    return warp_to_path(frames, z, source, follow(source, motion))
+
+
+def _resize_depth(z: Float[Tensor, "T h w"], size: tuple[int, int]) -> Float[Tensor, "T H W"]:
+    """Linear in disparity inside surfaces, nearest at their edges, where a mixture would hang in the air between."""
+    disparity = 1 / z[:, None]
+    nearest = resize(disparity, size, mode="nearest")
+    if size[0] < z.shape[-2] or size[1] < z.shape[-1]:
+        return 1 / nearest[:, 0]
+    largest, smallest = F.max_pool2d(disparity, 3, 1, 1), -F.max_pool2d(-disparity, 3, 1, 1)
+    edge = resize((largest > 1.1 * smallest).float(), size, mode="nearest") > 0
+    return 1 / torch.where(edge, nearest, resize(disparity, size, mode="bilinear"))[:, 0]
+
+
+def _seam(size: tuple[int, int]) -> int:
+    return max(2, round(min(size) / 100))
+
+
+def _composite_full(raw: Tensor, analysis: Analysis, request: RenderRequest) -> Float[Tensor, "T 3 H W"]:
+    size = size_of(analysis.full.frames)
+    parts = []
+    for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
+        span = slice(first, first + 4)
+        parts.append(composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(size)))
+    return torch.cat(parts)
+
+
+def _figures(video: Tensor, measurement: Measurement) -> dict[str, float | None]:
+    decibels = psnr(video, measurement.video, measurement.mask)
+    # JSON knows no infinity; null says that they are equal
+    return {
+        "psnr": decibels if math.isfinite(decibels) else None,
+        "ssim": ssim(video, measurement.video, measurement.mask),
+    }

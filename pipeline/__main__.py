@@ -1,0 +1,274 @@
+"""The command line: `python -m pipeline recapture | warp | render | benchmark`. The same functions as the app's.
+
+Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
+Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from pipeline import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def recapture(options: argparse.Namespace) -> None:
+    """Film a clip anew along a camera path."""
+    _render_to(_request(options), options)
+
+
+def render_file(options: argparse.Namespace) -> None:
+    """Render a request as written in a JSON file."""
+    from pipeline.render import RenderRequest
+
+    path = Path(options.request)
+    try:
+        request = RenderRequest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the request {path}: {getattr(error, 'strerror', None) or error}.") from error
+
+    def located(name: str) -> str:
+        beside = path.parent / name
+        return str(beside) if not Path(name).exists() and beside.exists() else name
+
+    depth = located(request.depth) if request.depth else None
+    _render_to(replace(request, clip=located(request.clip), depth=depth), options)
+
+
+def warp(options: argparse.Namespace) -> None:
+    """Stop at the measurement: the clip seen from the new camera, its holes as a grey checkerboard."""
+    from pipeline.render import Analysis, analyse, keep_measurement, make_writable, measure, show_holes, writing
+    from pipeline.video import Clip, write_video
+
+    request, output = _request(options), _checked_output(options)
+    keep = Path(options.keep) if options.keep else None
+    if keep:
+        make_writable(keep)
+    with _Progress() as progress:
+        analysis = None
+        for event in analyse(request):
+            if isinstance(event, Analysis):
+                analysis = event
+            else:
+                progress.show(event.message, 10 * event.fraction)
+        assert analysis is not None
+        progress.show("Warping", 0.5)
+        measurement = measure(analysis, request)
+        progress.show("Writing the video", 0.8)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
+            video = Path(folder) / "warp.mp4"
+            start = request.start / analysis.info.fps
+            shown = Clip(show_holes(measurement), analysis.fps)
+            write_video(video, shown, audio_from=request.clip, audio_start=start)
+            os.replace(video, output)
+        if keep:
+            with writing(keep):
+                keep_measurement(keep, measurement, analysis)
+        progress.show("Done", 1.0)
+    unknown = 1 - measurement.mask.float().mean().item()
+    _say([*analysis.notes, f"{unknown:.1%} of the picture is unknown."])
+    print(f"Wrote {output}")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Print how long the parts take, as ratios within one run."""
+    from pipeline.evaluation.benchmark import run
+
+    run(options.backbone, depth=options.depth, size=options.size)
+
+
+class _Progress:
+    """A bar on a terminal, else a line for each new stage."""
+
+    def __enter__(self) -> _Progress:
+        self.bar = None
+        self.last = ""
+        if sys.stderr.isatty():
+            layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
+            self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, leave=False, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def show(self, message: str, fraction: float, detail: str = "") -> None:
+        if self.bar is not None:
+            self.bar.set_description_str(f"{message}{detail}", refresh=False)
+            self.bar.update(max(0.0, fraction - self.bar.n))
+            self.bar.refresh()
+        elif message != self.last:
+            print(message, flush=True)
+        self.last = message
+
+
+def _render_to(request: Any, options: argparse.Namespace) -> None:
+    from pipeline.render import (
+        DoneEvent,
+        FailedEvent,
+        StageEvent,
+        StepEvent,
+        make_writable,
+        render,
+        write_report,
+        writing,
+    )
+
+    output = _checked_output(options)
+    report = Path(options.report) if options.report else None
+    if report:
+        make_writable(report.parent)
+    result = None
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, _Progress() as progress:
+        for event in render(request, folder, keep=options.keep):
+            if isinstance(event, StageEvent):
+                progress.show(event.message, event.fraction)
+            elif isinstance(event, StepEvent):
+                left = f" {event.index}/{event.total}, about {event.seconds_left:.0f} s left"
+                progress.show("Sampling", event.fraction, left)
+            elif isinstance(event, FailedEvent):
+                raise InputError(event.message)
+            elif isinstance(event, DoneEvent):
+                result = event.result
+        assert result is not None
+        with writing(output):
+            os.replace(result.video, output)
+        if report:
+            write_report(report, result.report)
+    raw = result.report["measurement"]["raw"]
+    _say(result.report["notes"])
+    seconds = result.report["seconds"]["total"]
+    decibels = "infinite" if raw["psnr"] is None else f"{raw['psnr']:.1f} dB"
+    print(f"Wrote {output} in {seconds:.1f} s; raw measurement PSNR {decibels}, SSIM {raw['ssim']:.3f}")
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(note)
+
+
+def _checked_output(options: argparse.Namespace) -> Path:
+    from pipeline.render import make_writable
+
+    output = Path(options.output)
+    if output.suffix.lower() != ".mp4":
+        raise InputError(f"The output {output} must end in .mp4.")
+    if output.is_dir():
+        raise InputError(f"The output {output} is a folder; give the path of a file.")
+    clip = getattr(options, "clip", None)
+    if clip and output.exists() and Path(clip).exists() and output.samefile(clip):
+        raise InputError(f"The output {output} is the clip itself; give another path.")
+    make_writable(output.parent)
+    return output
+
+
+def _request(options: argparse.Namespace) -> Any:
+    from pipeline.render import RenderRequest
+
+    # only what was given on the command line is there (argparse.SUPPRESS): the defaults stand in one place
+    names = {field.name for field in fields(RenderRequest)}
+    return RenderRequest(**{name: value for name, value in vars(options).items() if name in names})
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 128x208")
+    return int(found[1]), int(found[2])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m pipeline", description="Film an existing video anew along another camera path.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, run: Any) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=run.__doc__, description=run.__doc__, argument_default=argparse.SUPPRESS)
+        added.set_defaults(run=run)
+        return added
+
+    def outputs(added: argparse.ArgumentParser, kept: str) -> None:
+        added.add_argument("--output", required=True, metavar="FILE", help="the video to write, .mp4")
+        added.add_argument("--keep", default=None, metavar="DIR", help=f"also write {kept} there, at working size")
+
+    def report(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
+
+    def source(added: argparse.ArgumentParser) -> None:
+        add = added.add_argument
+        add("clip", metavar="CLIP", help="a video file")
+        add("--camera", help="orbit-left (default), -right, -up or -down, dolly-in or dolly-out")
+        add("--amount", type=float, help="degrees of an orbit, percent of a dolly (default: the camera move's own)")
+        add("--fov", type=float, help="field of view of the clip in degrees along its longer side (default 55)")
+        add("--frames", type=int, help="number of frames (default: as many as the model was made for)")
+        add("--start", type=int, help="first frame (default 0)")
+        add("--stride", type=int, help="use every n-th frame (default 1)")
+        add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")
+        add("--backbone", help="model: a name, a folder or a Hugging Face id (default nano)")
+        add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
+
+    added = command("recapture", recapture)
+    source(added)
+    add = added.add_argument
+    add("--prompt", help="what the video shows")
+    add("--negative-prompt", help="what it must not show")
+    add("--seed", type=int, help="of the noise (default 0); the same seed gives the same result")
+    add("--steps", type=int, help="sampling steps (default: the model's)")
+    add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
+    add("--latent-mask", help="training-free (default) or binary")
+    add("--solver", help="data consistency: dds (default), dds_cg or none")
+    add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")
+    add("--cg-iterations", type=int, help="of dds_cg (default 5)")
+    add("--guide-from", type=float, help="noise level from which data consistency acts (default 1)")
+    add("--guide-until", type=float, help="noise level until which it acts (default 0)")
+    add("--condition", help="what the model is shown: warp (default), first-frame or none")
+    add("--no-composite", dest="composite", action="store_false", help="leave the model's own pixels, at working size")
+    outputs(added, "measurement.npz, raw.npz and depth.npz")
+    report(added)
+
+    added = command("warp", warp)
+    source(added)
+    outputs(added, "measurement.npz and depth.npz")
+
+    added = command("render", render_file)
+    added.add_argument("request", metavar="REQUEST", help="a request as JSON, such as those in examples/")
+    outputs(added, "measurement.npz, raw.npz and depth.npz")
+    report(added)
+
+    added = command("benchmark", benchmark)
+    added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
+    added.add_argument("--depth", default=None, metavar="FILE", help="depth of the benchmark's clip, where no model is")
+    added.add_argument("--size", type=_size, default=None, metavar="HxW", help="size the model works at")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
