@@ -10,6 +10,7 @@ import html
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,10 @@ def load_backbone(
     """
     from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
     from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
+
+    for library in ("diffusers", "transformers"):
+        # No bars over weights that are read in an instant; those of downloads stay.
+        import_module(f"{library}.utils.logging").disable_progress_bar()
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)

@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -684,28 +685,43 @@ def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[i
 
 def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
     working = size_of(analysis.clip.frames)
-    full = size_of(analysis.full.frames)
     motion = preset_motion(request.camera, _amount(request), len(analysis.clip.frames), analysis.distance)[span]
-    z = analysis.depth.z[span]
-    if size == working:
-        frames = analysis.clip.frames[span]
-    else:
-        frames, z = analysis.full.frames[span], _resize_depth(z, size)
-        if size != full:
-            frames = resize(frames, size)
+    frames, z = analysis.clip.frames[span], analysis.depth.z[span]
+    if size != working:
+        small, frames = frames, resize(analysis.full.frames[span], size)
+        z = _resize_depth(z, small, frames)
     source = CameraPath(analysis.source.world_from_cam[span], scale_intrinsics(analysis.source.K[span], working, size))
     return warp_to_path(frames, z, source, follow(source, motion))
 
 
-def _resize_depth(z: Float[Tensor, "T h w"], size: tuple[int, int]) -> Float[Tensor, "T H W"]:
-    """Linear in disparity inside surfaces, nearest at their edges, where a mixture would hang in the air between."""
+def _resize_depth(
+    z: Float[Tensor, "T h w"], clip: Float[Tensor, "T 3 h w"], frames: Float[Tensor, "T 3 H W"]
+) -> Float[Tensor, "T H W"]:
+    """Depth at the size of frames, of which clip is the version at the size of z.
+
+    Linear in disparity inside surfaces. At their edges a mixture would hang in the air between them: there each pixel
+    takes the depth of that one of the nine nearest cells whose colour is most like its own, so that outlines follow the
+    picture instead of the coarse grid.
+    """
+    (h, w), (height, width) = size_of(z), size_of(frames)
     disparity = 1 / z[:, None]
-    nearest = resize(disparity, size, mode="nearest")
-    if size[0] < z.shape[-2] or size[1] < z.shape[-1]:
-        return 1 / nearest[:, 0]
+    if height < h or width < w:
+        return 1 / resize(disparity, (height, width), mode="nearest")[:, 0]
+    result = resize(disparity, (height, width), mode="bilinear")[:, 0]
     largest, smallest = F.max_pool2d(disparity, 3, 1, 1), -F.max_pool2d(-disparity, 3, 1, 1)
-    edge = resize((largest > 1.1 * smallest).float(), size, mode="nearest") > 0
-    return 1 / torch.where(edge, nearest, resize(disparity, size, mode="bilinear"))[:, 0]
+    edge = resize((largest > 1.1 * smallest).float(), (height, width), mode="nearest")[:, 0] > 0
+
+    t, i, j = edge.nonzero(as_tuple=True)
+    y, x = (i + 0.5) * (h / height) - 0.5, (j + 0.5) * (w / width) - 0.5
+    colour = frames[t, :, i, j]
+    best, chosen = torch.full_like(y, math.inf), result[t, i, j]
+    for dy, dx in product((-1, 0, 1), repeat=2):
+        row, column = (y.round() + dy).clamp(0, h - 1).long(), (x.round() + dx).clamp(0, w - 1).long()
+        cost = (colour - clip[t, :, row, column]).abs().sum(1) + 0.05 * ((row - y) ** 2 + (column - x) ** 2)
+        better = cost < best
+        best, chosen = torch.where(better, cost, best), torch.where(better, disparity[t, 0, row, column], chosen)
+    result[t, i, j] = chosen
+    return 1 / result
 
 
 def _seam(size: tuple[int, int]) -> int:

@@ -36,7 +36,7 @@ def ssim(
     """
     mask = _checked(a, b, mask)
     total, count = 0.0, 0
-    for x, y, m in zip(a.double(), b.double(), mask.double(), strict=True):  # frame by frame: five blurs each
+    for x, y, m in zip(a.float(), b.float(), mask.float(), strict=True):  # frame by frame: five blurs each
         weight = _blur(m).clamp_min(1e-12)
 
         def local(values: Tensor, m: Tensor = m, weight: Tensor = weight) -> Tensor:
