@@ -17,8 +17,8 @@ from pipeline.camera import CameraPath, invert_rigid
 from pipeline.video import resize
 
 # A source pixel claims the target pixels within its own square in the source image, grown by a quarter pixel: closed
-# surfaces where neighbouring slopes disagree a little, at the price of a quarter pixel at the outlines.
-_REACH = 0.75
+# surfaces where neighbouring slopes disagree a little. At outlines it keeps to its square, so that nothing grows fat.
+_REACH, _REACH_AT_EDGE = 0.75, 0.6
 # Neighbours whose depths differ by more than 5 % stand on two surfaces (or on the blurred step between them) ...
 _JUMP = 0.05
 # ... and what lies behind the step is dropped where the step opens by more than a pixel.
@@ -91,7 +91,7 @@ def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tup
     known = torch.isfinite(z) & (z > 0)
     w = torch.where(known, 1 / z.float(), torch.nan)
     winner = torch.full((H + 2 * _MARGIN, W + 2 * _MARGIN), _NOBODY, device=device)
-    maps = torch.empty(H * W, 6, device=device)
+    maps = torch.empty(H * W, 10, device=device)
     for block in blocks:
         _claim(w, block, u, v[block], A, b, winner, maps)
 
@@ -100,10 +100,10 @@ def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tup
     colour = torch.empty_like(image)
     for block in blocks:
         index = torch.where(observed[block], winner[block] & 0xFFFFFFFF, 0)
-        x, y, a00, a01, a10, a11 = maps[index].unbind(-1)
+        x, y, a00, a01, a10, a11, min_u, max_u, min_v, max_v = maps[index].unbind(-1)
         dx, dy = u - x, v[block] - y
-        source_u = index % W + 0.5 + a00 * dx + a01 * dy
-        source_v = index // W + 0.5 + a10 * dx + a11 * dy
+        source_u = index % W + 0.5 + (a00 * dx + a01 * dy).clamp_(min_u, max_u)
+        source_v = index // W + 0.5 + (a10 * dx + a11 * dy).clamp_(min_v, max_v)
         grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None]
         found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0]
         colour[:, block] = torch.where(observed[block], found.clamp_(0, 1), 0.0)
@@ -121,8 +121,8 @@ def _claim(
     H, W = w.shape
     above, below = max(block.start - 1, 0), min(block.stop + 1, H)
     inner = slice(block.start - above, block.stop - above)
-    wu, nearer_u = _slope(w[block], 1)
-    wv, nearer_v = (part[inner] for part in _slope(w[above:below], 0))
+    wu, nearer_u, *edges_u = _slope(w[block], 1)
+    wv, nearer_v, *edges_v = (part[inner] for part in _slope(w[above:below], 0))
     w = w[block]
 
     D = torch.addcmul(A[2][0] * u + (A[2][1] * v + A[2][2]), w, w.new_tensor(b[2]))
@@ -148,7 +148,11 @@ def _claim(
     x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)  # keeps every claim inside the buffer
     inverse = 1 / det
     a00, a01, a10, a11 = yv * inverse, -xv * inverse, -yu * inverse, xu * inverse
-    maps[block.start * W : block.stop * W] = torch.stack([x, y, a00, a01, a10, a11], -1).flatten(0, 1)
+    # How far from the pixel's centre its colour may be looked up: not towards another surface.
+    limits = [sign * _REACH * ~edge for edges in (edges_u, edges_v) for sign, edge in zip((-1, 1), edges, strict=True)]
+    maps[block.start * W : block.stop * W] = torch.stack([x, y, a00, a01, a10, a11, *limits], -1).flatten(0, 1)
+    at_edge = edges_u[0] | edges_u[1] | edges_v[0] | edges_v[1]
+    reach = torch.where(at_edge, _REACH_AT_EDGE, _REACH)
 
     # Positive floats order like their bits: with depth above and index below, one minimum keeps the nearest's index.
     index = torch.arange(block.start * W, block.stop * W, device=w.device).view(x.shape)
@@ -159,8 +163,8 @@ def _claim(
     for ring in range(1, _RINGS + 1):
         if ring > 1:  # only the magnified pixels need more than the four target pixels around them
             large = valid & (extent > ring - 1)
-            x, y, a00, a01, a10, a11, key, extent, valid = (
-                part[large] for part in (x, y, a00, a01, a10, a11, key, extent, valid)
+            x, y, a00, a01, a10, a11, key, reach, extent, valid = (
+                part[large] for part in (x, y, a00, a01, a10, a11, key, reach, extent, valid)
             )
         if key.numel() == 0:
             return
@@ -174,21 +178,21 @@ def _claim(
                     continue  # visited by an inner ring
                 du_ij = (du + a00 * j).add_(a01, alpha=i).abs_()
                 dv_ij = (dv + a10 * j).add_(a11, alpha=i).abs_()
-                claim = torch.where(torch.maximum(du_ij, dv_ij) <= _REACH, key, _NOBODY)
+                claim = torch.where(torch.maximum(du_ij, dv_ij) <= reach, key, _NOBODY)
                 flat.scatter_reduce_(0, (place + (i * winner.shape[1] + j)).view(-1), claim.view(-1), "amin")
 
 
-def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Along `dim`: the difference of w to the next pixel on the flatter side, and how much nearer a neighbour is.
-
-    Pixels without known neighbours count as facing the camera.
+def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Along `dim`: the difference of w to the next pixel on the flatter side, how much nearer a neighbour is, and
+    whether another surface begins behind or ahead of it. Pixels without known neighbours count as facing the camera.
     """
     step = w.diff(dim=dim)
     nan = torch.full_like(w.narrow(dim, 0, 1), torch.nan)
     ahead, behind = torch.cat([step, nan], dim), torch.cat([nan, step], dim)
-    slope = torch.where((ahead.abs() < behind.abs()) | behind.isnan(), ahead, behind).nan_to_num_(0.0)
+    ahead_size, behind_size, jump = ahead.abs(), behind.abs(), _JUMP * w
+    slope = torch.where((ahead_size < behind_size) | behind.isnan(), ahead, behind).nan_to_num_(0.0)
     nearer = torch.fmax(ahead, -behind).nan_to_num_(0.0)
-    return slope, nearer
+    return slope, nearer, behind_size > jump, ahead_size > jump
 
 
 def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
