@@ -26,7 +26,7 @@ _OPENING = 1.0
 _RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
 _MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
 _NOBODY = torch.iinfo(torch.int64).max
-_BLOCK = 2**15  # elements
+_BLOCK = 2**15 - 1  # elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tup
     known = torch.isfinite(z) & (z > 0)
     w = torch.where(known, 1 / z.float(), torch.nan)
     winner = torch.full((H + 2 * _MARGIN, W + 2 * _MARGIN), _NOBODY, device=device)
-    maps = torch.empty(H * W, 10, device=device)
+    maps = torch.empty(6, H * W, device=device)  # landing place, and the inverse Jacobian by rows
     for block in blocks:
         _claim(w, block, u, v[block], A, b, winner, maps)
 
@@ -99,11 +99,16 @@ def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tup
     observed = winner != _NOBODY
     colour = torch.empty_like(image)
     for block in blocks:
-        index = torch.where(observed[block], winner[block] & 0xFFFFFFFF, 0)
-        x, y, a00, a01, a10, a11, min_u, max_u, min_v, max_v = maps[index].unbind(-1)
+        code = torch.where(observed[block], winner[block] & 0xFFFFFFFF, 0)
+        index = code >> 4
+        x, y, a00, a01, a10, a11 = (part.take(index) for part in maps)
         dx, dy = u - x, v[block] - y
-        source_u = index % W + 0.5 + (a00 * dx + a01 * dy).clamp_(min_u, max_u)
-        source_v = index // W + 0.5 + (a10 * dx + a11 * dy).clamp_(min_v, max_v)
+        du, dv = a00 * dx + a01 * dy, a10 * dx + a11 * dy
+        at_edge = (code & 15 != 0).nonzero(as_tuple=True)  # there, colours are not looked up towards the other surface
+        edge = code[at_edge]
+        du[at_edge] = _keep_off(du[at_edge], edge & 1, edge & 2)
+        dv[at_edge] = _keep_off(dv[at_edge], edge & 4, edge & 8)
+        source_u, source_v = index % W + 0.5 + du, index // W + 0.5 + dv
         grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None]
         found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0]
         colour[:, block] = torch.where(observed[block], found.clamp_(0, 1), 0.0)
@@ -121,8 +126,9 @@ def _claim(
     H, W = w.shape
     above, below = max(block.start - 1, 0), min(block.stop + 1, H)
     inner = slice(block.start - above, block.stop - above)
-    wu, nearer_u, *edges_u = _slope(w[block], 1)
-    wv, nearer_v, *edges_v = (part[inner] for part in _slope(w[above:below], 0))
+    wu, nearer_u, edges_u = _slope(w[block], 1)
+    wv, nearer_v, edges_v = (part[inner] for part in _slope(w[above:below], 0))
+    edges = edges_u + 4 * edges_v
     w = w[block]
 
     D = torch.addcmul(A[2][0] * u + (A[2][1] * v + A[2][2]), w, w.new_tensor(b[2]))
@@ -148,15 +154,13 @@ def _claim(
     x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)  # keeps every claim inside the buffer
     inverse = 1 / det
     a00, a01, a10, a11 = yv * inverse, -xv * inverse, -yu * inverse, xu * inverse
-    # How far from the pixel's centre its colour may be looked up: not towards another surface.
-    limits = [sign * _REACH * ~edge for edges in (edges_u, edges_v) for sign, edge in zip((-1, 1), edges, strict=True)]
-    maps[block.start * W : block.stop * W] = torch.stack([x, y, a00, a01, a10, a11, *limits], -1).flatten(0, 1)
-    at_edge = edges_u[0] | edges_u[1] | edges_v[0] | edges_v[1]
-    reach = torch.where(at_edge, _REACH_AT_EDGE, _REACH)
+    for plane, part in zip(maps, (x, y, a00, a01, a10, a11), strict=True):
+        plane[block.start * W : block.stop * W] = part.view(-1)
+    reach = torch.where(edges > 0, _REACH_AT_EDGE, _REACH)
 
-    # Positive floats order like their bits: with depth above and index below, one minimum keeps the nearest's index.
+    # Positive floats order like their bits: with depth above, one minimum keeps the index and edges of the nearest.
     index = torch.arange(block.start * W, block.stop * W, device=w.device).view(x.shape)
-    key = ((D / w).view(torch.int32).long() << 32) | index
+    key = ((D / w).view(torch.int32).long() << 32) + (index * 16 + edges)
     key = torch.where(valid, key, _NOBODY)
 
     flat = winner.view(-1)
@@ -182,9 +186,14 @@ def _claim(
                 flat.scatter_reduce_(0, (place + (i * winner.shape[1] + j)).view(-1), claim.view(-1), "amin")
 
 
-def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _keep_off(offset: Tensor, behind: Tensor, ahead: Tensor) -> Tensor:
+    offset = torch.where(behind != 0, offset.clamp(min=0), offset)
+    return torch.where(ahead != 0, offset.clamp(max=0), offset)
+
+
+def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Along `dim`: the difference of w to the next pixel on the flatter side, how much nearer a neighbour is, and
-    whether another surface begins behind or ahead of it. Pixels without known neighbours count as facing the camera.
+    whether another surface begins behind (1) or ahead (2). Pixels without known neighbours count as facing the camera.
     """
     step = w.diff(dim=dim)
     nan = torch.full_like(w.narrow(dim, 0, 1), torch.nan)
@@ -192,7 +201,7 @@ def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     ahead_size, behind_size, jump = ahead.abs(), behind.abs(), _JUMP * w
     slope = torch.where((ahead_size < behind_size) | behind.isnan(), ahead, behind).nan_to_num_(0.0)
     nearer = torch.fmax(ahead, -behind).nan_to_num_(0.0)
-    return slope, nearer, behind_size > jump, ahead_size > jump
+    return slope, nearer, (behind_size > jump).byte() + 2 * (ahead_size > jump).byte()
 
 
 def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
@@ -229,8 +238,8 @@ def composite(
     """The generated video where nothing is known, the measurement elsewhere, with a soft seam inside the known side.
 
     `raw` in [0, 1] may be smaller and is enlarged to the measurement. Known pixels farther than `seam_pixels` from the
-    nearest unknown one are bit-identical to the measurement; 0 is a hard cut. Raises ValueError if the numbers of frames
-    differ or seam_pixels is negative.
+    nearest unknown one are bit-identical to the measurement; 0 is a hard cut. Raises ValueError if the numbers of
+    frames differ or seam_pixels is negative.
     """
     video, mask = measurement.video, measurement.mask
     if len(raw) != len(video) or not seam_pixels >= 0:
