@@ -1,0 +1,36 @@
+"""The app in a browser: `python app.py`, then open the address it prints."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+from pathlib import Path
+
+try:  # on a shared GPU this must come before anything that touches CUDA; elsewhere it does nothing
+    import spaces
+except ImportError:
+    spaces = None
+
+from pipeline.render import render
+from ui.jobs import JobStore
+from ui.layout import build, launch_options
+
+EXAMPLES = Path(__file__).resolve().parent / "examples"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="nano", help="a name, a folder or a hub id (default: nano)")
+    parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=None, help="port to listen on (default: the first free from 7860)")
+    parser.add_argument("--share", action="store_true", help="make a public link through Gradio")
+    args = parser.parse_args()
+
+    store = JobStore(spaces.GPU(duration=120)(render) if spaces else render)
+    atexit.register(store.close)
+    page = build(args.backbone, store, examples=EXAMPLES)
+    page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))
+
+
+if __name__ == "__main__":
+    main()

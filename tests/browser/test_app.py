@@ -1,0 +1,192 @@
+"""What a person does with the app, done in a real browser."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import av
+import pytest
+
+pytestmark = pytest.mark.browser
+
+SHOWN = "#{0}[data-shown], #{0} [data-shown]"
+
+
+def wait_words(page, element: str, pattern: str, timeout: float = 45_000) -> str:
+    """Wait until the text of an element matches, and give it."""
+    page.wait_for_function(
+        "([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).innerText)",
+        arg=[element, pattern],
+        timeout=timeout,
+    )
+    return page.inner_text(f"#{element}")
+
+
+def upload(page, path) -> None:
+    page.set_input_files("#clip input[type=file]", str(path))
+
+
+def analysed(page) -> None:
+    wait_words(page, "analysis-status", "^Ready")
+    page.wait_for_selector(SHOWN.format("warp"))
+
+
+def picture(page, element: str) -> str:
+    return page.get_attribute(f"#{element} img", "src")
+
+
+def wait_other_picture(page, element: str, before: str) -> str:
+    page.wait_for_function(
+        "([id, before]) => document.querySelector(`#${id} img`).src.slice(-60) !== before.slice(-60)",
+        arg=[element, before],
+    )
+    return picture(page, element)
+
+
+def set_number(page, name: str, value) -> None:
+    page.fill(f"#set-{name} input", str(value))
+    page.press(f"#set-{name} input", "Tab")
+
+
+def start_long_render(page) -> None:
+    """200 steps: long enough to be left, met again and stopped."""
+    page.click("#advanced > button")
+    set_number(page, "steps", 200)
+    page.click("#render")
+    wait_words(page, "progress", r"Step \d+ of 200")
+
+
+def test_from_clip_to_result(visit, clip, tmp_path):
+    page = visit()
+    assert not page.is_visible("#result")
+
+    # 1, 2: a clip is analysed by itself
+    upload(page, clip)
+    analysed(page)
+    page.wait_for_selector("#cloud [data-points], #cloud[data-points]")
+    assert page.evaluate("document.querySelector('#cloud [data-points], #cloud[data-points]').dataset.points") > "1000"
+    assert page.evaluate("document.querySelector('#depth img').naturalWidth") > 50
+    drag_cloud(page)
+
+    # 3: the warp follows the camera
+    first = picture(page, "warp")
+    assert re.search(r"% of the picture|Almost everything", page.inner_text("#warp-status"))
+    page.click("#camera label:has-text('Dolly out')")
+    second = wait_other_picture(page, "warp", first)
+    assert "percent" in page.inner_text("#amount")
+    words = page.inner_text("#warp-status")
+    page.fill("#amount input[type=number]", "90")
+    page.press("#amount input[type=number]", "Enter")
+    wait_other_picture(page, "warp", second)
+    assert page.inner_text("#warp-status") != words
+    assert "Ready" in page.inner_text("#analysis-status"), "another camera needs no second analysis"
+
+    # 4: the render forms, and ends as a video beside the source
+    page.click("#render")
+    page.wait_for_selector(SHOWN.format("preview"))
+    assert picture(page, "preview").startswith("data:image/webp")
+    wait_words(page, "progress", "^Done")
+    page.wait_for_selector("#result", state="visible")
+    page.wait_for_function("[...document.querySelectorAll('#compare video')].every(v => v.readyState >= 2)")
+    videos = "[...document.querySelectorAll('#compare video')].map(v => v.currentTime)"
+    before = page.evaluate(videos)
+    page.wait_for_function(f"(before) => Math.abs({videos}[1] - before) > 0.1", arg=before[1])
+    page.click("#compare .rc-play")
+    page.wait_for_function(f"(([a, b]) => Math.abs(a - b) < 0.01)({videos})")
+    page.click("#compare [data-mode=over]")
+    page.focus("#compare .rc-divider")
+    page.keyboard.press("ArrowRight")
+    assert page.get_attribute("#compare .rc-divider", "aria-valuenow") == "52"
+    assert re.search(r"dB", page.inner_text("#figures"))
+
+    with page.expect_download() as got:
+        page.click("#download-video")
+    got.value.save_as(tmp_path / "result.mp4")
+    with av.open(str(tmp_path / "result.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 9
+    with page.expect_download() as got:
+        page.click("#download-report")
+    got.value.save_as(tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["request"]["camera"] == "dolly-out" and "/" not in report["request"]["clip"]
+
+
+def drag_cloud(page) -> None:
+    """The cloud can be turned: the picture changes under the pointer."""
+    box = page.locator("#cloud .rc-cloud-view").bounding_box()
+    eye = "JSON.stringify(document.querySelector('.rc-cloud-view')._fullLayout.scene._scene.getCamera().eye)"
+    before = page.evaluate(eye)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 + 10, steps=4)
+    page.mouse.up()
+    page.wait_for_function(f"(before) => {eye} !== before", arg=before)
+
+
+def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
+    page = visit()
+    upload(page, clip)
+    analysed(page)
+    page.click("#camera label:has-text('Orbit up')")
+    page.fill("#prompt textarea, #prompt input", "a red disc")
+    start_long_render(page)
+
+    stranger = visit()
+    stranger.wait_for_timeout(1500)
+    assert stranger.inner_text("#progress").strip() == "" and stranger.query_selector("#clip video") is None
+    assert stranger.is_disabled("#stop")
+
+    page.reload()
+    page.wait_for_selector("#render")
+    wait_words(page, "progress", r"Step \d+ of 200")
+    page.wait_for_selector("#clip video")
+    page.wait_for_function("document.querySelector('#prompt textarea, #prompt input').value === 'a red disc'")
+    assert page.is_checked("#camera label:has-text('Orbit up') input")
+    assert page.is_disabled("#render")
+
+    page.click("#stop")
+    words = wait_words(page, "progress", "^Stopped")
+    assert "as you left them" in words
+    page.wait_for_function("!document.querySelector('#render').disabled")
+    assert not page.is_visible("#result")
+
+
+def test_a_corrupt_file_is_explained_and_harms_nothing(visit, clip, tmp_path):
+    corrupt = tmp_path / "corrupt.mp4"
+    corrupt.write_bytes(b"this is no video" * 500)
+    page = visit()
+    upload(page, corrupt)
+    page.wait_for_selector("#analysis-status [role=alert]")
+    words = page.inner_text("#analysis-status")
+    assert "corrupt.mp4" in words and "/tmp" not in words and "Traceback" not in words
+    page.click("#render")
+    page.wait_for_selector("#progress [role=alert]")
+    page.click("#clip button[aria-label=Clear]")
+    wait_words(page, "analysis-status", "once there is a clip")
+    upload(page, clip)
+    analysed(page)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_the_page_fits_is_labelled_and_asks_no_other_server(visit, server, width, height):
+    page = visit(width, height)
+    hosts = set()
+    page.on(
+        "request", lambda request: hosts.add(request.url) if not request.url.startswith(("data:", "blob:")) else None
+    )
+    page.reload()
+    page.wait_for_selector("#render")
+    page.click("#advanced > button")
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not [url for url in hosts if not url.startswith(server)]
+    unnamed = page.evaluate("""() => [...document.querySelectorAll('input, textarea, select, button')]
+      .filter(e => e.offsetParent !== null && e.type !== 'file')
+      .filter(e => !(e.labels && e.labels.length && [...e.labels].some(l => l.innerText.trim()))
+        && !e.getAttribute('aria-label') && !e.getAttribute('aria-labelledby') && !e.title && !e.innerText.trim())
+      .map(e => e.outerHTML.slice(0, 200))""")
+    assert unnamed == []
+    # side by side on a desk, one above the other on a phone
+    tops = [page.locator(".rc-card").nth(i).bounding_box()["y"] for i in range(4)]
+    assert (tops[0] == tops[1] and tops[2] == tops[3]) if width > 1000 else tops == sorted(set(tops))

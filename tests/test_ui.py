@@ -1,0 +1,371 @@
+"""The job store and the plain functions behind the page; the page itself is driven in tests/browser."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline import InputError
+from pipeline.camera import PRESETS
+from pipeline.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
+from ui import layout, media
+from ui.jobs import MAX_WAITING, JobStore
+
+PREVIEW = np.zeros((2, 4, 6, 3), np.uint8)
+
+
+class Renders:
+    """A render whose steps the test lets through one by one."""
+
+    def __init__(self, steps: int = 3):
+        self.steps = steps
+        self.go = threading.Semaphore(0)
+        self.closed: list[Path] = []
+        self.seen: list[RenderRequest] = []
+
+    def __call__(self, request, folder):
+        self.seen.append(request)
+        try:
+            yield StageEvent("read", "Reading the clip", 0.0)
+            for index in range(1, self.steps + 1):
+                assert self.go.acquire(timeout=10)
+                done = index / self.steps
+                yield StepEvent(index, self.steps, 1 - done, PREVIEW, self.steps - index, done)
+            yield DoneEvent(RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {}))
+        finally:
+            self.closed.append(folder)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"the bytes of a clip")
+    return str(path)
+
+
+@pytest.fixture
+def make_store(tmp_path):
+    stores = []
+
+    def make(render, **options):
+        stores.append(JobStore(render, root=tmp_path / f"jobs{len(stores)}", **options))
+        return stores[-1]
+
+    yield make
+    for store in stores:
+        store.close(wait=2)
+
+
+def wait_for(condition, seconds=5.0):
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def test_follow_shows_progress_and_result(make_store, clip):
+    renders = Renders()
+    store = make_store(renders)
+    job_id = store.submit(RenderRequest(clip=clip))
+    renders.go.release(3)
+    views = list(store.follow(job_id))
+    assert views[-1].state == "done" and views[-1].result.folder == store.get(job_id).folder
+    assert views[-1].fraction == 1.0 and views[-1].preview is PREVIEW
+    assert [view.step for view in views] == sorted(view.step for view in views)
+    assert len(list(store.follow(job_id))) == 1, "coming back later gives the end at once"
+
+
+def test_a_job_outlives_its_follower(make_store, clip):
+    renders = Renders()
+    store = make_store(renders)
+    job_id = store.submit(RenderRequest(clip=clip))
+    first = store.follow(job_id)
+    next(first)
+    first.close()  # the page was closed
+    renders.go.release(3)
+    assert [*store.follow(job_id)][-1].state == "done"
+
+
+def test_jobs_wait_their_turn_and_say_so(make_store, clip):
+    renders = Renders(steps=1)
+    store = make_store(renders)
+    ids = [store.submit(RenderRequest(clip=clip)) for _ in range(3)]
+    wait_for(lambda: store.get(ids[0]).view.state == "running")
+    assert [store.get(i).view.ahead for i in ids] == [0, 1, 2]
+    assert "2 renders are ahead" in store.get(ids[2]).view.message
+    store.cancel(ids[1])
+    assert store.get(ids[1]).view.state == "stopped" and store.get(ids[2]).view.ahead == 1
+    renders.go.release(2)
+    assert [*store.follow(ids[2])][-1].state == "done"
+    assert len(renders.seen) == 2, "the one stopped in the queue never ran"
+
+
+def test_stop_takes_effect_at_the_next_step(make_store, clip):
+    renders = Renders()
+    store = make_store(renders)
+    job_id = store.submit(RenderRequest(clip=clip))
+    renders.go.release(1)
+    wait_for(lambda: store.get(job_id).view.step == 1)
+    store.cancel(job_id)
+    assert store.get(job_id).view.active and "Stopping" in store.get(job_id).view.message
+    renders.go.release(1)
+    assert [*store.follow(job_id)][-1].state == "stopped"
+    wait_for(lambda: renders.closed)
+
+
+def test_two_jobs_share_nothing(make_store, clip):
+    renders = Renders(steps=0)
+    store = make_store(renders)
+    ids = [store.submit(RenderRequest(clip=clip)) for _ in range(2)]
+    for job_id in ids:
+        list(store.follow(job_id))
+    folders = [store.get(job_id).folder for job_id in ids]
+    assert folders[0] != folders[1] and all(len(job_id) == 32 for job_id in ids)
+    assert [Path(request.clip).parent for request in renders.seen] == folders
+    os.unlink(clip)  # the upload goes, the jobs' own copies stay
+    assert all(Path(request.clip).read_bytes() == b"the bytes of a clip" for request in renders.seen)
+
+
+def test_unknown_ids_are_nobody(make_store):
+    store = make_store(Renders())
+    for wrong in ("", "0" * 32, None, 7, ["x"], {"a": 1}):
+        assert store.get(wrong) is None and list(store.follow(wrong)) == []
+        store.cancel(wrong)
+
+
+def test_failures_are_told(make_store, clip):
+    def told(request, folder):
+        yield FailedEvent("The clip has no video.")
+
+    def fault(request, folder):
+        yield StageEvent("read", "Reading", 0.0)
+        raise RuntimeError("/secret/place")
+
+    def nothing(request, folder):
+        yield StageEvent("read", "Reading", 0.0)
+
+    messages = []
+    for render in (told, fault, nothing):
+        store = make_store(render)
+        views = [*store.follow(store.submit(RenderRequest(clip=clip)))]
+        assert views[-1].state == "failed"
+        messages.append(views[-1].message)
+    assert messages[0] == "The clip has no video."
+    assert "RuntimeError" in messages[1] and "secret" not in messages[1]
+    assert "without a result" in messages[2]
+
+
+def test_one_failure_does_not_end_the_worker(make_store, clip):
+    errors = iter([RuntimeError("first"), None])
+
+    def render(request, folder):
+        if error := next(errors):
+            raise error
+        yield DoneEvent(RenderResult(folder, folder, folder, folder, {}))
+
+    store = make_store(render)
+    assert [*store.follow(store.submit(RenderRequest(clip=clip)))][-1].state == "failed"
+    assert [*store.follow(store.submit(RenderRequest(clip=clip)))][-1].state == "done"
+
+
+def test_a_missing_upload_is_an_input_error(make_store, tmp_path):
+    store = make_store(Renders())
+    with pytest.raises(InputError, match="upload it again"):
+        store.submit(RenderRequest(clip=str(tmp_path / "gone.mp4")))
+    assert not list(store.root.iterdir())
+
+
+def test_the_queue_has_an_end(make_store, clip):
+    renders = Renders(steps=1)
+    store = make_store(renders)
+    first = store.submit(RenderRequest(clip=clip))
+    wait_for(lambda: store.get(first).view.state == "running")
+    for _ in range(MAX_WAITING):
+        store.submit(RenderRequest(clip=clip))
+    with pytest.raises(InputError, match="waiting"):
+        store.submit(RenderRequest(clip=clip))
+    renders.go.release(MAX_WAITING + 1)
+
+
+def test_old_folders_are_removed_and_running_jobs_kept(make_store, clip):
+    renders = Renders(steps=1)
+    store = make_store(renders, keep_hours=0)
+    running = store.submit(RenderRequest(clip=clip))
+    wait_for(lambda: store.get(running).view.state == "running")
+    loose = store.new_folder()
+    time.sleep(0.02)
+    store.clean()
+    assert not loose.exists() and store.get(running).folder.exists()
+    renders.go.release(1)
+    list(store.follow(running))
+    time.sleep(0.02)
+    store.clean()
+    assert store.get(running) is None and not list(store.root.iterdir())
+
+
+def test_the_visitors_context_reaches_the_worker(make_store, clip):
+    quota = contextvars.ContextVar("quota", default="none")
+    seen = []
+
+    def render(request, folder):
+        seen.append(quota.get())
+        yield FailedEvent("enough")
+
+    store = make_store(render)
+    quota.set("the visitor's")
+    list(store.follow(store.submit(RenderRequest(clip=clip))))
+    assert seen == ["the visitor's"]
+
+
+def test_close_stops_and_removes(make_store, clip):
+    renders = Renders()
+    store = make_store(renders)
+    store.submit(RenderRequest(clip=clip))
+    renders.go.release(3)
+    store.close(wait=5)
+    assert not store.root.exists()
+
+
+def test_request_and_controls_meet():
+    request = RenderRequest(clip="a.mp4", camera="dolly-in", amount=12.0, size=(128, 208), steps=4, prompt="a ball")
+    assert layout.request_from(layout.values_from(request), request.backbone) == request
+    assert layout.request_from({"clip": "a.mp4", "gamma": "0,5", "steps": "12"}, "nano").gamma == 0.5
+    plain = layout.request_from({"clip": "a.mp4", "frames": None, "prompt": "", "height": None, "width": None}, "nano")
+    assert plain == RenderRequest(clip="a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"clip": None}, "Choose a clip"),
+        ({"height": "128"}, "both a height and a width"),
+        ({"height": "99999", "width": "99999"}, "too large"),
+        ({"frames": "1000"}, "too many"),
+        ({"steps": "-1"}, "steps"),
+        ({"steps": "many"}, "Steps: 'many' is not a whole number"),
+        ({"seed": "1.5"}, "Seed: '1.5' is not a whole number"),
+        ({"gamma": "nan"}, "gamma"),
+        ({"seed": "inf"}, "Seed"),
+    ],
+)
+def test_wrong_controls_are_input_errors(values, words):
+    with pytest.raises(InputError, match=words):
+        layout.request_from({"clip": "a.mp4"} | values, "nano")
+
+
+@pytest.mark.parametrize("camera", PRESETS)
+def test_amount_slider_stays_in_range(camera):
+    low, high = PRESETS[camera].range
+    assert layout.amount_slider(camera)["value"] == PRESETS[camera].default
+    assert layout.amount_slider(camera, high + 1)["value"] == high
+    assert layout.amount_slider(camera, low - 1)["value"] == low
+
+
+def test_examples_are_found_with_their_requests(tmp_path):
+    for name in ("blue-box", "red_ball"):
+        (tmp_path / f"{name}.mp4").touch()
+    described = RenderRequest(clip="elsewhere.mp4", camera="dolly-out", prompt="a blue box")
+    (tmp_path / "blue-box.json").write_text(described.to_json())
+    (tmp_path / "red_ball.json").write_text("not JSON")
+    examples = layout.find_examples(tmp_path)
+    assert [title for title, _ in examples] == ["Blue box", "Red ball"]
+    assert examples[0][1] == replace(described, clip=str(tmp_path / "blue-box.mp4"))
+    assert examples[1][1] == RenderRequest(clip=str(tmp_path / "red_ball.mp4"))
+
+
+def test_visitors_do_not_see_places_on_the_server():
+    words = layout.without_paths("The clip /tmp/gradio/0123abcd/my clip.mp4 and /srv/jobs/x-1/clip.mp4 has no video.")
+    assert "/tmp" not in words and "/srv" not in words and "clip.mp4 has no video." in words
+    assert layout.without_paths("480x832, 3 / 4 and 24/7") == "480x832, 3 / 4 and 24/7"
+    report = {"request": {"clip": "/srv/jobs/clip.mp4", "depth": None}, "depth": {"from": "/srv/d.npz"}, "seed": 3}
+    public = layout.public_report(SimpleNamespace(report=report))
+    assert "/srv" not in json.dumps(public) and public["seed"] == 3
+
+
+def test_figures_in_plain_words():
+    report = {
+        "unknown": 0.123,
+        "measurement": {"raw": {"psnr": 21.37, "ssim": 0.8}, "composited": {"psnr": None, "ssim": 1.0}},
+        "seconds": {"total": 12.34, "sample": 9.0},
+        "steps": 25,
+        "notes": ["<script>alert(1)</script>"],
+    }
+    html = layout.figures_html(report)
+    assert all(figure in html for figure in ("12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps"))
+    assert "<script>" not in html
+    assert layout.figures_html({}).startswith("<dl")
+
+
+def test_depth_colours_put_near_above_far():
+    z = np.linspace(1, 10, 64, dtype=np.float32).reshape(1, 8, 8)
+    brightness = media.depth_frames(z).astype(int).sum(-1)[0].reshape(-1)
+    assert (np.diff(brightness) <= 0).all() and brightness[0] > brightness[-1] + 200
+
+
+def test_loops_keep_their_time(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (9, 20, 30, 3), dtype=np.uint8)
+    path = tmp_path / "loop.webp"
+    path.write_bytes(media.loop_webp(frames, 10))
+    with Image.open(path) as image:
+        assert (image.n_frames, image.size, image.info["loop"]) == (9, (30, 20), 0)
+    path.write_bytes(media.loop_webp(np.repeat(frames, 20, 0), 10, width=60))
+    with Image.open(path) as image:
+        assert image.n_frames <= media.MAX_LOOP_FRAMES and image.size == (60, 40)
+
+
+def test_cloud_file_is_the_first_frame_unprojected():
+    height, width, focal, z = 12, 20, 25.0, 4.0
+    K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+    frames = torch.zeros(1, 3, height, width)
+    frames[:, 0, :, : width // 2] = 1.0  # red on the left
+    analysis = SimpleNamespace(
+        clip=SimpleNamespace(frames=frames),
+        depth=SimpleNamespace(z=torch.full((1, height, width), z)),
+        source=SimpleNamespace(K=K[None]),
+        distance=z,
+    )
+    data = media.cloud_bytes(analysis, points=10_000)
+    n = int.from_bytes(data[:4], "little")
+    head = np.frombuffer(data, "<f4", 9, 4)
+    palette = np.frombuffer(data, np.uint8, 768, 40).reshape(256, 3)
+    packed = np.frombuffer(data, "<u2", 3 * n, 808).reshape(n, 3)
+    colours = palette[np.frombuffer(data, np.uint8, n, 808 + 6 * n)]
+    points = head[:3] + packed / 65535 * head[3:6]
+    assert n == height * width and len(data) == 808 + 7 * n
+    assert np.allclose(points[:, 1], z, atol=1e-3), "y is forward"
+    assert np.allclose(points[0], [(0.5 - 10) / focal * z, z, -(0.5 - 6) / focal * z], atol=1e-3), "pixel centres, z up"
+    assert np.allclose(head[7:], [width / 2 / focal, height / 2 / focal])
+    left = points[:, 0] < 0
+    assert (colours[left] == [255, 0, 0]).all() and (colours[~left] == 0).all()
+
+
+def test_analyses_are_kept_and_shared(monkeypatch):
+    calls = []
+
+    def analyse(request):
+        calls.append(request)
+        yield StageEvent("depth", "Estimating depth", 0.5)
+        yield layout.Analysis(*[None] * 8)
+
+    monkeypatch.setattr(layout.render, "analyse", analyse)
+    analyses = layout.Analyses(keep=2)
+    request = RenderRequest(clip="a.mp4")
+    assert analyses.get(request) is None
+    list(analyses.find(request))
+    assert analyses.get(replace(request, camera="dolly-in", amount=5, prompt="x", steps=3)) is analyses.get(request)
+    list(analyses.find(replace(request, camera="dolly-in")))
+    assert len(calls) == 1, "another camera costs no second analysis"
+    list(analyses.find(replace(request, frames=5)))
+    list(analyses.find(replace(request, fov=40.0)))
+    assert len(calls) == 3 and analyses.get(request) is None, "only the last few are kept"

@@ -1,0 +1,263 @@
+"""Renders as jobs: they run one at a time, outlive the page that started them, and own a folder each.
+
+A page only ever *follows* a job. Whoever holds a job's id may follow, stop or fetch it, so ids are long random words.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import InputError
+from pipeline.render import DoneEvent, FailedEvent, RenderEvent, RenderRequest, RenderResult, StageEvent, StepEvent
+
+log = logging.getLogger(__name__)
+
+ACTIVE = ("queued", "running")
+MAX_WAITING = 20
+Render = Callable[[RenderRequest, Path], Iterator[RenderEvent]]
+
+
+@dataclass(frozen=True, eq=False)
+class JobView:
+    """What can be seen of a job at one moment.
+
+    state: queued, running, done, failed or stopped. ahead: renders before this one in the queue. fraction: in [0, 1].
+    preview: uint8 t h w 3, of the latest step. seconds_left: None until it can be estimated.
+    """
+
+    state: str = "queued"
+    message: str = "Waiting to start."
+    ahead: int = 0
+    fraction: float = 0.0
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    preview: np.ndarray | None = None
+    result: RenderResult | None = None
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+
+@dataclass(eq=False)
+class Job:
+    id: str
+    request: RenderRequest
+    folder: Path
+    context: contextvars.Context
+    view: JobView = field(default_factory=JobView)
+    cancelled: bool = False
+    touched: float = field(default_factory=time.time)
+
+
+class JobStore:
+    """Holds the jobs, runs them on one thread, and removes what nobody has touched for `keep_hours`."""
+
+    def __init__(self, render: Render, *, root: str | Path | None = None, keep_hours: float = 6.0):
+        # mkdtemp gives a folder that only this user can read; a relative path would not survive a change of folder.
+        self.root = Path(root).resolve() if root else Path(tempfile.mkdtemp(prefix="recapture-")).resolve()
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.keep_seconds = keep_hours * 3600
+        self._render = render
+        self._jobs: dict[str, Job] = {}
+        self._queue: list[Job] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self._worker = threading.Thread(target=self._work, name="renders", daemon=True)
+        self._worker.start()
+
+    def submit(self, request: RenderRequest) -> str:
+        """Queue a render and return its id. The clip is kept with it: the upload may go before its turn comes."""
+        self.clean()
+        with self._changed:
+            if len(self._queue) >= MAX_WAITING:
+                raise InputError(f"{MAX_WAITING} renders are waiting already; please try again in a few minutes.")
+        job_id = secrets.token_hex(16)
+        folder = self.new_folder("job", job_id)
+        try:
+            request = replace(request, clip=_keep(request.clip, folder / "clip"))
+            if request.depth:
+                request = replace(request, depth=_keep(request.depth, folder / "depth"))
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise InputError("The uploaded file is no longer here; please upload it again.") from error
+        # On a shared GPU the visitor's quota lives in the context, which a thread of our own would not see.
+        job = Job(job_id, request, folder, contextvars.copy_context())
+        with self._changed:
+            self._jobs[job_id] = job
+            self._queue.append(job)
+            self._update_queue()
+        return job_id
+
+    def get(self, job_id: Any) -> Job | None:
+        """The job of that id, or None if there is none (any more)."""
+        return self._jobs.get(job_id) if isinstance(job_id, str) else None
+
+    def cancel(self, job_id: Any) -> None:
+        """Stop a job: at once if it waits, else at its next event."""
+        with self._changed:
+            job = self.get(job_id)
+            if job is None or not job.view.active or job.cancelled:
+                return
+            job.cancelled = True
+            if job in self._queue:
+                self._queue.remove(job)
+                self._show(job, state="stopped", message="Stopped before it started.", ahead=0)
+                self._update_queue()
+            else:
+                self._show(job, message="Stopping after the current step …", seconds_left=None)
+
+    def follow(self, job_id: Any, *, heartbeat: float = 2.0) -> Iterator[JobView]:
+        """Every change of a job's view, from the present one to the last; nothing for an unknown id.
+
+        The view is repeated each `heartbeat` seconds without news, so that a closed page is noticed.
+        """
+        job = self.get(job_id)
+        if job is None:
+            return
+        seen = None
+        while seen is None or seen.active:
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: job.view is not seen, timeout=heartbeat)
+                seen = job.view
+                job.touched = time.time()
+            yield seen
+
+    def new_folder(self, kind: str = "view", name: str | None = None) -> Path:
+        """A folder of one's own, with a name nobody can guess; it goes the way of old jobs."""
+        folder = self.root / f"{kind}-{name or secrets.token_hex(16)}"
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def clean(self) -> None:
+        """Remove folders and finished jobs that nobody has touched for `keep_seconds`."""
+        before = time.time() - self.keep_seconds
+        with self._changed:
+            for job in [job for job in self._jobs.values() if not job.view.active and job.touched < before]:
+                del self._jobs[job.id]
+            kept = {job.folder for job in self._jobs.values()}
+        for folder in self.root.iterdir():
+            try:
+                if folder not in kept and folder.stat().st_mtime < before:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except FileNotFoundError:  # two clean-ups at once
+                continue
+
+    def close(self, *, wait: float = 10.0) -> None:
+        """Stop the running render at its next event, end the worker and remove every folder."""
+        with self._changed:
+            self._closed = True
+            for job in self._jobs.values():
+                job.cancelled = True
+            self._changed.notify_all()
+        self._worker.join(wait)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    # The worker's side.
+
+    def _show(self, job: Job, **changes: Any) -> None:
+        with self._changed:
+            job.view = replace(job.view, **changes)
+            job.touched = time.time()
+            self._changed.notify_all()
+
+    def _update_queue(self) -> None:
+        busy = any(job.view.state == "running" for job in self._jobs.values())
+        for place, job in enumerate(self._queue):
+            ahead = place + busy
+            renders = "one render is" if ahead == 1 else f"{ahead} renders are"
+            words = f"Waiting for its turn: {renders} ahead of yours." if ahead else "Starting …"
+            if (job.view.ahead, job.view.message) != (ahead, words):
+                self._show(job, ahead=ahead, message=words)
+        self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closed:
+                    self._changed.wait(timeout=600)
+                    if not self._queue:
+                        self.clean()
+                if self._closed:
+                    return
+                job = self._queue.pop(0)
+                self._show(job, state="running", message="Starting …", ahead=0)
+                self._update_queue()
+            job.context.run(self._run, job)
+            with self._changed:
+                self._update_queue()
+
+    def _run(self, job: Job) -> None:
+        events = None
+        try:
+            events = self._render(job.request, job.folder)
+            for event in events:
+                if isinstance(event, DoneEvent):  # a render that is ready is worth more than a late Stop
+                    self._show(job, **_changes(event))
+                    return
+                if job.cancelled:
+                    break
+                self._show(job, **_changes(event))
+                if isinstance(event, FailedEvent):
+                    return
+            if job.cancelled:
+                self._show(job, state="stopped", message="Stopped. Your clip and settings are as you left them.")
+            else:
+                self._show(job, state="failed", message="The render ended without a result. Please try again.")
+        except InputError as error:
+            self._show(job, state="failed", message=str(error))
+        except Exception as error:
+            log.exception("render %s… failed", job.id[:6])
+            fault = f"The render failed because of a fault in the program ({type(error).__name__})."
+            self._show(job, state="failed", message=f"{fault} Nothing you set is lost.")
+        finally:
+            if hasattr(events, "close"):
+                try:
+                    events.close()
+                except Exception:
+                    log.exception("closing render %s…", job.id[:6])
+
+
+def _changes(event: RenderEvent) -> dict[str, Any]:
+    """What an event changes in the view of its job."""
+    if isinstance(event, StageEvent):
+        return {"message": event.message, "fraction": event.fraction, "seconds_left": None}
+    if isinstance(event, StepEvent):
+        return {
+            "message": f"Step {event.index} of {event.total}",
+            "step": event.index,
+            "steps": event.total,
+            "fraction": event.fraction,
+            "seconds_left": event.seconds_left,
+            "preview": event.preview,
+        }
+    if isinstance(event, FailedEvent):
+        return {"state": "failed", "message": event.message, "seconds_left": None}
+    if isinstance(event, DoneEvent):
+        return {"state": "done", "message": "Done.", "fraction": 1.0, "seconds_left": None, "result": event.result}
+    return {}
+
+
+def _keep(source: str, target: Path) -> str:
+    """Give a file a second name in a folder of ours, or copy it where that cannot be."""
+    suffix = Path(source).suffix.lower()
+    target = target.with_suffix(suffix if suffix[1:].isalnum() and len(suffix) <= 6 else "")
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return str(target)

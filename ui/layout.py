@@ -1,0 +1,595 @@
+"""The page: its parts, what they ask of the pipeline, and how a job's progress comes back to them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipeline import InputError, render
+from pipeline.camera import PRESETS
+from pipeline.latent_mask import LATENT_MASKS
+from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
+from pipeline.solvers import SOLVERS
+from ui import media, widgets
+from ui.jobs import JobStore, JobView
+from ui.theme import CSS, theme
+
+log = logging.getLogger(__name__)
+
+NAME = "Recapture"
+MAX_UPLOAD = "500mb"
+DEFAULTS = {field.name: field.default for field in fields(RenderRequest)}
+DEPTH_SUFFIXES = [".npz", ".exr"]
+WAITS_FOR_CLIP = "Starts by itself once there is a clip."
+NO_CLIP = "Choose a clip first: upload a video or press an example."
+EMPTY_CLOUD = "The scene of the first frame appears here as a point cloud."
+EMPTY_DEPTH = "Depth of the clip"
+EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
+EMPTY_PREVIEW = "While a render runs, you see it form here."
+MAX_FRAMES, MAX_SIDE = 257, 1920  # what a visitor may ask of the memory of a server
+NUMBERS: dict[str, tuple[str, type]] = {
+    "steps": ("Steps", int),
+    "guidance_scale": ("Guidance scale", float),
+    "seed": ("Seed", int),
+    "gamma": ("Gamma", float),
+    "cg_iterations": ("CG iterations", int),
+    "guide_from": ("Guided from σ", float),
+    "guide_until": ("Guided until σ", float),
+    "frames": ("Frames", int),
+    "start": ("First frame", int),
+    "stride": ("Every n-th frame", int),
+    "height": ("Working height", int),
+    "width": ("Working width", int),
+    "fov": ("Field of view (degrees)", float),
+}
+CHOICES = {
+    "latent_mask": {"training-free": "Continuous, per channel", "binary": "Binary"},
+    "solver": {"dds": "DDS, closed form", "dds_cg": "DDS, conjugate gradients", "none": "None (no guidance)"},
+    "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
+}  # fmt: skip
+
+
+class Analyses:
+    """The last few analyses, so that another camera move costs no second one. One analysis runs at a time."""
+
+    def __init__(self, keep: int = 4):
+        self._kept: OrderedDict[tuple, Analysis] = OrderedDict()
+        self._keep = keep
+        self._running = threading.Lock()
+
+    @staticmethod
+    def key(request: RenderRequest) -> tuple:
+        """What an analysis depends on."""
+        return tuple(
+            getattr(request, name) for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "backbone")
+        )
+
+    def get(self, request: RenderRequest) -> Analysis | None:
+        return self._kept.get(self.key(request))
+
+    def find(self, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
+        """Stage events, then the analysis; at once if it is at hand."""
+        while not self._running.acquire(timeout=1.0):
+            yield StageEvent("waiting", "Waiting for another clip's analysis to finish …", 0.0)
+        try:
+            known = self.get(request)
+            if known is not None:
+                self._kept.move_to_end(self.key(request))
+                yield known
+                return
+            for event in render.analyse(request):
+                if isinstance(event, Analysis):
+                    self._kept[self.key(request)] = event
+                    while len(self._kept) > self._keep:
+                        self._kept.popitem(last=False)
+                yield event
+        finally:
+            self._running.release()
+
+
+def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
+    """The request that the controls' values mean. An empty field means the default."""
+    if not values.get("clip"):
+        raise InputError(NO_CLIP)
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    for name, (label, kind) in NUMBERS.items():
+        if name in given:
+            given[name] = _number(given[name], label, kind)
+    height, width = given.pop("height", None), given.pop("width", None)
+    if (height is None) != (width is None):
+        raise InputError("Working size: give both a height and a width, or neither.")
+    if height and width:
+        if max(height, width) > MAX_SIDE:
+            raise InputError(f"Working size: {height} x {width} is too large; give sides up to {MAX_SIDE}.")
+        given["size"] = (height, width)
+    if given.get("frames", 1) > MAX_FRAMES:
+        raise InputError(f"Frames: {given['frames']} is too many; give up to {MAX_FRAMES}.")
+    return RenderRequest(**given, backbone=backbone)
+
+
+def _number(value: Any, label: str, kind: type) -> int | float:
+    try:
+        number = float(str(value).replace(",", "."))
+        if kind is int and number != int(number):
+            raise ValueError
+        return kind(number)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{label}: {value!r} is not a {'whole ' if kind is int else ''}number.") from error
+
+
+def values_from(request: RenderRequest) -> dict[str, Any]:
+    """The controls' values that mean this request."""
+    values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size")}
+    values["height"], values["width"] = request.size or (None, None)
+    for name in NUMBERS:
+        values[name] = (
+            "" if values[name] is None else f"{values[name]:g}" if NUMBERS[name][1] is float else str(values[name])
+        )
+    if request.amount is None:
+        values["amount"] = PRESETS[request.camera].default
+    return values
+
+
+def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
+    """Range, unit and value of the amount slider for a camera move."""
+    preset = PRESETS[camera]
+    low, high = preset.range
+    how = f"{preset.unit} of the distance to the subject" if preset.unit == "percent" else preset.unit
+    value = preset.default if amount is None else min(high, max(low, amount))
+    return {"minimum": low, "maximum": high, "value": value, "label": f"How far, in {how}"}
+
+
+def find_examples(folder: Path) -> list[tuple[str, RenderRequest]]:
+    """(title, request) of every clip in the folder; a JSON request of the same name sets the move and the prompt."""
+    examples = []
+    for clip in sorted(folder.glob("*.mp4")):
+        request = RenderRequest(clip=str(clip))
+        described = clip.with_suffix(".json")
+        if described.exists():
+            try:
+                request = replace(RenderRequest.from_json(described.read_text(encoding="utf-8")), clip=str(clip))
+            except InputError as error:
+                log.warning("%s: %s", described.name, error)
+        examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request))
+    return examples
+
+
+def duration_words(seconds: float) -> str:
+    if seconds < 1.5:
+        return "about a second"
+    if seconds < 90:
+        return f"about {round(seconds)} seconds"
+    return f"about {round(seconds / 60)} minutes"
+
+
+def share_words(share: float) -> str:
+    percent = 100 * share
+    if percent < 0.5:
+        return "Almost everything is seen by your clip from here."
+    return f"{percent:.0f} % of the picture is unknown from here (checkered): the model will fill it in."
+
+
+def progress_words(view: JobView) -> str:
+    left = f" · {duration_words(view.seconds_left)} left" if view.seconds_left is not None else ""
+    return view.message + left
+
+
+def failure_words(error: Exception) -> str:
+    """What to tell the visitor; what we did not foresee goes to the log."""
+    if isinstance(error, InputError):
+        return without_paths(str(error))
+    log.exception("unexpected", exc_info=error)
+    return f"Something went wrong in the program ({type(error).__name__}). Nothing you set is lost; please try again."
+
+
+def without_paths(words: str) -> str:
+    """Words for a visitor, with the files named but not where the server keeps them."""
+    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][\w.+@~-]+)+[\\/]([\w.+@~-]+)", r"\1", words)
+
+
+def figures_html(report: dict[str, Any]) -> str:
+    """The figures of a report in plain words; what a report lacks is left out."""
+
+    def at(*path: str) -> Any:
+        value: Any = report
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def row(title: str, figure: str, note: str = "") -> str:
+        small = f"<small>{escape(note)}</small>" if note else ""
+        return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
+
+    rows = []
+    if (unknown := at("unknown")) is not None:
+        rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
+    raw, kept = at("measurement", "raw"), at("measurement", "composited")
+    if raw:
+        decibels = "equal" if raw.get("psnr") is None else f"{raw['psnr']:.1f} dB"
+        note = "PSNR where your clip is known, before it is put back"
+        if kept:
+            note += ", " + ("equal" if kept.get("psnr") is None else f"{kept['psnr']:.1f} dB") + " after"
+        rows.append(row("Faithful to your clip", decibels, note))
+        if raw.get("ssim") is not None:
+            after = f", {kept['ssim']:.3f} after" if kept and kept.get("ssim") is not None else ""
+            rows.append(row("Structure kept", f"{raw['ssim']:.3f}", f"SSIM in the same place, 1 is equal{after}"))
+    if (total := at("seconds", "total")) is not None:
+        sampling = at("seconds", "sample")
+        note = f"of which {sampling:.1f} s in {at('steps')} steps" if sampling is not None else ""
+        rows.append(row("Time taken", f"{total:.1f} s", note))
+    if (count := at("frames", "count")) and (size := at("sizes", "result")):
+        worked = at("sizes", "working")
+        note = f"the model worked at {worked[1]} × {worked[0]}" if worked else ""
+        rows.append(row("Video", f"{count} frames, {size[1]} × {size[0]}", note))
+    if at("seed") is not None:
+        rows.append(row("Seed", str(at("seed")), "the same settings and seed give the same video"))
+    notes = "".join(f'<p class="rc-caption">{escape(note)}</p>' for note in at("notes") or [])
+    return f'<dl class="rc-figures">{"".join(rows)}</dl>{notes}'
+
+
+def public_report(result: RenderResult) -> dict[str, Any]:
+    """The report without the places of files on the server: those are nobody's business."""
+    report = dict(result.report)
+    request = dict(report.get("request") or {})
+    for name in ("clip", "depth"):
+        if request.get(name):
+            request[name] = Path(request[name]).name
+    if report.get("request"):
+        report["request"] = request
+    if isinstance(report.get("depth"), dict) and report["depth"].get("from"):
+        report["depth"] = report["depth"] | {"from": Path(report["depth"]["from"]).name}
+    return report
+
+
+def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
+    """The page, for one backbone. `launch_options` holds what else `launch` needs."""
+    analyses = Analyses()
+    found = find_examples(examples)
+    gr.set_static_paths([widgets.plotly_script()])
+
+    # What each control is called in a RenderRequest; the handlers get their values in this order.
+    controls: dict[str, Any] = {}
+
+    with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 12 * 3600)) as page:
+        job_id = gr.BrowserState("", storage_key="recapture-job", secret="recapture-browser-state")
+        shown = gr.State(None)  # what the analysis on the page was made of
+        gr.HTML(
+            f'<header class="rc-header"><h1>{NAME}</h1>'
+            "<p>Film a clip you already have once more, along a new camera path.</p></header>"
+        )
+
+        with gr.Row(elem_classes="rc-row"):
+            with gr.Column(elem_classes="rc-card", min_width=320):
+                widgets.heading(1, "Clip", "A few seconds are used, from its start")
+                clip = controls["clip"] = gr.Video(
+                    label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
+                    elem_classes="rc-clip",
+                )  # fmt: skip
+                strip = None
+                if found:
+                    pictures = [
+                        (title, media.data_url(media.poster(request.clip), "image/jpeg")) for title, request in found
+                    ]
+                    strip = widgets.example_strip(pictures, elem_id="examples")
+            with gr.Column(elem_classes="rc-card", min_width=320):
+                widgets.heading(2, "Analyse", "Where everything stands, estimated from the clip")
+                cloud = widgets.cloud_view("Point cloud", EMPTY_CLOUD, elem_id="cloud", elem_classes="rc-cloud")
+                with gr.Row(elem_classes="rc-depth-row"):
+                    with gr.Column(min_width=120, scale=2):
+                        depth = widgets.loop_view("Depth", EMPTY_DEPTH, elem_id="depth", elem_classes="rc-depth")
+                    with gr.Column(min_width=120, scale=3):
+                        analysis_status = gr.HTML(widgets.status_html(WAITS_FOR_CLIP), elem_id="analysis-status")
+                        analyse_button = gr.Button("Analyse again", size="sm", elem_id="analyse", interactive=False)
+                analysis_notes = gr.HTML("", elem_id="analysis-notes")
+
+        with gr.Row(elem_classes="rc-row"):
+            with gr.Column(elem_classes="rc-card", min_width=320):
+                widgets.heading(3, "Camera move", "Starts where your clip was filmed from")
+                camera = controls["camera"] = gr.Radio(
+                    [(preset.label, name) for name, preset in PRESETS.items()], value=DEFAULTS["camera"],
+                    label="Move", elem_id="camera", elem_classes="rc-moves",
+                )  # fmt: skip
+                amount = controls["amount"] = gr.Slider(
+                    **amount_slider(DEFAULTS["camera"]), step=1, buttons=[], elem_id="amount"
+                )
+                warp = widgets.loop_view(
+                    "Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp", "rc-grow"]
+                )
+                warp_status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
+            with gr.Column(elem_classes="rc-card", min_width=320):
+                widgets.heading(4, "Render", "The model fills what your clip did not see")
+                controls["prompt"] = gr.Textbox(
+                    label="Prompt (optional)", placeholder="What is in the scene, in a few words", lines=1,
+                    max_lines=4, max_length=2000, elem_id="prompt",
+                )  # fmt: skip
+                with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
+                    controls |= _advanced()
+                with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
+                    start_button = gr.Button("Render", variant="primary", elem_id="render", scale=3)
+                    stop_button = gr.Button("Stop", elem_id="stop", interactive=False, scale=1)
+                progress = gr.HTML(widgets.status_html(""), elem_id="progress")
+                preview = widgets.loop_view(
+                    "The render, forming", EMPTY_PREVIEW, elem_id="preview", elem_classes=["rc-preview", "rc-grow"]
+                )
+
+        # Put away by its class, not by visible=False: a part that is not mounted loses its template with an update.
+        with gr.Column(elem_classes=["rc-card", "rc-away"], elem_id="result") as result_card:
+            widgets.heading(None, "Result", "Your clip and the new one, playing in step")
+            compare = widgets.compare_view(elem_id="compare")
+            with gr.Row(elem_classes="rc-buttons"):
+                video_file = gr.DownloadButton("Download the video", variant="primary", elem_id="download-video")
+                report_file = gr.DownloadButton("Download the report (JSON)", elem_id="download-report")
+            figures = gr.HTML("", elem_id="figures")
+
+        inputs = list(controls.values())
+
+        def request_of(values: tuple) -> RenderRequest:
+            return request_from(dict(zip(controls, values, strict=True)), backbone)
+
+        # --- analysis and warp ---------------------------------------------------------------------------------
+
+        nothing: dict[Any, Any] = {
+            shown: None,
+            analysis_notes: "",
+            cloud: {"empty": EMPTY_CLOUD},
+            depth: {"empty": EMPTY_DEPTH},
+            warp: {"empty": EMPTY_WARP},
+            warp_status: widgets.status_html(""),
+        }
+
+        def analyse(*values):
+            """Depth and point cloud of the chosen clip."""
+            button_on, button_off = gr.Button(interactive=True), gr.Button(interactive=False)
+            if not values[0]:
+                yield nothing | {analysis_status: widgets.status_html(WAITS_FOR_CLIP), analyse_button: button_off}
+                return
+            yield {analysis_status: widgets.status_html("Reading the clip …", "busy"), analyse_button: button_off}
+            try:
+                request = request_of(values)
+                for event in analyses.find(request):
+                    if isinstance(event, StageEvent):
+                        yield {analysis_status: widgets.status_html(f"{event.message} …", "busy")}
+                        continue
+                    yield {analysis_status: widgets.status_html("Drawing depth and point cloud …", "busy")}
+                    folder = store.new_folder()
+                    (folder / "cloud.bin").write_bytes(media.cloud_bytes(event))
+                    z = event.depth.z.float().cpu().numpy()
+                    (folder / "depth.webp").write_bytes(media.loop_webp(media.depth_frames(z), event.fps))
+                    yield {
+                        shown: analyses.key(request),
+                        analysis_status: widgets.status_html(analysis_words(event), "done"),
+                        analysis_notes: f'<p class="rc-caption">{escape(" ".join(event.notes))}</p>',
+                        analyse_button: button_on,
+                        cloud: widgets.cloud_value(folder / "cloud.bin"),
+                        depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
+                    }
+            except Exception as error:
+                words = widgets.status_html(failure_words(error), "error")
+                yield nothing | {analysis_status: words, analyse_button: button_on}
+
+        def analyse_if_new(known, *values):
+            """As `analyse`, unless a field was left as it was."""
+            try:
+                unchanged = known is not None and tuple(known) == analyses.key(request_of(values))
+            except InputError:
+                unchanged = False
+            if unchanged:
+                yield {analysis_status: gr.skip()}
+            else:
+                yield from analyse(*values)
+
+        def show_warp(known, *values):
+            """The clip along the chosen path; uses the analysis that is at hand."""
+            if known is None:  # no clip, or its analysis failed and says so beside it
+                yield {warp_status: widgets.status_html("")}
+                return
+            try:
+                request = request_of(values)
+                analysis = analyses.get(request)
+                if analysis is None:
+                    for event in analyses.find(request):
+                        if isinstance(event, StageEvent):
+                            yield {warp_status: widgets.status_html(f"{event.message} …", "busy")}
+                        else:
+                            analysis = event
+                measurement = render.measure(analysis, request)
+                frames = render.to_uint8(render.show_holes(measurement))
+                file = store.new_folder() / "warp.webp"
+                file.write_bytes(media.loop_webp(frames, analysis.fps))
+                yield {
+                    warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
+                    warp_status: widgets.status_html(share_words(1 - measurement.mask.float().mean().item())),
+                }
+            except Exception as error:
+                words = widgets.status_html(failure_words(error), "error")
+                yield {warp_status: words, warp: {"empty": EMPTY_WARP}}
+
+        analysis_outputs = [shown, analysis_status, analysis_notes, analyse_button, cloud, depth, warp, warp_status]
+        quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+
+        def then_warp(event):
+            return event.then(show_warp, [shown, *inputs], [warp, warp_status], **quiet)
+
+        for trigger in (clip.upload, clip.clear, analyse_button.click):
+            then_warp(trigger(analyse, inputs, analysis_outputs, **quiet))
+        settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
+        changes = [event for field in settings for event in (field.submit, field.blur)]
+        changes += [controls["depth"].upload, controls["depth"].clear]
+        then_warp(gr.on(changes, analyse_if_new, [shown, *inputs], analysis_outputs, **quiet))
+
+        then_warp(camera.input(lambda name: gr.Slider(**amount_slider(name)), camera, amount, **quiet))
+        # While a warp is computed only the latest of the amounts that come meanwhile is kept.
+        amount.input(show_warp, [shown, *inputs], [warp, warp_status], trigger_mode="always_last", **quiet)
+
+        if strip is not None:
+            picked = [clip, camera, amount, controls["prompt"]]
+
+            def pick(event: gr.EventData):
+                request = found[int(event.index)][1]
+                slider = amount_slider(request.camera, request.amount)
+                return request.clip, request.camera, gr.Slider(**slider), request.prompt
+
+            then_warp(strip.pick(pick, None, picked, **quiet).then(analyse, inputs, analysis_outputs, **quiet))
+
+        # --- renders as jobs -----------------------------------------------------------------------------------
+
+        def start(*values):
+            try:
+                return store.submit(request_of(values)), widgets.status_html("Starting …", "busy", 0.0)
+            except Exception as error:
+                return gr.skip(), widgets.status_html(failure_words(error), "error")
+
+        def follow(wanted):
+            """Bring the page to where the job is, until it ends. A closed page ends this, never the job."""
+            last = None
+            # A generator that yields nothing would empty all of its outputs.
+            yield {start_button: gr.Button(interactive=True), stop_button: gr.Button(interactive=False)}
+            for view in store.follow(wanted):
+                update: dict[Any, Any] = {
+                    start_button: gr.Button(interactive=not view.active),
+                    stop_button: gr.Button(interactive=view.active),
+                }
+                if view.active:
+                    update[progress] = widgets.status_html(progress_words(view), "busy", view.fraction)
+                    if last is None:
+                        update[preview] = {"empty": "The first preview comes with the first step."}
+                        update[result_card] = gr.Column(elem_classes=["rc-card", "rc-away"])
+                else:
+                    kind = {"done": "done", "failed": "error"}.get(view.state, "")
+                    update[progress] = widgets.status_html(without_paths(view.message), kind)
+                if view.preview is not None and (last is None or view.step != last.step):
+                    update[preview] = {"url": media.preview_url(view.preview), "alt": f"Preview of step {view.step}"}
+                if view.result is not None:
+                    update |= finished(view.result, watched=last is not None)
+                last = view
+                yield update
+
+        def finished(result: RenderResult, watched: bool) -> dict[Any, Any]:
+            height, width = (result.report.get("sizes") or {}).get("result") or (9, 16)
+            report = result.folder / "recapture-report.json"
+            if not report.exists():
+                report.write_text(json.dumps(public_report(result), indent=2, ensure_ascii=False), encoding="utf-8")
+            return {
+                result_card: gr.Column(elem_classes=["rc-card"]),
+                compare: {
+                    "source": widgets.file_url(result.source),
+                    "result": widgets.file_url(result.video),
+                    "width": width,
+                    "height": height,
+                    "scroll": watched,
+                },
+                video_file: gr.DownloadButton(value=str(result.video)),
+                report_file: gr.DownloadButton(value=str(report)),
+                figures: figures_html(public_report(result)),
+            }
+
+        job_outputs = [
+            start_button,
+            stop_button,
+            progress,
+            preview,
+            result_card,
+            compare,
+            video_file,
+            report_file,
+            figures,
+        ]
+
+        started = start_button.click(start, inputs, [job_id, progress], **quiet)
+        started.then(follow, job_id, job_outputs, **quiet)
+        stop_button.click(store.cancel, job_id, None, **quiet)
+
+        # --- coming back ---------------------------------------------------------------------------------------
+
+        def restore(wanted):
+            """The clip and the settings of the visitor's own last job."""
+            job = store.get(wanted)
+            if job is None:
+                return [gr.skip()] * len(controls)
+            values = values_from(job.request)
+            updates = [values[name] for name in controls]
+            updates[list(controls).index("amount")] = gr.Slider(**amount_slider(job.request.camera, values["amount"]))
+            return updates
+
+        page.load(follow, job_id, job_outputs, **quiet)
+        restored = page.load(restore, job_id, inputs, **quiet)
+        then_warp(restored.then(analyse, inputs, analysis_outputs, **quiet))
+
+    page.queue(default_concurrency_limit=None)
+    return page
+
+
+def _advanced() -> dict[str, Any]:
+    """The settings most people leave alone, by their names in a RenderRequest."""
+    controls: dict[str, Any] = {}
+
+    def numbers(*names: str, placeholder: str = "The model's own") -> None:
+        # Text fields: a number field of Gradio cannot be empty, and shows 0 where nothing was given.
+        with gr.Row(elem_classes="rc-fields"):
+            for name in names:
+                default = DEFAULTS.get(name)
+                controls[name] = gr.Textbox(
+                    label=NUMBERS[name][0], value="" if default is None else f"{default:g}", lines=1, max_lines=1,
+                    placeholder="55" if name == "fov" else placeholder, max_length=20, min_width=110,
+                    elem_id=f"set-{name}",
+                )  # fmt: skip
+
+    def choice(name: str, label: str, names) -> None:
+        options = [(CHOICES[name].get(option, option), option) for option in names]
+        controls[name] = gr.Dropdown(options, value=DEFAULTS[name], label=label, min_width=160, elem_id=f"set-{name}")
+
+    numbers("steps", "guidance_scale", "seed")
+    controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
+    with gr.Row(elem_classes="rc-fields"):
+        # the reference mask needs the wanted video, which a new camera path never has
+        choice("latent_mask", "Latent mask", [name for name in LATENT_MASKS if name != "reference"])
+        choice("solver", "Data consistency", SOLVERS)
+        choice("condition", "The model is shown", CONDITIONS)
+    numbers("gamma", "cg_iterations", "guide_from", "guide_until")
+    numbers("frames", "start", "stride")
+    numbers("height", "width", "fov")
+    controls["composite"] = gr.Checkbox(
+        value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
+    )
+    controls["depth"] = gr.File(
+        label="Depth of your own (npz or EXR)",
+        file_types=DEPTH_SUFFIXES,
+        type="filepath",
+        height=120,
+        elem_id="set-depth",
+    )
+    return controls
+
+
+def analysis_words(analysis: Analysis) -> str:
+    """What was found, in a sentence."""
+    frames, _, height, width = analysis.clip.frames.shape
+    seconds = frames / max(analysis.fps, 0.1)
+    return (
+        f"Ready: {frames} frames, {seconds:.1f} seconds, worked on at {width} × {height}. In the depth, near is bright."
+    )
+
+
+def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
+    """What `launch` must be told so that the page looks and works as meant."""
+    return {
+        "theme": theme(),
+        "css": CSS,
+        "allowed_paths": [str(store.root), str(examples)],
+        "max_file_size": MAX_UPLOAD,
+        "max_threads": 100,
+        "footer_links": [],
+        "run_history": False,
+        "show_error": True,
+        "ssr_mode": False,
+    }

@@ -1,0 +1,249 @@
+"""How the app looks: a quiet theme with one accent colour, and the style sheet of our own parts."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+# The fonts of the reader's own system: nothing is fetched from elsewhere.
+_SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
+_MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Liberation Mono", "monospace")
+
+ACCENT = gr.themes.Color(
+    name="lagoon",
+    c50="#effaf8",
+    c100="#d5f1ec",
+    c200="#aee2da",
+    c300="#7ccdc3",
+    c400="#48b1a6",
+    c500="#27948a",
+    c600="#177870",
+    c700="#14605b",
+    c800="#134d4a",
+    c900="#12403e",
+    c950="#062625",
+)
+
+
+def theme() -> gr.themes.Base:
+    """The theme, in light and in dark."""
+    return gr.themes.Base(
+        primary_hue=ACCENT,
+        secondary_hue=ACCENT,
+        neutral_hue=gr.themes.colors.slate,
+        radius_size=gr.themes.sizes.radius_md,
+        font=_SANS,
+        font_mono=_MONO,
+    ).set(
+        body_background_fill="#f6f7f8",
+        body_background_fill_dark="#0e1319",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_border_width="0px",
+        block_border_width_dark="0px",
+        block_shadow="none",
+        block_shadow_dark="none",
+        block_padding="0px",
+        block_label_background_fill="transparent",
+        block_label_background_fill_dark="transparent",
+        block_label_text_color="*body_text_color",
+        block_label_text_color_dark="*body_text_color",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_text_weight="550",
+        block_title_text_size="*text_sm",
+        block_info_text_color="*body_text_color_subdued",
+        block_info_text_color_dark="*body_text_color_subdued",
+        body_text_color="#1b2530",
+        body_text_color_dark="#e3e8ee",
+        body_text_color_subdued="#5b6875",
+        body_text_color_subdued_dark="#9aa7b4",
+        border_color_primary="#dfe4e9",
+        border_color_primary_dark="#2a333e",
+        input_background_fill="#ffffff",
+        input_background_fill_dark="#131a22",
+        input_border_color="#cfd6dd",
+        input_border_color_dark="#33404d",
+        input_border_width="1px",
+        input_border_width_dark="1px",
+        input_shadow="none",
+        input_shadow_focus="0 0 0 3px #27948a33",
+        input_border_color_focus="*primary_500",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_500",
+        button_primary_text_color="#ffffff",
+        button_primary_text_color_dark="#ffffff",
+        button_secondary_background_fill="#ffffff",
+        button_secondary_background_fill_hover="#eef1f3",
+        button_secondary_background_fill_dark="#1a222c",
+        button_secondary_background_fill_hover_dark="#232d39",
+        button_secondary_border_color="#cfd6dd",
+        button_secondary_border_color_dark="#33404d",
+        button_border_width="1px",
+        button_border_width_dark="1px",
+        button_primary_border_color="*primary_600",
+        button_primary_border_color_dark="*primary_600",
+        slider_color="*primary_500",
+        slider_color_dark="*primary_500",
+        checkbox_background_color_selected="*primary_600",
+        checkbox_background_color_selected_dark="*primary_600",
+        checkbox_border_color_selected="*primary_600",
+        checkbox_border_color_selected_dark="*primary_600",
+        checkbox_label_background_fill="#ffffff",
+        checkbox_label_background_fill_hover="#f3f6f7",
+        checkbox_label_background_fill_selected="#effaf8",
+        checkbox_label_background_fill_dark="#131a22",
+        checkbox_label_background_fill_hover_dark="#1a232d",
+        checkbox_label_background_fill_selected_dark="#112c2c",
+        checkbox_label_border_color="#cfd6dd",
+        checkbox_label_border_color_dark="#33404d",
+        checkbox_label_text_color_selected="*body_text_color",
+        checkbox_label_text_color_selected_dark="*body_text_color",
+    )
+
+
+CSS = """
+.gradio-container { --card: #ffffff; --well: #eef1f4; }
+.dark .gradio-container, .gradio-container.dark { --card: #151c24; --well: #0f151b; }
+.gradio-container .app { padding: 20px 24px 40px !important; max-width: 1320px !important; width: 100%;
+  margin: 0 auto !important; }
+.rc-card .form { background: transparent; border: 0; gap: 14px; overflow: visible; }
+footer { opacity: .7; }
+
+/* Header */
+.rc-header { display: flex; align-items: baseline; gap: 14px; flex-wrap: wrap; padding: 4px 2px 2px; }
+.rc-header h1 { font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; margin: 0; color: var(--body-text-color); }
+.rc-header p { margin: 0; font-size: .975rem; color: var(--body-text-color-subdued); }
+
+/* Cards: one a step */
+.rc-row { gap: 18px !important; align-items: stretch; }
+.rc-card { background: var(--card); border: 1px solid var(--border-color-primary); border-radius: 12px;
+  padding: 18px 20px 20px !important; gap: 14px !important; }
+.rc-step { display: flex; align-items: center; gap: 10px; }
+.rc-step h2 { margin: 0; font-size: 1.05rem; font-weight: 620; color: var(--body-text-color); }
+.rc-step .n { flex: none; width: 24px; height: 24px; border-radius: 50%; display: grid; place-items: center;
+  font-size: .8rem; font-weight: 650; color: var(--primary-700); background: var(--primary-100); }
+.dark .rc-step .n { color: var(--primary-200); background: var(--primary-800); }
+.rc-step p { margin: 0 0 0 auto; font-size: .825rem; color: var(--body-text-color-subdued); text-align: right; }
+.rc-caption { font-size: .85rem; color: var(--body-text-color-subdued); margin: 0; line-height: 1.5; }
+.rc-card .prose, .rc-card .html-container { padding: 0; }
+
+/* Wells: where pictures appear */
+.rc-well { position: relative; background: var(--well); border-radius: 8px; overflow: hidden;
+  display: grid; place-items: center; }
+.rc-well img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; display: block; }
+.rc-well [hidden] { display: none !important; }
+.rc-empty { position: absolute; inset: 0; display: grid; place-items: center; text-align: center; padding: 12px 18px;
+  margin: 0; font-size: .85rem; line-height: 1.45; color: var(--body-text-color-subdued); pointer-events: none; }
+.rc-empty[hidden] { display: none; }
+.rc-label { font-size: .8rem; font-weight: 550; margin: 0 0 5px; color: var(--body-text-color); }
+.rc-cloud .rc-well { height: 300px; }
+.rc-cloud-view { position: absolute; inset: 0; cursor: grab; touch-action: none; }
+.rc-cloud-view:active { cursor: grabbing; }
+.rc-depth .rc-well { aspect-ratio: 16 / 9; }
+.rc-warp .rc-well { flex: 1 1 300px; min-height: 300px; max-height: 420px; }
+.rc-grow, .rc-grow .html-container { flex: 1 1 auto !important; display: flex; flex-direction: column; }
+.rc-preview .rc-well { flex: 1 1 220px; min-height: 220px; max-height: 420px; }
+.rc-depth-row { gap: 16px !important; align-items: center; flex-wrap: nowrap !important; }
+.rc-card .rc-clip { flex: 1 1 300px !important; height: auto !important; min-height: 300px; }
+#amount input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px var(--primary-600), 0 1px 3px #0003; }
+.dark .rc-card input[type=range] { --neutral-200: #33404d; }
+.rc-card input[type=range]:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 4px; }
+.rc-clip video { background: var(--well); }
+.rc-clip, .rc-clip .wrap { border-radius: 8px; }
+/* trimming in the page would fetch a converter from another server */
+.rc-clip button[aria-label^="Trim"], .rc-clip button[aria-label^="Reset"] { display: none; }
+.rc-clip { border: 1px dashed var(--input-border-color) !important; background: var(--well) !important; }
+
+/* Examples */
+.rc-strip { display: flex; gap: 10px; overflow-x: auto; padding: 2px; }
+.rc-strip button { flex: none; width: 112px; padding: 0; border: 1px solid var(--border-color-primary);
+  border-radius: 8px; overflow: hidden; background: var(--card); cursor: pointer; text-align: left; }
+.rc-strip button:hover { border-color: var(--primary-500); }
+.rc-strip button:focus-visible, .rc-bar button:focus-visible, .rc-divider:focus-visible {
+  outline: 2px solid var(--primary-500); outline-offset: 2px; }
+.rc-strip img { display: block; width: 100%; height: 64px; object-fit: cover; }
+.rc-strip span { display: block; padding: 4px 8px 5px; font-size: .75rem; color: var(--body-text-color);
+  white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+
+/* Status: every wait, in words */
+.rc-away { display: none !important; }
+.gradio-container .prose .rc-status * { color: inherit; }
+.rc-status { font-size: .875rem; line-height: 1.45; min-height: 1.3em; }
+.rc-status .rc-track { height: 4px; border-radius: 2px; background: var(--well); overflow: hidden; margin-top: 7px; }
+.rc-status .rc-track i { display: block; height: 100%; background: var(--primary-500); border-radius: 2px;
+  transition: width .3s; }
+.gradio-container .prose .rc-status { color: var(--body-text-color-subdued); }
+.gradio-container .prose .rc-status.busy { color: var(--body-text-color); }
+.gradio-container .prose .rc-status.done { color: var(--primary-700); }
+.dark .gradio-container .prose .rc-status.done {
+  color: var(--primary-300); }
+.gradio-container .prose .rc-status.error { color: #8f2418; background: #fdf1ef; border: 1px solid #f2cdc6;
+  border-radius: 8px; padding: 9px 12px; }
+.dark .gradio-container .prose .rc-status.error { color: #ffc9bf; background: #331a17; border-color: #5d2d26; }
+
+/* Controls */
+.rc-moves .wrap { display: grid !important; grid-template-columns: repeat(3, 1fr); gap: 8px; }
+.rc-moves label { padding: 8px 12px; border-radius: 8px; }
+.rc-buttons { gap: 10px !important; }
+.rc-advanced { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 0 !important; }
+.rc-advanced > button { padding: 10px 14px; }
+.rc-advanced > div { padding: 0 14px 14px; }
+.rc-fields { gap: 12px !important; align-items: flex-end; }
+
+/* The result */
+.rc-stage { display: grid; gap: 12px; --divider: 50%; }
+.rc-stage figure { margin: 0; min-width: 0; }
+.rc-stage figcaption { font-size: .8rem; font-weight: 550; margin: 0 0 5px; color: var(--body-text-color); }
+.rc-stage video { width: 100%; aspect-ratio: var(--aspect); max-height: 62vh; object-fit: contain; display: block;
+  background: var(--well); border-radius: 8px; }
+.rc-stage[data-layout=side] { grid-template-columns: 1fr 1fr; }
+.rc-stage[data-layout=side] .rc-divider { display: none; }
+.rc-stage[data-layout=over] { position: relative; grid-template-columns: 1fr; margin: 0 auto; width: 100%;
+  max-width: calc(62vh * var(--ratio, 1.78)); }
+.rc-stage[data-layout=over] figure { grid-area: 1 / 1; }
+.rc-stage[data-layout=over] figure:first-child { clip-path: inset(0 calc(100% - var(--divider)) 0 0); z-index: 1; }
+.rc-stage[data-layout=over] figure:nth-child(2) figcaption { text-align: right; }
+.rc-divider { position: absolute; z-index: 2; top: 0; bottom: 0; left: calc(var(--divider) - 14px); width: 28px;
+  cursor: ew-resize; touch-action: none; }
+.rc-divider::before { content: ""; position: absolute; left: 13px; top: 24px; bottom: 0; width: 2px; background: #fff;
+  box-shadow: 0 0 0 1px #0005; }
+.rc-divider::after { content: "⟷"; position: absolute; left: 0; top: calc(50% - 3px); width: 28px; height: 28px;
+  border-radius: 50%; background: #fff; color: #1b2530; display: grid; place-items: center; font-size: 14px;
+  box-shadow: 0 1px 4px #0006; }
+.rc-bar { display: flex; align-items: center; gap: 10px; flex-wrap: wrap; margin-top: 12px; }
+.rc-bar button { font: inherit; font-size: .85rem; padding: 6px 14px; border-radius: 8px; cursor: pointer;
+  color: var(--body-text-color); background: var(--button-secondary-background-fill);
+  border: 1px solid var(--button-secondary-border-color); }
+.rc-bar button:hover { background: var(--button-secondary-background-fill-hover); }
+.rc-bar button[aria-pressed=true] { border-color: var(--primary-500); color: var(--primary-700);
+  background: var(--checkbox-label-background-fill-selected); }
+.dark .rc-bar button[aria-pressed=true] { color: var(--primary-200); }
+.rc-bar .rc-play { min-width: 76px; }
+.rc-bar .rc-scrub { flex: 1 1 160px; min-width: 120px; accent-color: var(--primary-600); }
+.rc-bar .rc-time { font-size: .8rem; font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued);
+  min-width: 92px; }
+.rc-bar .rc-modes { display: flex; gap: 6px; }
+.rc-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: 14px 22px;
+  margin: 4px 0 12px; }
+.rc-figures div { border-top: 1px solid var(--border-color-primary); padding-top: 8px; }
+.rc-figures dt { font-size: .78rem; color: var(--body-text-color-subdued); }
+.rc-figures dd { margin: 2px 0 0; font-size: 1rem; font-weight: 600; font-variant-numeric: tabular-nums;
+  color: var(--body-text-color); }
+.rc-figures dd small { display: block; font-weight: 400; font-size: .78rem; color: var(--body-text-color-subdued); }
+
+@media (max-width: 760px) {
+  .gradio-container .app { padding: 14px 12px 32px !important; }
+  .rc-card { padding: 14px !important; }
+  .rc-moves .wrap { grid-template-columns: repeat(2, 1fr); }
+  .rc-cloud .rc-well { height: 230px; }
+  .rc-warp .rc-well { flex-basis: 220px; min-height: 220px; }
+  .rc-stage[data-layout=side] { grid-template-columns: 1fr; }
+  .rc-step p { display: none; }
+  .rc-actions { flex-wrap: nowrap !important; }
+  .rc-actions button { min-width: 0 !important; }
+  .rc-figures { grid-template-columns: 1fr 1fr; }
+  .rc-bar .rc-time { order: 5; }
+}
+"""
