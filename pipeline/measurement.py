@@ -163,7 +163,7 @@ def _claim(
     key = ((D / w).view(torch.int32).long() << 32) + (index * 16 + edges)
     key = torch.where(valid, key, _NOBODY)
 
-    flat = winner.view(-1)
+    flat, nobody = winner.view(-1), torch.tensor(_NOBODY, device=w.device)
     for ring in range(1, _RINGS + 1):
         if ring > 1:  # only the magnified pixels need more than the four target pixels around them
             large = valid & (extent > ring - 1)
@@ -182,7 +182,7 @@ def _claim(
                     continue  # visited by an inner ring
                 du_ij = (du + a00 * j).add_(a01, alpha=i).abs_()
                 dv_ij = (dv + a10 * j).add_(a11, alpha=i).abs_()
-                claim = torch.where(torch.maximum(du_ij, dv_ij) <= reach, key, _NOBODY)
+                claim = torch.where(torch.maximum(du_ij, dv_ij) <= reach, key, nobody)
                 flat.scatter_reduce_(0, (place + (i * winner.shape[1] + j)).view(-1), claim.view(-1), "amin")
 
 

@@ -102,8 +102,6 @@ def read_video(
         last = -1  # index on the grid of the latest decoded frame
         budget = _MAX_BYTES
         done = False
-        if start / fps > 2:  # near the beginning, decoding on is as fast as seeking
-            _seek(container, origin + start / fps - 0.5)
 
         def pick_until(end: float) -> bool:
             """Picks `shown` for all wanted grid times before `end`; True once nothing more is wanted."""
@@ -122,7 +120,7 @@ def read_video(
                 wanted += stride
             return frames is not None and len(picked) == frames
 
-        for frame in _decoded(container, stream):
+        for frame in _decoded_from(container, stream, origin + start / fps - 0.5):
             if frame.pts is None or frame.time is None:
                 index = last + 1
             else:
@@ -301,10 +299,19 @@ def _decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream)
                 return
 
 
-def _seek(container: InputContainer, time: float) -> None:
-    """To the last key frame before `time` seconds; files without an index stay at the beginning."""
-    with contextlib.suppress(FFmpegError):
-        container.seek(max(0, int(time * av.time_base)), backward=True)
+def _decoded_from(container: InputContainer, stream: av.VideoStream | av.AudioStream, time: float) -> Iterator[Any]:
+    """Frames from the last key frame before `time` seconds on, or from the beginning if the file has no good index."""
+    if time > 2:  # near the beginning, decoding on is as fast as seeking
+        with contextlib.suppress(FFmpegError):
+            container.seek(int(time * av.time_base), backward=True)
+            frames = _decoded(container, stream)
+            first = next(frames, None)
+            if first is not None and first.time is not None and first.time <= time:
+                yield first
+                yield from frames
+                return
+        container.seek(0)
+    yield from _decoded(container, stream)
 
 
 def _square_pixels(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
@@ -379,13 +386,11 @@ def _read_sound(path: str | os.PathLike, start: float, duration: float) -> np.nd
             return None
         stream = container.streams.audio[0]
         start += _start_time(container.streams.video[0]) if container.streams.video else 0.0
-        if start > 2:
-            _seek(container, start - 1)
         sound = np.zeros((2, round(duration * _AUDIO_RATE)), np.float32)
         resampler = av.AudioResampler("fltp", "stereo", _AUDIO_RATE)
         at = None  # where the next sample goes, in samples from `start`
         heard = False
-        for frame in _decoded(container, stream):
+        for frame in _decoded_from(container, stream, start - 1):
             stamp = at if frame.time is None else round((frame.time - start) * _AUDIO_RATE)
             # Time stamps jitter by a sample or so; only a real gap may break the stream of samples.
             if stamp is not None and (at is None or abs(stamp - at) > _AUDIO_RATE // 50):
