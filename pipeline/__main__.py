@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -114,7 +115,9 @@ class _Progress:
         self.last = ""
         if sys.stderr.isatty():
             layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
-            self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, leave=False, dynamic_ncols=True)
+            # a size that tqdm need not ask for: it shows nothing on terminals that do not know their own
+            size = {"ncols": shutil.get_terminal_size().columns, "nrows": 24}
+            self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, leave=False, **size)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -273,10 +273,10 @@ class Problem:
 
 def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`."""
-    yield StageEvent("read", "Reading the clip", 0.0)
     info = probe(request.clip)
-    yield StageEvent("load", f"Loading the model {request.backbone}", 0.01)
+    yield StageEvent("load", f"Loading the model {request.backbone}", 0.0)
     backbone = get_backbone(request.backbone)
+    yield StageEvent("read", "Reading the clip", 0.02)
     wanted = request.frames or backbone.frames
     whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
     frames, _, height, width = whole.frames.shape
