@@ -11,7 +11,7 @@ try:  # on a shared GPU this must come before anything that touches CUDA; elsewh
 except ImportError:
     spaces = None
 
-from pipeline.render import render
+from pipeline.render import analyse, render
 from ui.jobs import JobStore
 from ui.layout import build, launch_options
 
@@ -26,9 +26,10 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio")
     args = parser.parse_args()
 
-    store = JobStore(spaces.GPU(duration=120)(render) if spaces else render)
+    on_gpu = spaces.GPU(duration=120) if spaces else lambda function: function
+    store = JobStore(on_gpu(render))
     atexit.register(store.close)
-    page = build(args.backbone, store, examples=EXAMPLES)
+    page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse))
     page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))
 
 

@@ -350,7 +350,7 @@ def test_cloud_file_is_the_first_frame_unprojected():
     assert (colours[left] == [255, 0, 0]).all() and (colours[~left] == 0).all()
 
 
-def test_analyses_are_kept_and_shared(monkeypatch):
+def test_analyses_are_kept_and_shared():
     calls = []
 
     def analyse(request):
@@ -358,8 +358,7 @@ def test_analyses_are_kept_and_shared(monkeypatch):
         yield StageEvent("depth", "Estimating depth", 0.5)
         yield layout.Analysis(*[None] * 8)
 
-    monkeypatch.setattr(layout.render, "analyse", analyse)
-    analyses = layout.Analyses(keep=2)
+    analyses = layout.Analyses(analyse, keep=2)
     request = RenderRequest(clip="a.mp4")
     assert analyses.get(request) is None
     list(analyses.find(request))

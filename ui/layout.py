@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
@@ -27,6 +27,7 @@ from ui.theme import CSS, theme
 log = logging.getLogger(__name__)
 
 NAME = "Recapture"
+Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
 MAX_UPLOAD = "500mb"
 DEFAULTS = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
@@ -53,7 +54,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "fov": ("Field of view (degrees)", float),
 }
 CHOICES = {
-    "latent_mask": {"training-free": "Continuous, per channel", "binary": "Binary"},
+    "latent_mask": {"training-free": "Continuous", "binary": "Binary"},
     "solver": {"dds": "DDS, closed form", "dds_cg": "DDS, conjugate gradients", "none": "None (no guidance)"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
 }  # fmt: skip
@@ -62,7 +63,8 @@ CHOICES = {
 class Analyses:
     """The last few analyses, so that another camera move costs no second one. One analysis runs at a time."""
 
-    def __init__(self, keep: int = 4):
+    def __init__(self, analyse: Analyse, keep: int = 4):
+        self._analyse = analyse
         self._kept: OrderedDict[tuple, Analysis] = OrderedDict()
         self._keep = keep
         self._running = threading.Lock()
@@ -87,7 +89,7 @@ class Analyses:
                 self._kept.move_to_end(self.key(request))
                 yield known
                 return
-            for event in render.analyse(request):
+            for event in self._analyse(request):
                 if isinstance(event, Analysis):
                     self._kept[self.key(request)] = event
                     while len(self._kept) > self._keep:
@@ -251,9 +253,9 @@ def public_report(result: RenderResult) -> dict[str, Any]:
     return report
 
 
-def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
+def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = render.analyse) -> gr.Blocks:
     """The page, for one backbone. `launch_options` holds what else `launch` needs."""
-    analyses = Analyses()
+    analyses = Analyses(analyse)
     found = find_examples(examples)
     gr.set_static_paths([widgets.plotly_script()])
 
@@ -347,7 +349,7 @@ def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
             warp_status: widgets.status_html(""),
         }
 
-        def analyse(*values):
+        def show_analysis(*values):
             """Depth and point cloud of the chosen clip."""
             button_on, button_off = gr.Button(interactive=True), gr.Button(interactive=False)
             if not values[0]:
@@ -377,16 +379,19 @@ def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
                 words = widgets.status_html(failure_words(error), "error")
                 yield nothing | {analysis_status: words, analyse_button: button_on}
 
-        def analyse_if_new(known, *values):
-            """As `analyse`, unless a field was left as it was."""
+        def show_if_new(known, *values):
+            """As `show_analysis`, unless a field was left as it was."""
             try:
-                unchanged = known is not None and tuple(known) == analyses.key(request_of(values))
-            except InputError:
-                unchanged = False
-            if unchanged:
-                yield {analysis_status: gr.skip()}
+                wanted = analyses.key(request_of(values)) if values[0] else None
+            except InputError as error:  # half typed, perhaps: what stands on the page stays
+                yield {analysis_status: widgets.status_html(failure_words(error), "error")}
+                return
+            if wanted is None or wanted == known:
+                standing = analyses.get(request_of(values)) if wanted else None
+                words = widgets.status_html(analysis_words(standing), "done") if standing else gr.skip()
+                yield {analysis_status: words}
             else:
-                yield from analyse(*values)
+                yield from show_analysis(*values)
 
         def show_warp(known, *values):
             """The clip along the chosen path; uses the analysis that is at hand."""
@@ -395,6 +400,10 @@ def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
                 return
             try:
                 request = request_of(values)
+            except InputError:  # a setting is wrong, and its message stands already
+                yield {warp_status: gr.skip()}
+                return
+            try:
                 analysis = analyses.get(request)
                 if analysis is None:
                     for event in analyses.find(request):
@@ -421,11 +430,11 @@ def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
             return event.then(show_warp, [shown, *inputs], [warp, warp_status], **quiet)
 
         for trigger in (clip.upload, clip.clear, analyse_button.click):
-            then_warp(trigger(analyse, inputs, analysis_outputs, **quiet))
+            then_warp(trigger(show_analysis, inputs, analysis_outputs, **quiet))
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
         changes += [controls["depth"].upload, controls["depth"].clear]
-        then_warp(gr.on(changes, analyse_if_new, [shown, *inputs], analysis_outputs, **quiet))
+        then_warp(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
 
         then_warp(camera.input(lambda name: gr.Slider(**amount_slider(name)), camera, amount, **quiet))
         # While a warp is computed only the latest of the amounts that come meanwhile is kept.
@@ -439,7 +448,7 @@ def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
                 slider = amount_slider(request.camera, request.amount)
                 return request.clip, request.camera, gr.Slider(**slider), request.prompt
 
-            then_warp(strip.pick(pick, None, picked, **quiet).then(analyse, inputs, analysis_outputs, **quiet))
+            then_warp(strip.pick(pick, None, picked, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
 
         # --- renders as jobs -----------------------------------------------------------------------------------
 
@@ -523,7 +532,7 @@ def build(backbone: str, store: JobStore, *, examples: Path) -> gr.Blocks:
 
         page.load(follow, job_id, job_outputs, **quiet)
         restored = page.load(restore, job_id, inputs, **quiet)
-        then_warp(restored.then(analyse, inputs, analysis_outputs, **quiet))
+        then_warp(restored.then(show_analysis, inputs, analysis_outputs, **quiet))
 
     page.queue(default_concurrency_limit=None)
     return page
@@ -533,7 +542,7 @@ def _advanced() -> dict[str, Any]:
     """The settings most people leave alone, by their names in a RenderRequest."""
     controls: dict[str, Any] = {}
 
-    def numbers(*names: str, placeholder: str = "The model's own") -> None:
+    def numbers(*names: str, placeholder: str = "Automatic") -> None:
         # Text fields: a number field of Gradio cannot be empty, and shows 0 where nothing was given.
         with gr.Row(elem_classes="rc-fields"):
             for name in names:
@@ -565,7 +574,7 @@ def _advanced() -> dict[str, Any]:
         label="Depth of your own (npz or EXR)",
         file_types=DEPTH_SUFFIXES,
         type="filepath",
-        height=120,
+        height=140,
         elem_id="set-depth",
     )
     return controls

@@ -149,6 +149,7 @@ footer { opacity: .7; }
 .rc-card .rc-clip { flex: 1 1 300px !important; height: auto !important; min-height: 300px; }
 #amount input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px var(--primary-600), 0 1px 3px #0003; }
 .dark .rc-card input[type=range] { --neutral-200: #33404d; }
+#amount { padding-bottom: 4px; }
 .rc-card input[type=range]:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 4px; }
 .rc-clip video { background: var(--well); }
 .rc-clip, .rc-clip .wrap { border-radius: 8px; }

@@ -50,9 +50,11 @@ def set_number(page, name: str, value) -> None:
 
 
 def start_long_render(page) -> None:
-    """200 steps: long enough to be left, met again and stopped."""
+    """A render long enough to be left, met again and stopped; its settings ask for an analysis of their own."""
     page.click("#advanced > button")
-    set_number(page, "steps", 200)
+    for name, value in {"steps": 200, "frames": 17, "height": 192, "width": 320}.items():
+        set_number(page, name, value)
+    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192")
     page.click("#render")
     wait_words(page, "progress", r"Step \d+ of 200")
 
@@ -133,7 +135,7 @@ def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
     start_long_render(page)
 
     stranger = visit()
-    stranger.wait_for_timeout(1500)
+    stranger.wait_for_timeout(500)
     assert stranger.inner_text("#progress").strip() == "" and stranger.query_selector("#clip video") is None
     assert stranger.is_disabled("#stop")
 
