@@ -116,8 +116,8 @@ class _Progress:
         if sys.stderr.isatty():
             layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"
             # a size that tqdm need not ask for: it shows nothing on terminals that do not know their own
-            size = {"ncols": shutil.get_terminal_size().columns, "nrows": 24}
-            self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, leave=False, **size)
+            columns = shutil.get_terminal_size().columns
+            self.bar = tqdm(total=1.0, bar_format=layout, file=sys.stderr, leave=False, ncols=columns, nrows=24)
         return self
 
     def __exit__(self, *_: object) -> None:

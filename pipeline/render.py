@@ -357,7 +357,7 @@ def prepare(
     condition = backbone.condition(video, told)
     complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
     image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
-    return Problem(y_full, h, condition, image, backbone.noise(len(video), *video.shape[-2:], request.seed))
+    return Problem(y_full, h, condition, image, backbone.noise(len(video), *size_of(video), request.seed))
 
 
 def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Iterator[Step]:
