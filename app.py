@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import signal
+import sys
 from pathlib import Path
 
 try:  # on a shared GPU this must come before anything that touches CUDA; elsewhere it does nothing
@@ -29,6 +31,7 @@ def main() -> None:
     on_gpu = spaces.GPU(duration=120) if spaces else lambda function: function
     store = JobStore(on_gpu(render))
     atexit.register(store.close)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that a stopped service, too, removes its visitors' files
     page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse))
     page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))
 

@@ -279,9 +279,10 @@ def test_examples_are_found_with_their_requests(tmp_path):
     (tmp_path / "blue-box.json").write_text(described.to_json())
     (tmp_path / "red_ball.json").write_text("not JSON")
     examples = layout.find_examples(tmp_path)
-    assert [title for title, _ in examples] == ["Blue box", "Red ball"]
-    assert examples[0][1] == replace(described, clip=str(tmp_path / "blue-box.mp4"))
-    assert examples[1][1] == RenderRequest(clip=str(tmp_path / "red_ball.mp4"))
+    assert examples == [
+        ("Blue box", replace(described, clip=str(tmp_path / "blue-box.mp4")), True),
+        ("Red ball", RenderRequest(clip=str(tmp_path / "red_ball.mp4")), False),
+    ]
 
 
 def test_visitors_do_not_see_places_on_the_server():

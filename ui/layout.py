@@ -151,18 +151,19 @@ def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
     return {"minimum": low, "maximum": high, "value": value, "label": f"How far, in {how}"}
 
 
-def find_examples(folder: Path) -> list[tuple[str, RenderRequest]]:
-    """(title, request) of every clip in the folder; a JSON request of the same name sets the move and the prompt."""
+def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
+    """(title, request, described) of every clip in the folder; a JSON request of the same name describes it."""
     examples = []
     for clip in sorted(folder.glob("*.mp4")):
         request = RenderRequest(clip=str(clip))
-        described = clip.with_suffix(".json")
-        if described.exists():
+        file, described = clip.with_suffix(".json"), False
+        if file.exists():
             try:
-                request = replace(RenderRequest.from_json(described.read_text(encoding="utf-8")), clip=str(clip))
+                request = replace(RenderRequest.from_json(file.read_text(encoding="utf-8")), clip=str(clip))
+                described = True
             except InputError as error:
-                log.warning("%s: %s", described.name, error)
-        examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request))
+                log.warning("%s: %s", file.name, error)
+        examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request, described))
     return examples
 
 
@@ -280,7 +281,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 strip = None
                 if found:
                     pictures = [
-                        (title, media.data_url(media.poster(request.clip), "image/jpeg")) for title, request in found
+                        (title, media.data_url(media.poster(request.clip), "image/jpeg")) for title, request, _ in found
                     ]
                     strip = widgets.example_strip(pictures, elem_id="examples")
             with gr.Column(elem_classes="rc-card", min_width=320):
@@ -337,6 +338,11 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         def request_of(values: tuple) -> RenderRequest:
             return request_from(dict(zip(controls, values, strict=True)), backbone)
+
+        def set_controls(request: RenderRequest) -> list[Any]:
+            values = values_from(request)
+            values["amount"] = gr.Slider(**amount_slider(request.camera, values["amount"]))
+            return [values[name] for name in controls]
 
         # --- analysis and warp ---------------------------------------------------------------------------------
 
@@ -441,14 +447,12 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         amount.input(show_warp, [shown, *inputs], [warp, warp_status], trigger_mode="always_last", **quiet)
 
         if strip is not None:
-            picked = [clip, camera, amount, controls["prompt"]]
 
             def pick(event: gr.EventData):
-                request = found[int(event.index)][1]
-                slider = amount_slider(request.camera, request.amount)
-                return request.clip, request.camera, gr.Slider(**slider), request.prompt
+                request, described = found[int(event.index)][1:]
+                return set_controls(request) if described else [request.clip] + [gr.skip()] * (len(controls) - 1)
 
-            then_warp(strip.pick(pick, None, picked, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
+            then_warp(strip.pick(pick, None, inputs, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
 
         # --- renders as jobs -----------------------------------------------------------------------------------
 
@@ -523,12 +527,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def restore(wanted):
             """The clip and the settings of the visitor's own last job."""
             job = store.get(wanted)
-            if job is None:
-                return [gr.skip()] * len(controls)
-            values = values_from(job.request)
-            updates = [values[name] for name in controls]
-            updates[list(controls).index("amount")] = gr.Slider(**amount_slider(job.request.camera, values["amount"]))
-            return updates
+            return [gr.skip()] * len(controls) if job is None else set_controls(job.request)
 
         page.load(follow, job_id, job_outputs, **quiet)
         restored = page.load(restore, job_id, inputs, **quiet)
