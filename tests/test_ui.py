@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,11 @@ def make_store(tmp_path):
     yield make
     for store in stores:
         store.close(wait=2)
+
+
+def stand_in(**attributes) -> Any:
+    """An object with just the attributes that a function reads."""
+    return SimpleNamespace(**attributes)
 
 
 def wait_for(condition, seconds=5.0):
@@ -290,7 +296,7 @@ def test_visitors_do_not_see_places_on_the_server():
     assert "/tmp" not in words and "/srv" not in words and "clip.mp4 has no video." in words
     assert layout.without_paths("480x832, 3 / 4 and 24/7") == "480x832, 3 / 4 and 24/7"
     report = {"request": {"clip": "/srv/jobs/clip.mp4", "depth": None}, "depth": {"from": "/srv/d.npz"}, "seed": 3}
-    public = layout.public_report(SimpleNamespace(report=report))
+    public = layout.public_report(stand_in(report=report))
     assert "/srv" not in json.dumps(public) and public["seed"] == 3
 
 
@@ -319,10 +325,10 @@ def test_loops_keep_their_time(tmp_path):
     path = tmp_path / "loop.webp"
     path.write_bytes(media.loop_webp(frames, 10))
     with Image.open(path) as image:
-        assert (image.n_frames, image.size, image.info["loop"]) == (9, (30, 20), 0)
+        assert (getattr(image, "n_frames", 1), image.size, image.info["loop"]) == (9, (30, 20), 0)
     path.write_bytes(media.loop_webp(np.repeat(frames, 20, 0), 10, width=60))
     with Image.open(path) as image:
-        assert image.n_frames <= media.MAX_LOOP_FRAMES and image.size == (60, 40)
+        assert getattr(image, "n_frames", 1) in range(2, media.MAX_LOOP_FRAMES + 1) and image.size == (60, 40)
 
 
 def test_cloud_file_is_the_first_frame_unprojected():
@@ -330,10 +336,10 @@ def test_cloud_file_is_the_first_frame_unprojected():
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
     frames = torch.zeros(1, 3, height, width)
     frames[:, 0, :, : width // 2] = 1.0  # red on the left
-    analysis = SimpleNamespace(
-        clip=SimpleNamespace(frames=frames),
-        depth=SimpleNamespace(z=torch.full((1, height, width), z)),
-        source=SimpleNamespace(K=K[None]),
+    analysis = stand_in(
+        clip=stand_in(frames=frames),
+        depth=stand_in(z=torch.full((1, height, width), z)),
+        source=stand_in(K=K[None]),
         distance=z,
     )
     data = media.cloud_bytes(analysis, points=10_000)
@@ -357,7 +363,8 @@ def test_analyses_are_kept_and_shared():
     def analyse(request):
         calls.append(request)
         yield StageEvent("depth", "Estimating depth", 0.5)
-        yield layout.Analysis(*[None] * 8)
+        nothing: Any = None
+        yield layout.Analysis(*[nothing] * 8)
 
     analyses = layout.Analyses(analyse, keep=2)
     request = RenderRequest(clip="a.mp4")

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 ACTIVE = ("queued", "running")
 MAX_WAITING = 20
-Render = Callable[[RenderRequest, Path], Iterator[RenderEvent]]
+Render = Callable[[RenderRequest, Path], Generator[RenderEvent, None, None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +225,7 @@ class JobStore:
             fault = f"The render failed because of a fault in the program ({type(error).__name__})."
             self._show(job, state="failed", message=f"{fault} Nothing you set is lost.")
         finally:
-            if hasattr(events, "close"):
+            if events is not None:
                 try:
                     events.close()
                 except Exception:

@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from html import escape
 from pathlib import Path
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 NAME = "Recapture"
 Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
 MAX_UPLOAD = "500mb"
-DEFAULTS = {field.name: field.default for field in fields(RenderRequest)}
+DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 NO_CLIP = "Choose a clip first: upload a video or press an example."
@@ -53,7 +53,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "width": ("Working width", int),
     "fov": ("Field of view (degrees)", float),
 }
-CHOICES = {
+CHOICES: dict[str, dict[str, str]] = {
     "latent_mask": {"training-free": "Continuous", "binary": "Binary"},
     "solver": {"dds": "DDS, closed form", "dds_cg": "DDS, conjugate gradients", "none": "None (no guidance)"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
@@ -417,6 +417,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                             yield {warp_status: widgets.status_html(f"{event.message} …", "busy")}
                         else:
                             analysis = event
+                assert analysis is not None, "an analysis ends with its result or an error"
                 measurement = render.measure(analysis, request)
                 frames = render.to_uint8(render.show_holes(measurement))
                 file = store.new_folder() / "warp.webp"
@@ -552,7 +553,7 @@ def _advanced() -> dict[str, Any]:
                     elem_id=f"set-{name}",
                 )  # fmt: skip
 
-    def choice(name: str, label: str, names) -> None:
+    def choice(name: str, label: str, names: Iterable[str]) -> None:
         options = [(CHOICES[name].get(option, option), option) for option in names]
         controls[name] = gr.Dropdown(options, value=DEFAULTS[name], label=label, min_width=160, elem_id=f"set-{name}")
 
