@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline recapture | warp | render | benchmark`. The same functions as the app's.
+"""The command line: `python -m pipeline recapture | warp | render | evaluate | benchmark`. The same functions as the app's.
 
 Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
 Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.
@@ -105,6 +105,18 @@ def benchmark(options: argparse.Namespace) -> None:
     from pipeline.evaluation.benchmark import run
 
     run(options.backbone, depth=options.depth, size=options.size)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Compare methods on unseen scenes of the procedural world, whose true second view is known."""
+    from pipeline.evaluation.world import evaluate as run
+
+    if options.scenes < 1:
+        raise InputError("--scenes must be 1 or more.")
+    output, figure = (Path(path) if path else None for path in (options.output, options.figure))
+    say = lambda message: print(message, file=sys.stderr, flush=True)
+    shown = dict(steps=options.steps, output=output, figure=figure, progress=say)
+    print(run(options.backbone, options.first_seed, options.scenes, **shown))
 
 
 class _Progress:
@@ -270,6 +282,14 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--depth", default=None, metavar="FILE", help="depth of the benchmark's clip, where no model is")
     added.add_argument("--size", type=_size, default=None, metavar="HxW", help="size the model works at")
+
+    added = command("evaluate", evaluate)
+    added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
+    added.add_argument("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
+    added.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
+    added.add_argument("--steps", type=int, default=None, help="sampling steps (default: the model's)")
+    added.add_argument("--output", default=None, metavar="FILE", help="also write one JSON line a scene and method")
+    added.add_argument("--figure", default=None, metavar="FILE", help="also write a strip of pictures, .png")
     return parser
 
 

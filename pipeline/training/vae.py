@@ -49,8 +49,10 @@ def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
     encoder = vae.encoder
     h = encoder.conv_in(patchify(x, vae.config.patch_size))
     for layer in encoder.down_blocks:
-        h = _downsample(layer, h) if isinstance(layer, WanResample) else layer(h)
-    h = encoder.conv_out(F.silu(encoder.norm_out(encoder.mid_block(h))))
+        h = _downsample(layer, h) if isinstance(layer, WanResample) else _residual(layer, h)
+    first, second = encoder.mid_block.resnets
+    h = _residual(second, _attention(encoder.mid_block.attentions[0], _residual(first, h)))
+    h = encoder.conv_out(F.silu(encoder.norm_out(h)))
     return vae.quant_conv(h)[:, : vae.config.z_dim]
 
 
@@ -65,6 +67,18 @@ def decode_once(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
             h = _upsample(layer, h)
     h = decoder.conv_out(F.silu(decoder.norm_out(h)))
     return unpatchify(h, vae.config.patch_size)
+
+
+def _residual(block: torch.nn.Module, h: Tensor) -> Tensor:
+    """A residual block; a branch that is still exactly zero, as at the start, need not be computed."""
+    if not torch.is_grad_enabled() and not block.conv2.weight.any() and not block.conv2.bias.any():
+        return block.conv_shortcut(h)
+    return block(h)
+
+
+def _attention(block: torch.nn.Module, h: Tensor) -> Tensor:
+    idle = not torch.is_grad_enabled() and not block.proj.weight.any() and not block.proj.bias.any()
+    return h if idle else block(h)
 
 
 def _in_space(layer: WanResample, h: Tensor) -> Tensor:

@@ -1,0 +1,29 @@
+"""Render the clips in examples/ from the procedural world: `python -m pipeline.training.examples`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.training.world import make_scene, render_view, source_path
+from pipeline.video import Clip, write_video
+
+FOLDER = Path(__file__).parents[2] / "examples"
+CLIPS = {"dotted-ball": 0, "tiled-room": 3, "cones": 24}  # name: seed, none of them trained on
+FRAMES, FPS, SIZE = 25, 12.0, (480, 832)
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for name, seed in CLIPS.items():
+        rng = np.random.default_rng(seed)
+        scene = make_scene(rng, FRAMES)
+        path, words = source_path(rng, FRAMES, SIZE)
+        view = render_view(scene, path, SIZE)
+        write_video(FOLDER / f"{name}.mp4", Clip(view.frames, FPS))
+        print(f"{name}: {scene.caption}, {words}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""Train the nano prior: `WanTransformer3DModel` as an inpainting video model, with its text encoder.
+
+    python -m pipeline.training.prior --data DIR --vae assets/nano/vae --out assets/nano --minutes 60
+
+Flow matching on the frozen VAE's latents. The input is packed as for Wan2.1-Fun-InP: noisy latent, four mask channels,
+latent of the masked video with unknown pixels grey. What is known varies: another view's warp onto this path (as in
+re-capture), the first frame, first and last, random frames, boxes and ellipses, or nothing; prompts are dropped for
+classifier-free guidance.
+
+Latents are cached beside the data (`--cache`), and scenes that are rendered while the training runs join it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
+from pipeline.measurement import warp_to_path
+from pipeline.training import text
+from pipeline.training.dataset import Stored, load
+from pipeline.training.vae import encode_once
+
+SIZES = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
+SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56
+
+
+def transformer_config(latent_channels: int, temporal: int = 4) -> dict:
+    """The nano transformer: an inpainting Wan without an image branch."""
+    return dict(
+        patch_size=(1, 2, 2),
+        in_channels=2 * latent_channels + temporal,
+        out_channels=latent_channels,
+        text_dim=text.TEXT_CONFIG["d_model"],
+        freq_dim=256,
+        cross_attn_norm=True,
+        rope_max_seq_len=256,
+        **SIZES,
+    )
+
+
+# --- examples ---------------------------------------------------------------------------------------------------------
+
+
+def random_mask(rng: np.random.Generator, frames: int, height: int, width: int) -> Tensor:
+    """What is known (1) of a clip, T 1 H W: leading frames, first and last, scattered frames, or all but moving shapes."""
+    mask = torch.ones(frames, 1, height, width)
+    kind = rng.choice(["first", "first-last", "frames", "shapes"], p=[0.25, 0.1, 0.1, 0.55])
+    if kind == "first":
+        mask[int(rng.choice([1, 1, 1, 5])) :] = 0
+    elif kind == "first-last":
+        mask[1:-1] = 0
+    elif kind == "frames":
+        mask[torch.from_numpy(rng.uniform(size=frames) < rng.uniform(0.2, 0.9))] = 0
+    else:
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        first_frame = rng.uniform() < 0.5
+        for _ in range(int(rng.integers(1, 4))):
+            cy, cx = rng.uniform(0, height), rng.uniform(0, width)
+            ry, rx = rng.uniform(0.08, 0.45) * height, rng.uniform(0.08, 0.35) * width
+            vy, vx = rng.normal(0, 0.25, 2) * (height, width) * (rng.uniform() < 0.6)
+            rounded = rng.uniform() < 0.5
+            for i in range(frames):
+                s = i / max(frames - 1, 1)
+                dy, dx = (y - cy - vy * s).abs() / ry, (x - cx - vx * s).abs() / rx
+                inside = (dy * dy + dx * dx < 1) if rounded else torch.maximum(dy, dx) < 1
+                mask[i, 0][inside] = 0
+        if first_frame:
+            mask[0] = 1
+    return mask
+
+
+@torch.no_grad()
+def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Tensor]]:
+    """Both recordings of a scene as training targets, each with two things that may be known of it.
+
+    Each example: `z` C t h w, `known` 2 (4+C) t h w (0: the other view's warp, 1: itself behind a random mask), float16.
+    """
+    views = [
+        (stored.target, stored.source, stored.source_z, stored.source_path, stored.target_path),
+        (stored.source, stored.target, stored.target_z, stored.target_path, stored.source_path),
+    ]
+    flip = rng.uniform() < 0.5
+    examples = []
+    for clean, other, z, path, along in views:
+        clean, other = clean.float() / 255, other.float() / 255
+        warped = warp_to_path(other, z.float(), path, along)
+        knowns = [(warped.video, warped.mask.float())]
+        knowns.append((clean, random_mask(rng, len(clean), *clean.shape[-2:])))
+        clips = [clean] + [torch.where(mask > 0, video, 0.5) for video, mask in knowns]
+        masks = [mask for _, mask in knowns]
+        if flip:
+            clips, masks = [c.flip(-1) for c in clips], [m.flip(-1) for m in masks]
+        batch = torch.stack(clips).to(device).mul(2).sub(1).transpose(1, 2)
+        latents = torch.cat([normalise(vae, encode_once(vae, clip[None])) for clip in batch]).cpu()
+        known = torch.stack([torch.cat([group_mask(m), c]) for m, c in zip(masks, latents[1:], strict=True)])
+        examples.append({"z": latents[0].half(), "known": known.half()})
+    return examples
+
+
+def normalise(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+    """VAE latents B C t h w to the unit in which the flow runs."""
+    mean, std = (torch.tensor(vae.config[k], device=z.device).view(1, -1, 1, 1, 1) for k in ("latents_mean", "latents_std"))
+    return (z - mean) / std
+
+
+def fill_cache(data: Path, cache: Path, vae: AutoencoderKLWan, device, seconds: float) -> None:
+    """Encode scenes that are not in the cache yet, for at most `seconds`."""
+    cache.mkdir(parents=True, exist_ok=True)
+    started = time.time()
+    for path in sorted(data.glob("*.npz")):
+        target = cache / f"{path.stem}.pt"
+        if target.exists():
+            continue
+        if time.time() - started > seconds:
+            break
+        stored = load(path)
+        examples = make_examples(stored, vae, np.random.default_rng(int(path.stem)), device)
+        partial = target.with_suffix(f".{os.getpid()}.part")
+        torch.save({"examples": examples, "caption": stored.caption}, partial)
+        partial.replace(target)
+
+
+class Examples:
+    """Cached examples in memory; `refresh` takes in what has been added on disk."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache, self.seen = cache, set()
+        self.items: list[tuple[dict[str, Tensor], str]] = []
+
+    def refresh(self) -> None:
+        for path in sorted(self.cache.glob("*.pt")):
+            if path.name not in self.seen:
+                self.seen.add(path.name)
+                stored = torch.load(path, weights_only=True)
+                self.items += [(example, stored["caption"]) for example in stored["examples"]]
+
+
+def draw(
+    items: list, count: int, window: tuple[int, int] | None, rng: np.random.Generator, grey: Tensor
+) -> tuple[Tensor, Tensor, list[str]]:
+    """A batch of z (B C t h w), known (B 4+C t h w) and captions; cut to `window` latent cells if given.
+
+    Known is the warp in half of the examples, nothing in a sixth; every eighth prompt is empty.
+    """
+    zs, knowns, captions = [], [], []
+    for index in rng.integers(len(items), size=count):
+        example, caption = items[index]
+        choice = rng.choice(3, p=[0.5, 0.34, 0.16])
+        z = example["z"].float()
+        if choice < 2:
+            known = example["known"][choice].float()
+        else:
+            known = torch.cat([torch.zeros(4, *z.shape[1:]), grey.expand_as(z)])
+        if window is not None:
+            top, left = (2 * int(rng.integers((n - m) // 2 + 1)) for n, m in zip(z.shape[-2:], window, strict=True))
+            cut = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            z, known = z[cut], known[cut]
+        zs.append(z)
+        knowns.append(known)
+        captions.append("" if rng.integers(8) == 0 else caption)
+    return torch.stack(zs), torch.stack(knowns), captions
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def embed(encoder: UMT5EncoderModel, tokenizer, captions: list[str], device) -> Tensor:
+    """Prompts as `pipeline.backbone.Backbone.embed` gives them: B L D, zero after the end."""
+    tokens = tokenizer(captions, padding="max_length", max_length=text.TEXT_TOKENS, truncation=True, return_tensors="pt")
+    ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+    hidden = encoder(ids, mask).last_hidden_state
+    return torch.where(mask[..., None] > 0, hidden, 0.0)
+
+
+def flow_loss(transformer, z: Tensor, known: Tensor, prompt: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error of the predicted velocity, per example (Lipman et al. 2023, with z_t = (1-σ) z0 + σ ε)."""
+    level = sigma.view(-1, 1, 1, 1, 1)
+    z_t = (1 - level) * z + level * noise
+    predicted = transformer(
+        hidden_states=torch.cat([z_t, known], 1),
+        timestep=sigma * TRAIN_TIMESTEPS,
+        encoder_hidden_states=prompt,
+        return_dict=False,
+    )[0]
+    return (predicted.float() - (noise - z)).square().flatten(1).mean(1)
+
+
+def noise_levels(count: int, generator: torch.Generator, shift: float = SHIFT**2) -> Tensor:
+    """Sigmas spread as the sampler's steps are: uniform, then shifted."""
+    u = torch.rand(count, generator=generator)
+    return (shift * u / (1 + (shift - 1) * u)).clamp(1e-3, 1)
+
+
+@torch.no_grad()
+def validation(transformer, encoder, tokenizer, items: list, grey: Tensor, device) -> dict[str, float]:
+    """Velocity error on held-out scenes at fixed noise, by what is known: warp, random, nothing."""
+    out = {}
+    for name, choice in (("warp", 0), ("random", 1), ("nothing", None)):
+        total = []
+        for sigma in (0.9, 0.6, 0.3):
+            generator = torch.Generator().manual_seed(1)
+            for example, caption in items:
+                z = example["z"].float()[None]
+                blank = torch.cat([torch.zeros(4, *z.shape[2:]), grey.expand_as(z[0])])
+                known = (blank if choice is None else example["known"][choice].float())[None]
+                noise = torch.randn(z.shape, generator=generator)
+                prompt = embed(encoder, tokenizer, [caption], device)
+                z, known, noise = z.to(device), known.to(device), noise.to(device)
+                loss = flow_loss(transformer, z, known, prompt, torch.tensor([sigma], device=device), noise)
+                total.append(loss.item())
+        out[name] = sum(total) / len(total)
+    return out
+
+
+def write_folder(out: Path, vae_folder: Path, transformer, encoder, latent_rgb, frames: int, pixels: int) -> None:
+    """The backbone folder in the diffusers layout, weights in float16."""
+    copy.deepcopy(transformer).half().save_pretrained(out / "transformer")
+    copy.deepcopy(encoder).half().save_pretrained(out / "text_encoder")
+    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
+    index = {
+        "_class_name": "WanImageToVideoPipeline",
+        "image_encoder": [None, None],
+        "image_processor": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    settings = {
+        "frames": frames,
+        "pixels": pixels,
+        "steps": 20,
+        "guidance_scale": 1.5,
+        "shift": SHIFT,
+        "text_tokens": text.TEXT_TOKENS,
+        "depth": "depth",
+        "latent_rgb": latent_rgb,
+    }
+    path = out / "recapture.json"
+    if path.exists():  # keep what was tuned by hand
+        settings |= {k: v for k, v in json.loads(path.read_text()).items() if k in ("steps", "guidance_scale")}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def train(args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+    vae = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    cache = args.cache or args.data.with_name(args.data.name + "-latents")
+    fill_cache(args.data, cache, vae, device, args.first_fill)
+    examples = Examples(cache)
+    examples.refresh()
+    held_out = examples.items[: args.held_out]
+    del examples.items[: args.held_out]
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "tokenizer").exists():
+        text.train_tokenizer([caption for _, caption in examples.items], args.out / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(args.out / "tokenizer")
+
+    channels = vae.config.z_dim
+    transformer = WanTransformer3DModel(**transformer_config(channels)).to(device)
+    encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG)).to(device)
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+    both = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
+    print(f"{sum(p.numel() for p in both.parameters()) / 1e6:.2f} M parameters, {len(examples.items)} examples")
+    average = copy.deepcopy(both).requires_grad_(False)
+    optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint.pt")
+    step, elapsed = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        both.load_state_dict(state["weights"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, elapsed = state["step"], state["elapsed"]
+
+    sample = load(min(args.data.glob("*.npz"))).source.float() / 255
+    frame_count, _, height, width = sample.shape
+    grey_clip = torch.zeros(1, 3, frame_count, 16, 16, device=device)
+    grey = normalise(vae, encode_once(vae, grey_clip))[0, :, :, :1, :1].cpu()
+    z = normalise(vae, encode_once(vae, sample[None].to(device).mul(2).sub(1).transpose(1, 2)))[0].cpu()
+    factors = fit_latent_rgb(z, sample)
+    latent_rgb = {"weight": factors.weight.tolist(), "bias": factors.bias.tolist()}
+
+    run = torch.compile(transformer) if args.compile else transformer
+    rng = np.random.default_rng([args.seed, step])
+    generator = torch.Generator().manual_seed(args.seed + step)
+    budget, started, last_log, last_save, losses = args.minutes * 60, time.time(), time.time(), time.time(), []
+    ran = lambda: elapsed + time.time() - started
+    while ran() < budget:
+        progress = min(ran() / budget, 1.0)
+        small = progress < args.small_until
+        window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
+        z, known, captions = draw(examples.items, batch, window, rng, grey)
+        sigma = noise_levels(batch, generator)
+        noise = torch.randn(z.shape, generator=generator)
+        z, known, sigma, noise = z.to(device), known.to(device), sigma.to(device), noise.to(device)
+        rate = args.lr * min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):
+            prompt = embed(encoder, tokenizer, captions, device)
+            loss = flow_loss(run, z, known, prompt, sigma, noise).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimiser.step()
+        decay = min(0.998, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(both.parameters()), 1 - decay)
+        losses.append(loss.detach())
+        step += 1
+        if time.time() - last_log > 60:
+            last_log = time.time()
+            print(f"step {step} {ran():.0f} s loss {torch.stack(losses).mean():.4f} lr {rate:.1e}", flush=True)
+            losses = []
+        if time.time() - last_save > args.save_every:
+            fill_cache(args.data, cache, vae, device, args.fill)
+            examples.refresh()
+            figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
+            print(f"step {step} examples {len(examples.items)} held-out", {k: round(v, 4) for k, v in figures.items()}, flush=True)
+            _checkpoint(checkpoint, both, average, optimiser, step, ran())
+            write_folder(args.out, args.vae, average["transformer"], average["text_encoder"], latent_rgb, frame_count, height * width)
+            last_save = time.time()
+    figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
+    _checkpoint(checkpoint, both, average, optimiser, step, ran())
+    write_folder(args.out, args.vae, average["transformer"], average["text_encoder"], latent_rgb, frame_count, height * width)
+    figures |= {"step": step, "minutes": ran() / 60, "seed": args.seed, "examples": len(examples.items)}
+    args.out.with_name(args.out.name + ".figures.json").write_text(json.dumps(figures, indent=2))
+    print(figures)
+
+
+def _checkpoint(path: Path, both, average, optimiser, step: int, elapsed: float) -> None:
+    state = {
+        "weights": both.state_dict(),
+        "average": average.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "elapsed": elapsed,
+    }
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the backbone folder to write")
+    parser.add_argument("--cache", type=Path, help="folder for latents (default: beside the data)")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--minutes", type=float, default=60, help="training time in all, over all resumed runs")
+    parser.add_argument("--first-fill", type=float, default=600, help="most seconds to spend on encoding before the start")
+    parser.add_argument("--fill", type=float, default=60, help="most seconds to spend on encoding new scenes at each save")
+    parser.add_argument("--small-until", type=float, default=0.5, help="share of the time on cut-outs of 8x12 latents")
+    parser.add_argument("--batch", type=int, default=32, help="of cut-outs; a quarter of it at full size")
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--held-out", type=int, default=12, help="examples kept for validation")
+    parser.add_argument("--save-every", type=float, default=300, help="seconds between checkpoints")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
