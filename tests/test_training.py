@@ -1,0 +1,125 @@
+"""The nano models' training: one-pass network equal to the chunked one, the closed-form start, examples and the loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from pipeline.training import prior, text, vae
+from pipeline.training.dataset import load, render_to
+from pipeline.training.world import render_sample
+
+FRAMES, SIZE = 9, (32, 48)
+
+
+@pytest.fixture(scope="module")
+def clips() -> torch.Tensor:
+    frames = [render_sample(seed, frames=FRAMES, size=SIZE, supersample=1).source.frames for seed in range(6)]
+    return (torch.stack(frames) * 2 - 1).transpose(1, 2)
+
+
+@pytest.fixture(scope="module")
+def started(clips) -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    network = AutoencoderKLWan(**vae.CONFIG).eval()
+    vae.linear_start(network, clips)
+    return network
+
+
+def _disturbed() -> AutoencoderKLWan:
+    torch.manual_seed(1)
+    return AutoencoderKLWan(**vae.CONFIG).eval()
+
+
+@torch.no_grad()
+def test_one_pass_equals_the_chunked_network(clips):
+    network = _disturbed()
+    z = network.encode(clips[:1]).latent_dist.mode()
+    assert torch.allclose(vae.encode_once(network, clips[:1]), z, atol=1e-4)
+    assert torch.allclose(vae.decode_once(network, z).clamp(-1, 1), network.decode(z).sample, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_start_is_near_the_linear_floor(clips, started):
+    z = vae.encode_once(started, clips)
+    assert z.std() == pytest.approx(1, abs=0.15)
+    restored = started.decode(z).sample
+    flat = vae.psnr(clips.mean((2, 3, 4), keepdim=True).expand_as(clips), clips)
+    assert vae.psnr(restored, clips) > max(22, flat + 5)
+
+
+@torch.no_grad()
+def test_the_start_is_a_block_transform(clips, started):
+    """A change inside one block of 4x8x8 pixels changes one latent alone."""
+    x = clips[:1].clone()
+    x[:, :, 1:5, 8:16, 16:24] *= -1
+    changed = (vae.encode_once(started, x) - vae.encode_once(started, clips[:1])).abs().amax(1)[0] > 1e-3
+    assert changed[1, 1, 2] and changed.sum() == 1
+
+
+def test_stored_scenes_come_back(tmp_path):
+    path = render_to(tmp_path, 3, 5, (32, 48))
+    stored, sample = load(path), render_sample(3, frames=5, size=(32, 48))
+    assert torch.equal(stored.source, (sample.source.frames * 255).round().byte())
+    assert torch.equal(stored.source_objects, sample.source.objects)
+    assert stored.caption == sample.caption
+    before = path.stat().st_mtime_ns
+    assert render_to(tmp_path, 3, 5, (32, 48)) == path and path.stat().st_mtime_ns == before
+
+
+def test_random_masks_are_of_every_kind():
+    rng = np.random.default_rng(0)
+    masks = [prior.random_mask(rng, 9, 32, 48) for _ in range(60)]
+    assert all(m.shape == (9, 1, 32, 48) and set(m.unique().tolist()) <= {0.0, 1.0} for m in masks)
+    by_frame = [m.mean((1, 2, 3)) for m in masks]
+    assert any((f[0] == 1) and (f[1:] == 0).all() for f in by_frame)  # the first frame alone
+    assert any((f[0] == 1) and (f[-1] == 1) and (f[1:-1] == 0).all() for f in by_frame)
+    assert any(((f > 0) & (f < 1)).all() for f in by_frame)  # shapes
+
+
+def test_prior_examples_and_loss(tmp_path, started):
+    stored = load(render_to(tmp_path, 4, FRAMES, SIZE))
+    examples = prior.make_examples(stored, started, np.random.default_rng(0), "cpu")
+    channels = vae.CONFIG["z_dim"]
+    assert [e["z"].shape for e in examples] == [(channels, 3, 4, 6)] * 2
+    assert [e["known"].shape for e in examples] == [(2, 4 + channels, 3, 4, 6)] * 2
+    items = [(example, stored.caption) for example in examples]
+    grey = torch.zeros(channels, 3, 1, 1)
+    z, known, captions = prior.draw(items, 8, (2, 4), np.random.default_rng(1), grey)
+    assert z.shape == (8, channels, 3, 2, 4) and known.shape == (8, 4 + channels, 3, 2, 4)
+    assert set(captions) <= {"", stored.caption}
+
+    text.train_tokenizer([stored.caption], tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    torch.manual_seed(0)
+    encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
+    transformer = WanTransformer3DModel(**prior.transformer_config(channels) | {"num_layers": 1})
+    optimiser = torch.optim.AdamW([*transformer.parameters(), *encoder.parameters()], lr=1e-3)
+    noise, sigma = torch.randn(z.shape), torch.full((8,), 0.7)
+    losses = []
+    for _ in range(12):
+        prompt = prior.embed(encoder, tokenizer, captions, "cpu")
+        loss = prior.flow_loss(transformer, z, known, prompt, sigma, noise).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_tokenizer_reads_any_prompt(tmp_path):
+    text.train_tokenizer(["a red ball rolls on a tiled floor"], tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    for prompt in ("", "a red ball", "ein grüner Würfel, 立方体 🎥"):
+        ids = tokenizer(prompt).input_ids
+        assert ids[-1] == tokenizer.eos_token_id and tokenizer.unk_token_id not in ids
+    assert len(tokenizer("a red ball").input_ids) <= 5
+
+
+def test_velocity_levels_are_shifted():
+    levels = prior.noise_levels(4000, torch.Generator().manual_seed(0), shift=3.0)
+    assert 0 < levels.min() and levels.max() <= 1
+    assert levels.median() == pytest.approx(3 * 0.5 / (1 + 2 * 0.5), abs=0.03)
