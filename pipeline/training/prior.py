@@ -112,7 +112,9 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
 
 def normalise(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
     """VAE latents B C t h w to the unit in which the flow runs."""
-    mean, std = (torch.tensor(vae.config[k], device=z.device).view(1, -1, 1, 1, 1) for k in ("latents_mean", "latents_std"))
+    mean, std = (
+        torch.tensor(vae.config[k], device=z.device).view(1, -1, 1, 1, 1) for k in ("latents_mean", "latents_std")
+    )
     return (z - mean) / std
 
 
@@ -179,7 +181,9 @@ def draw(
 
 def embed(encoder: UMT5EncoderModel, tokenizer, captions: list[str], device) -> Tensor:
     """Prompts as `pipeline.backbone.Backbone.embed` gives them: B L D, zero after the end."""
-    tokens = tokenizer(captions, padding="max_length", max_length=text.TEXT_TOKENS, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=text.TEXT_TOKENS, truncation=True, return_tensors="pt"
+    )
     ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
     hidden = encoder(ids, mask).last_hidden_state
     return torch.where(mask[..., None] > 0, hidden, 0.0)
@@ -335,13 +339,27 @@ def train(args: argparse.Namespace) -> None:
             fill_cache(args.data, cache, vae, device, args.fill)
             examples.refresh()
             figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
-            print(f"step {step} examples {len(examples.items)} held-out", {k: round(v, 4) for k, v in figures.items()}, flush=True)
+            print(
+                f"step {step} examples {len(examples.items)} held-out",
+                {k: round(v, 4) for k, v in figures.items()},
+                flush=True,
+            )
             _checkpoint(checkpoint, both, average, optimiser, step, ran())
-            write_folder(args.out, args.vae, average["transformer"], average["text_encoder"], latent_rgb, frame_count, height * width)
+            write_folder(
+                args.out,
+                args.vae,
+                average["transformer"],
+                average["text_encoder"],
+                latent_rgb,
+                frame_count,
+                height * width,
+            )
             last_save = time.time()
     figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
     _checkpoint(checkpoint, both, average, optimiser, step, ran())
-    write_folder(args.out, args.vae, average["transformer"], average["text_encoder"], latent_rgb, frame_count, height * width)
+    write_folder(
+        args.out, args.vae, average["transformer"], average["text_encoder"], latent_rgb, frame_count, height * width
+    )
     figures |= {"step": step, "minutes": ran() / 60, "seed": args.seed, "examples": len(examples.items)}
     args.out.with_name(args.out.name + ".figures.json").write_text(json.dumps(figures, indent=2))
     print(figures)
@@ -368,8 +386,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for latents (default: beside the data)")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="training time in all, over all resumed runs")
-    parser.add_argument("--first-fill", type=float, default=600, help="most seconds to spend on encoding before the start")
-    parser.add_argument("--fill", type=float, default=60, help="most seconds to spend on encoding new scenes at each save")
+    parser.add_argument(
+        "--first-fill", type=float, default=600, help="most seconds to spend on encoding before the start"
+    )
+    parser.add_argument(
+        "--fill", type=float, default=60, help="most seconds to spend on encoding new scenes at each save"
+    )
     parser.add_argument("--small-until", type=float, default=0.5, help="share of the time on cut-outs of 8x12 latents")
     parser.add_argument("--batch", type=int, default=32, help="of cut-outs; a quarter of it at full size")
     parser.add_argument("--lr", type=float, default=8e-4)

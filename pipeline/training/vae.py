@@ -405,14 +405,26 @@ def train(args: argparse.Namespace) -> None:
     result = validate(vae, held_out, device)
     _checkpoint(checkpoint, vae, optimiser, step, ran())
     vae.half().save_pretrained(args.out)
-    figures = {"step": step, "minutes": ran() / 60, "seed": args.seed, "scenes": len(clips) // 2, "held_out_psnr": result}
+    figures = {
+        "step": step,
+        "minutes": ran() / 60,
+        "seed": args.seed,
+        "scenes": len(clips) // 2,
+        "held_out_psnr": result,
+    }
     (args.out.parent / f"{args.out.name}.figures.json").write_text(json.dumps(figures, indent=2))
     print(figures)
 
 
 def _checkpoint(path: Path, vae, optimiser, step: int, elapsed: float) -> None:
     config = {k: list(vae.config[k]) for k in ("latents_mean", "latents_std")}
-    state = {"weights": vae.state_dict(), "config": config, "optimiser": optimiser.state_dict(), "step": step, "elapsed": elapsed}
+    state = {
+        "weights": vae.state_dict(),
+        "config": config,
+        "optimiser": optimiser.state_dict(),
+        "step": step,
+        "elapsed": elapsed,
+    }
     partial = path.with_suffix(".part")
     torch.save(state, partial)
     partial.replace(path)

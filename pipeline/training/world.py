@@ -184,7 +184,10 @@ def _volume(texture: np.ndarray, device) -> Tensor:
 def _sky(rng: np.random.Generator, device) -> Tensor:
     palette = np.array([[0.35, 0.55, 0.85], [0.9, 0.92, 0.95]], np.float32) * rng.uniform(0.5, 1.05)
     palette = np.clip(palette + rng.normal(0, 0.08, (2, 3)), 0, 1).astype(np.float32)
-    return _volume(make_texture(rng, str(rng.choice(["noise", "marble", "plain", "leaves"], p=[0.5, 0.2, 0.2, 0.1])), palette), device)
+    return _volume(
+        make_texture(rng, str(rng.choice(["noise", "marble", "plain", "leaves"], p=[0.5, 0.2, 0.2, 0.1])), palette),
+        device,
+    )
 
 
 def _solid(rng: np.random.Generator, frames: int, spots: list, device) -> Solid | None:
@@ -271,7 +274,8 @@ def _turn(axis: str, angles: np.ndarray) -> Rotation:
 def _caption(solids: list[Solid], place: str) -> str:
     """In plain words: the moving solids first, at most three named."""
     named = sorted(solids, key=lambda s: s.motion == "still")[:3]
-    parts = [f"a {s.colour} {PATTERN_WORDS[s.pattern]}{s.shape} {MOTIONS[s.motion]}" for s in named]
+    article = lambda word: "an" if word[0] in "aeiou" else "a"
+    parts = [f"{article(s.colour)} {s.colour} {PATTERN_WORDS[s.pattern]}{s.shape} {MOTIONS[s.motion]}" for s in named]
     return f"{' and '.join(parts)} {place}" if parts else f"an empty scene {place}"
 
 
@@ -310,7 +314,12 @@ def source_path(rng: np.random.Generator, frames: int, size: tuple[int, int]) ->
         targets = targets + 0.3 * wobble[:, 3:6]
         rolls = 0.04 * wobble[:, 6]
     poses = np.stack([_look_at(e, t, r) for e, t, r in zip(eyes, targets, rolls, strict=True)])
-    words = {"static": "static camera", "pan": "panning camera", "move": "moving camera", "hand-held": "hand-held camera"}
+    words = {
+        "static": "static camera",
+        "pan": "panning camera",
+        "move": "moving camera",
+        "hand-held": "hand-held camera",
+    }
     return CameraPath(torch.from_numpy(poses).float(), K), words[kind]
 
 
@@ -354,7 +363,10 @@ def render_view(scene: Scene, path: CameraPath, size: tuple[int, int], *, supers
         # frame by frame the working set stays in the processor's cache: twice as fast
         views = [render_view(_moment(scene, i), _pick(path, i), size, supersample=supersample) for i in range(total)]
         return View(
-            torch.cat([v.frames for v in views]), torch.cat([v.z for v in views]), path, torch.cat([v.objects for v in views])
+            torch.cat([v.frames for v in views]),
+            torch.cat([v.z for v in views]),
+            path,
+            torch.cat([v.objects for v in views]),
         )
     H, W = size[0] * supersample, size[1] * supersample
     pose = path.world_from_cam.to(device)
@@ -385,7 +397,9 @@ def render_view(scene: Scene, path: CameraPath, size: tuple[int, int], *, supers
             hit &= point[1] > -plane.height
         axes = [i for i in range(3) if plane.normal[i] == 0]
         slant = (_norm(ray) / facing.abs().clamp(min=1e-3)).clamp(max=40)
-        colour = _lookup(plane.texture, point[axes[0]], point[axes[1]], plane.texture_scale, depth * footprint * slant.sqrt())
+        colour = _lookup(
+            plane.texture, point[axes[0]], point[axes[1]], plane.texture_scale, depth * footprint * slant.sqrt()
+        )
         z = torch.where(hit, depth, z)
         albedo = torch.where(hit, colour, albedo)
         normal = torch.where(hit, n[:, None, None, None], normal)
@@ -415,9 +429,11 @@ def render_view(scene: Scene, path: CameraPath, size: tuple[int, int], *, supers
     s = supersample
     frames = F.avg_pool2d(colour.movedim(0, 1), s) if s > 1 else colour.movedim(0, 1).contiguous()
     label = label.reshape(T, size[0], s, size[1], s)
-    objects = torch.stack(
-        [(label == i).float().mean((2, 4)) >= 0.5 for i in range(len(scene.solids))], 1
-    ) if scene.solids else torch.zeros(T, 0, *size, dtype=torch.bool, device=device)
+    objects = (
+        torch.stack([(label == i).float().mean((2, 4)) >= 0.5 for i in range(len(scene.solids))], 1)
+        if scene.solids
+        else torch.zeros(T, 0, *size, dtype=torch.bool, device=device)
+    )
     cells = z.reshape(T, size[0], s, size[1], s)
     near, far = cells.amin((2, 4)), cells.amax((2, 4))
     # a pixel that straddles an edge belongs to the nearer surface
@@ -482,8 +498,12 @@ def _window(solid: Solid, pose: Tensor, K: Tensor, size: tuple[int, int]) -> tup
     spans = []
     for axis, limit in ((1, size[0]), (0, size[1])):
         f, c = K[:, axis, axis], K[:, axis, 2]
-        low = (f * (local[:, axis] - radius) / (depth - radius) + c).minimum(f * (local[:, axis] - radius) / (depth + radius) + c)
-        high = (f * (local[:, axis] + radius) / (depth - radius) + c).maximum(f * (local[:, axis] + radius) / (depth + radius) + c)
+        low = (f * (local[:, axis] - radius) / (depth - radius) + c).minimum(
+            f * (local[:, axis] - radius) / (depth + radius) + c
+        )
+        high = (f * (local[:, axis] + radius) / (depth - radius) + c).maximum(
+            f * (local[:, axis] + radius) / (depth + radius) + c
+        )
         start, stop = max(0, math.floor(float(low.min())) - 1), min(limit, math.ceil(float(high.max())) + 1)
         if stop <= start:
             return None
@@ -509,9 +529,10 @@ def _shade(scene, albedo, normal, gloss, eye, ray, z, label) -> Tensor:
     half = light[:, None, None, None] - ray / _norm(ray)
     half = half / _norm(half).clamp(min=1e-6)
     highlight = gloss * ((normal * half).sum(0).clamp(min=0) ** 40) * lit
-    shaded = albedo * (
-        scene.ambient[:, None, None, None] + scene.light_colour[:, None, None, None] * (lambert * lit)
-    ) + highlight
+    shaded = (
+        albedo * (scene.ambient[:, None, None, None] + scene.light_colour[:, None, None, None] * (lambert * lit))
+        + highlight
+    )
     return torch.where(z < FAR, shaded, albedo)
 
 
