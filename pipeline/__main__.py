@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline recapture | warp | render | evaluate | benchmark`. The same functions as the app's.
+"""The command line: `python -m pipeline recapture | warp | render | evaluate | benchmark`. The app's functions.
 
 Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
 Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.

@@ -1,4 +1,4 @@
-"""The nano models' training: one-pass network equal to the chunked one, the closed-form start, examples and the loss."""
+"""The nano models' training: the network in one pass, its closed-form start, examples and the loss."""
 
 from __future__ import annotations
 
@@ -121,5 +121,5 @@ def test_tokenizer_reads_any_prompt(tmp_path):
 
 def test_velocity_levels_are_shifted():
     levels = prior.noise_levels(4000, torch.Generator().manual_seed(0), shift=3.0)
-    assert 0 < levels.min() and levels.max() <= 1
+    assert levels.min() > 0 and levels.max() <= 1
     assert levels.median() == pytest.approx(3 * 0.5 / (1 + 2 * 0.5), abs=0.03)

@@ -28,6 +28,7 @@ from pipeline.training.world import Sample, render_sample
 
 BASE = RenderRequest(clip="(world)")
 TELEA, DEFAULT = "Telea (OpenCV)", "DDS, shown the warp (default)"
+COLUMNS = ("holes", "observed", "all", "seconds")
 STRIPS = 5  # scenes in the figure
 PRIORS: dict[str, RenderRequest] = {
     "prior alone, shown the warp": replace(BASE, solver="none"),
@@ -135,12 +136,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| method | holes, dB | observed, dB | whole frame, dB | s |", "|---|---|---|---|---|"]
     for name in dict.fromkeys(row["method"] for row in rows):
         chosen = [row for row in rows if row["method"] == name]
-        mean = lambda key: _mean(row[key] for row in chosen)
+        holes, observed, whole, seconds = (_mean(row[key] for row in chosen) for key in COLUMNS)
         spread = float(np.std([row["holes"] for row in chosen])) / math.sqrt(len(chosen))
-        observed = "" if "ceiling" in name else _decibels(mean("observed"))
-        lines.append(
-            f"| {name} | {mean('holes'):.2f} ± {spread:.2f} | {observed} | {mean('all'):.2f} | {mean('seconds'):.1f} |"
-        )
+        kept = "" if "ceiling" in name else _decibels(observed)
+        lines.append(f"| {name} | {holes:.2f} ± {spread:.2f} | {kept} | {whole:.2f} | {seconds:.1f} |")
     unknown = _mean({row["seed"]: row["unknown"] for row in rows}.values())
     lines.append(f"\n{len({row['seed'] for row in rows})} unseen scenes, {unknown:.1%} of the pixels unknown.")
     return "\n".join(lines)

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
@@ -55,7 +54,7 @@ def transformer_config(latent_channels: int, temporal: int = 4) -> dict:
 
 
 def random_mask(rng: np.random.Generator, frames: int, height: int, width: int) -> Tensor:
-    """What is known (1) of a clip, T 1 H W: leading frames, first and last, scattered frames, or all but moving shapes."""
+    """What is known (1) of a clip, T 1 H W: leading frames, first and last, some frames, or all but moving shapes."""
     mask = torch.ones(frames, 1, height, width)
     kind = rng.choice(["first", "first-last", "frames", "shapes"], p=[0.25, 0.1, 0.1, 0.55])
     if kind == "first":
@@ -86,7 +85,7 @@ def random_mask(rng: np.random.Generator, frames: int, height: int, width: int) 
 def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Tensor]]:
     """Both recordings of a scene as training targets, each with two things that may be known of it.
 
-    Each example: `z` C t h w, `known` 2 (4+C) t h w (0: the other view's warp, 1: itself behind a random mask), float16.
+    Each example, float16: `z` C t h w; `known` 2 (4+C) t h w (0: the other view's warp, 1: itself behind a mask).
     """
     views = [
         (stored.target, stored.source, stored.source_z, stored.source_path, stored.target_path),

@@ -2,10 +2,10 @@
 
     python -m pipeline.training.vae --data DIR --out assets/nano/vae --minutes 40
 
-The encoder starts, in closed form, as a hierarchical block transform: two levels of principal components over 2x2 pixels
-and two frames, then principal components of the whole 4x8x8 block. Residual branches begin at zero, plus/minus channel
-pairs pass SiLU linearly (silu(u) - silu(-u) = u), and one large constant channel makes the RMS norm a constant factor.
-So training starts on the floor that a linear transform sets, and the decoder only has to invert it and then improve.
+The encoder starts, in closed form, as a hierarchical block transform: two levels of principal components over 2x2
+pixels and two frames, then principal components of the whole 4x8x8 block. Residual branches begin at zero, plus/minus
+channel pairs pass SiLU linearly (silu(u) - silu(-u) = u), and one large constant channel makes the RMS norm a constant
+factor. So training starts on the floor that a linear transform sets; the decoder has to invert it and then improve.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
 
 
 def decode_once(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
-    """Clips B 3 T H W (not clamped) from latents B C t h w, without chunking; equal to `vae.decode(z).sample` before its clamp."""
+    """Clips B 3 T H W (not clamped) from latents B C t h w, in one pass: `vae.decode(z).sample` before its clamp."""
     decoder = vae.decoder
     h = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(z)))
     for block in decoder.up_blocks:
@@ -181,8 +181,8 @@ def linear_start(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 200.
 def _linear_decoder(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 40.0) -> None:
     """Set the decoder to a chain of least-squares fits: latents to the encoder's quarter-size features to pixels.
 
-    Nearest-neighbour upsampling followed by a 3x3 convolution cannot tell the pixels of a block apart by itself, so each
-    fit sees the neighbours; the two phases in time sit in separate channels of the time convolution's output.
+    Nearest-neighbour upsampling followed by a 3x3 convolution cannot tell the pixels of a block apart by itself, so
+    each fit sees the neighbours; the two phases in time sit in separate channels of the time convolution's output.
     """
     decoder = vae.decoder
     for conv in [vae.post_quant_conv, decoder.conv_in, decoder.conv_out]:
@@ -264,8 +264,8 @@ def _spread(std: Tensor, power: float = 0.4) -> list[float]:
 
 
 def _widen(weight: Tensor, *, mirrored: bool) -> None:
-    """A 1x1x1 shortcut that copies all channels (the constant one to the last place), mirrored: with their negatives."""
-    out, inner = weight.shape[:2]
+    """A 1x1x1 shortcut that copies all channels, the constant one to the last place; mirrored: with their negatives."""
+    inner = weight.shape[1]
     for i in range(inner - 1):
         weight[i, i] = 1
         if mirrored:

@@ -45,7 +45,7 @@ PATTERN_WORDS = {
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One camera's recording. `z` is depth along the optical axis (sky at FAR); `objects` one visible mask per solid."""
+    """One camera's recording. `z` is depth along the optical axis (sky at FAR); `objects` a visible mask per solid."""
 
     frames: Float[Tensor, "T 3 H W"]
     z: Float[Tensor, "T H W"]
