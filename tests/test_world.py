@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,20 +14,20 @@ from pipeline.measurement import warp_to_path
 from pipeline.training.textures import KINDS, SIZE, make_texture, natural_palette
 from pipeline.training.world import FAR, render_sample
 
-SMALL = dict(frames=5, size=(48, 80), supersample=1)
+small_sample = partial(render_sample, frames=5, size=(48, 80), supersample=1)
 
 
 def test_a_seed_decides_everything():
-    first, again = render_sample(7, **SMALL), render_sample(7, **SMALL)
+    first, again = small_sample(7), small_sample(7)
     assert torch.equal(first.source.frames, again.source.frames)
     assert torch.equal(first.target.z, again.target.z)
     assert first.caption == again.caption
-    assert not torch.equal(first.source.frames, render_sample(8, **SMALL).source.frames)
+    assert not torch.equal(first.source.frames, small_sample(8).source.frames)
 
 
 def test_views_are_well_formed():
     for seed in range(4):
-        sample = render_sample(seed, **SMALL)
+        sample = small_sample(seed)
         for view in (sample.source, sample.target):
             assert view.frames.shape == (5, 3, 48, 80)
             assert view.frames.min() >= 0 and view.frames.max() <= 1
@@ -38,7 +40,7 @@ def test_views_are_well_formed():
 
 def test_depth_is_exact_on_the_ground():
     """Points of the lowest plane, unprojected to the world, lie at y = 0."""
-    sample = render_sample(3, **SMALL)
+    sample = small_sample(3)
     view = sample.source
     points = transform(view.path.world_from_cam, unproject(view.z, view.path.K))
     ground = (points[..., 1].abs() < 1e-3).float().mean()

@@ -19,6 +19,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +33,11 @@ from pipeline.training import text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.vae import encode_once
 
-SIZES = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
+SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
 SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56
 
 
-def transformer_config(latent_channels: int, temporal: int = 4) -> dict:
+def transformer_config(latent_channels: int, temporal: int = 4) -> dict[str, Any]:
     """The nano transformer: an inpainting Wan without an image branch."""
     return dict(
         patch_size=(1, 2, 2),

@@ -6,13 +6,14 @@ Bytes are the alphabet, so that any prompt can be written in tokens, though only
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipeline.training.textures import COLOURS
 from pipeline.training.world import MOTIONS, PATTERN_WORDS, SHAPES
 
 VOCABULARY = 1024
 TEXT_TOKENS = 64
-TEXT_CONFIG = dict(
+TEXT_CONFIG: dict[str, Any] = dict(
     vocab_size=VOCABULARY,
     d_model=128,
     d_kv=32,

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pipeline.training.dataset import load
 
-CONFIG = dict(
+CONFIG: dict[str, Any] = dict(
     z_dim=48,
     base_dim=32,
     dim_mult=[1, 2, 4],
