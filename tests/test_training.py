@@ -96,7 +96,9 @@ def test_prior_examples_and_loss(tmp_path, started):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     torch.manual_seed(0)
     encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
-    transformer = WanTransformer3DModel(**prior.transformer_config(channels) | {"num_layers": 1})
+    settings = prior.transformer_config(channels)
+    settings["num_layers"] = 1
+    transformer = WanTransformer3DModel(**settings)
     optimiser = torch.optim.AdamW([*transformer.parameters(), *encoder.parameters()], lr=1e-3)
     noise, sigma = torch.randn(z.shape), torch.full((8,), 0.7)
     losses = []
