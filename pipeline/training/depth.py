@@ -1,0 +1,363 @@
+"""Train the nano depth network on the procedural world's exact depth.
+
+    python -m pipeline.training.depth --data DIR --out assets/nano/depth --minutes 40
+
+One scale per clip is free in the loss, because a monocular clip does not tell it; one per frame would let depth pump.
+The pictures are changed heavily (colours, blur, noise, crops, strides), since the network is to serve real video, of
+which it sees none. Learning rate and curriculum follow the share of `--minutes` used up, over all resumed runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.depth import DepthNet, estimate_depth
+from pipeline.training.dataset import load
+
+# The nearest hundredth of a clip to its farthest: the sky is as far as this, no farther.
+RANGE = 40.0
+SHARED = (0.5, 1.0)  # a crop's side as a share of the picture's
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What validation finds, means over clips; every error is relative to the true depth.
+
+    abs_rel: after one scale per clip. abs_rel_affine: after one scale and shift of disparity per clip.
+    unsteadiness: mean absolute error of the change of log depth from a frame to the next, per pixel.
+    """
+
+    abs_rel: float
+    abs_rel_affine: float
+    unsteadiness: float
+
+
+# --- what is learned from ---------------------------------------------------------------------------------------------
+
+
+def cut_out(
+    frames: Tensor, z: Tensor, count: int, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Float[Tensor, "T 3 h w"], Float[Tensor, "T h w"]]:
+    """A random piece of a clip (uint8 T 3 H W, depth T H W): `count` frames in [0, 1] at `size`, and their depth.
+
+    Random stride, direction, crop, aspect and mirroring; sometimes one frame repeated, which must give steady depth.
+    """
+    uniform = lambda low, high: low + (high - low) * float(torch.rand((), generator=generator))
+    draw = lambda n: int(torch.randint(n, (), generator=generator))
+    total, height, width = z.shape
+    if draw(8) == 0:
+        index = torch.full((count,), draw(total))
+    else:
+        stride = 1 + draw(min(3, max(1, (total - 1) // max(1, count - 1))))
+        index = draw(max(1, total - (count - 1) * stride)) + stride * torch.arange(count)
+        index = index.clamp(max=total - 1)
+    if draw(2):
+        index = index.flip(0)
+    share, aspect = uniform(*SHARED), uniform(0.85, 1.18)
+    if draw(3) == 0:
+        share = 1.0
+    h, w = round(height * min(1, share * aspect)), round(width * min(1, share / aspect))
+    top, left = draw(height - h + 1), draw(width - w + 1)
+    frames = frames[index, :, top : top + h, left : left + w].float() / 255
+    z = z[index, top : top + h, left : left + w].float()
+    frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
+    z = F.interpolate(z[:, None], size, mode="nearest-exact")[:, 0]  # a mean over an edge would be nowhere
+    return (frames.flip(-1), z.flip(-1)) if draw(2) else (frames, z)
+
+
+def recolour(frames: Float[Tensor, "T 3 h w"], generator: torch.Generator) -> Float[Tensor, "T 3 h w"]:
+    """The same clip as other cameras and light might have taken it, in [0, 1]. Nothing but noise varies in time."""
+    uniform = lambda low, high: low + (high - low) * float(torch.rand((), generator=generator))
+    normal = lambda *shape: torch.randn(*shape, generator=generator).to(frames.device)
+    chance = lambda p: uniform(0, 1) < p
+    if chance(0.3):
+        return frames
+    if chance(0.5):  # another mixture of the colours
+        mixture = torch.eye(3, device=frames.device) + 0.3 * normal(3, 3)
+        mixture = mixture / mixture.sum(1, keepdim=True).abs().clamp(min=0.5)
+        frames = torch.einsum("ij,tjhw->tihw", mixture, frames)
+    if chance(0.3):
+        frames = frames[:, torch.randperm(3, generator=generator).to(frames.device)]
+    if chance(0.3):  # fewer colours, down to grey
+        grey = frames.mean(1, keepdim=True)
+        frames = grey + uniform(0, 0.7) * (frames - grey)
+    if chance(0.05):
+        frames = 1 - frames
+    frames = frames.clamp(0, 1) ** math.exp(uniform(-0.6, 0.6))
+    frames = (frames - 0.5) * math.exp(uniform(-0.7, 0.3)) + 0.5 + uniform(-0.25, 0.25)
+    if chance(0.4):  # uneven light, which does not move with the scene
+        light = F.interpolate(0.25 * normal(1, 3, 3, 4), frames.shape[-2:], mode="bicubic", align_corners=True)
+        frames = frames * (1 + light)
+    if chance(0.4):
+        radius = uniform(0.3, 1.5)
+        kernel = torch.exp(-0.5 * (torch.arange(-3, 4, device=frames.device) / radius) ** 2)
+        kernel = (kernel / kernel.sum()).view(1, 1, 1, -1).expand(3, 1, 1, -1)
+        frames = F.conv2d(F.pad(frames, (3, 3, 3, 3), mode="replicate"), kernel, groups=3)
+        frames = F.conv2d(frames, kernel.mT, groups=3)
+    if chance(0.5):
+        grain = normal(*frames.shape) if chance(0.5) else normal(*frames.shape[-2:])
+        frames = frames + uniform(0, 0.06) * grain
+    return frames.clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a batch: clips, their frames, and the size of the pictures."""
+
+    clips: int
+    frames: int
+    height: int
+    width: int
+
+
+def curriculum(progress: float, height: int, width: int, clips: int) -> list[Shape]:
+    """What to draw batches from when `progress` in [0, 1] of the training is over, all at about equal cost.
+
+    Stills first, `clips` in a batch: many scenes teach more than many frames. Then clips as well.
+    """
+    of = lambda frames: Shape(max(1, clips // frames), frames, height, width)
+    return [of(1)] if progress < 0.5 else [of(1), of(2), of(4), of(8)]
+
+
+class Clips:
+    """Random augmented batches from a folder that may still be growing, whose scenes stay in memory once read."""
+
+    def __init__(self, folder: Path, held_out: int, seed: int, *, workers: int = 1, keep: int = 400):
+        self.folder, self.held_out = folder, held_out
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pool = ThreadPoolExecutor(workers)
+        self.kept: dict[Path, list[tuple[Tensor, Tensor]]] = {}
+        self.keep = keep
+        self.paths: list[Path] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again which scenes there are."""
+        self.paths = sorted(self.folder.glob("*.npz"))[self.held_out :]
+        if not self.paths:
+            raise SystemExit(f"{self.folder} has no scenes besides the {self.held_out} held out")
+
+    def _views(self, path: Path) -> list[tuple[Tensor, Tensor]]:
+        if path not in self.kept:
+            while len(self.kept) >= self.keep:
+                self.kept.pop(next(iter(self.kept)), None)
+            stored = load(path)
+            self.kept[path] = [(stored.source, stored.source_z), (stored.target, stored.target_z)]
+        return self.kept[path]
+
+    def _one(self, seed: int, shape: Shape) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda n: int(torch.randint(n, (), generator=generator))
+        try:
+            frames, z = self._views(self.paths[draw(len(self.paths))])[draw(2)]
+        except KeyError:  # another thread has just dropped it
+            return self._one(seed + 1, shape)
+        frames, z = cut_out(frames, z, shape.frames, (shape.height, shape.width), generator)
+        return recolour(frames, generator), z
+
+    def draw(self, shapes: list[Shape]) -> list[Future]:
+        """Start on a batch of one of `shapes`."""
+        draw = lambda n: int(torch.randint(n, (), generator=self.generator))
+        shape = shapes[draw(len(shapes))]
+        return [self.pool.submit(self._one, draw(2**31), shape) for _ in range(shape.clips)]
+
+    @staticmethod
+    def collect(jobs: list[Future]) -> tuple[Float[Tensor, "B T 3 h w"], Float[Tensor, "B T h w"]]:
+        """The frames in [0, 1] and depth of a batch that `draw` has started on."""
+        frames, z = zip(*(job.result() for job in jobs), strict=True)
+        return torch.stack(frames), torch.stack(z)
+
+
+# --- what is asked of it ----------------------------------------------------------------------------------------------
+
+
+def relative_log(z: Float[Tensor, "B T h w"]) -> Float[Tensor, "B T h w"]:
+    """Log depth with its median at 0 and the sky at RANGE times the nearest hundredth."""
+    log_z = z.log().flatten(1)
+    sample = log_z[:, :: max(1, log_z.shape[1] // 10_000)]
+    log_z = torch.minimum(log_z, sample.quantile(0.01, dim=1, keepdim=True) + math.log(RANGE))
+    return (log_z - sample.median(dim=1, keepdim=True).values).view_as(z)
+
+
+def depth_loss(predicted: Float[Tensor, "B T h w"], truth: Float[Tensor, "B T h w"]) -> Tensor:
+    """Distance of log depths up to one offset (scale) per clip: of values, slopes at several scales, changes in time.
+
+    The values count both as they are and as disparity: a warp moves pixels by disparity, so near things matter more.
+    """
+    error = predicted - truth
+    offset = error.detach().flatten(1)
+    offset = offset[:, :: max(1, offset.shape[1] // 10_000)].median(dim=1).values.view(-1, 1, 1, 1)
+    error = error - offset
+    disparity = torch.exp(-(predicted - offset).clamp(-4, 4)) - torch.exp(-truth)
+    loss = error.abs().mean() + 0.5 * disparity.abs().mean()
+    pyramid = error.flatten(0, 1)[:, None]
+    for level in range(4):
+        if level:
+            pyramid = F.avg_pool2d(pyramid, 2)
+        slopes = pyramid.diff(dim=-1).abs().mean() + pyramid.diff(dim=-2).abs().mean()
+        loss = loss + 0.25 * slopes
+    if error.shape[1] > 1:
+        loss = loss + error.diff(dim=1).abs().mean()
+    return loss
+
+
+# --- how good it is ---------------------------------------------------------------------------------------------------
+
+
+def affine_disparity(z: Tensor, truth: Tensor) -> Tensor:
+    """Depth whose disparity is that of `z` after the least-squares scale and shift of the clip towards `truth`."""
+    x, y = 1 / z.flatten(), 1 / truth.flatten()
+    centred = x - x.mean()
+    slope = (centred * (y - y.mean())).mean() / centred.square().mean().clamp(min=1e-12)
+    return 1 / (slope * (1 / z - x.mean()) + y.mean()).clamp(min=1 / truth.max())
+
+
+@torch.no_grad()
+def validate(model: DepthNet, folder: Path, held_out: int) -> Figures:
+    """Both views of the first `held_out` scenes of a folder, whole clips at their own size."""
+    rows = []
+    for path in sorted(folder.glob("*.npz"))[:held_out]:
+        stored = load(path)
+        for frames, z in ((stored.source, stored.source_z), (stored.target, stored.target_z)):
+            truth = z.float()
+            found = estimate_depth(frames.float() / 255, model).z
+            scaled = found * (truth / found).median()
+            affine = affine_disparity(found, truth)
+            change = found.log().diff(dim=0) - truth.log().diff(dim=0)
+            relative = lambda estimate, truth=truth: ((estimate - truth).abs() / truth).mean().item()
+            rows.append((relative(scaled), relative(affine), change.abs().mean().item()))
+    return Figures(*torch.tensor(rows).mean(0).tolist())
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def average(mean: DepthNet, model: DepthNet, step: int) -> None:
+    """Move the running mean of the weights towards the model's; quickly at first."""
+    keep = min(0.998, (1 + step) / (20 + step))
+    with torch.no_grad():
+        for a, b in zip(mean.parameters(), model.parameters(), strict=True):
+            a.lerp_(b, 1 - keep)
+
+
+def train_step(
+    model: Callable[[Tensor], Tensor],
+    optimiser: torch.optim.Optimizer,
+    frames: Tensor,
+    z: Tensor,
+    *,
+    bf16: bool = False,
+) -> Tensor:
+    """One step of the optimiser on frames B T 3 h w in [0, 1] and depth B T h w; the loss before it."""
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
+        predicted = model(frames)
+    loss = depth_loss(predicted.float(), relative_log(z))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
+    optimiser.step()
+    return loss.detach()
+
+
+def train(args: argparse.Namespace) -> Figures:
+    device = torch.device(args.device)
+    torch.manual_seed(args.seed)
+    model = DepthNet(pixels=math.prod(args.crop)).to(device)
+    mean = DepthNet(pixels=math.prod(args.crop)).to(device)
+    mean.load_state_dict(model.state_dict())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
+    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    step, elapsed, best = 0, 0.0, math.inf
+    if args.checkpoint.exists():
+        state = torch.load(args.checkpoint, weights_only=True, map_location=device)
+        model.load_state_dict(state["model"])
+        mean.load_state_dict(state["mean"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, elapsed, best = state["step"], state["elapsed"], state["best"]
+    clips = Clips(args.data, args.held_out, args.seed + step, workers=args.workers, keep=args.keep)
+    forward = torch.compile(model) if args.compile else model
+
+    started, budget = time.time(), args.minutes * 60
+    ran = lambda: elapsed + time.time() - started
+    last_log, last_save, losses = time.time(), time.time(), []
+
+    def save() -> Figures:
+        nonlocal best
+        figures = validate(mean.eval(), args.data, args.held_out)
+        print(f"step {step} {ran():.0f} s held out: {figures}", flush=True)
+        partial = args.checkpoint.with_suffix(".part")
+        states = {"model": model.state_dict(), "mean": mean.state_dict(), "optimiser": optimiser.state_dict()}
+        if figures.abs_rel < best:
+            best = figures.abs_rel
+            half = copy.deepcopy(mean).half()
+            half.save_pretrained(args.out)
+            facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed, "scenes": len(clips.paths)}
+            Path(f"{args.out}.figures.json").write_text(json.dumps(facts | asdict(figures), indent=2) + "\n")
+        torch.save(states | {"step": step, "elapsed": ran(), "best": best}, partial)
+        partial.replace(args.checkpoint)
+        return figures
+
+    progress = lambda: min(1.0, ran() / budget)
+    height, width = args.crop
+    draw = lambda: clips.draw(curriculum(progress(), height, width, args.batch))
+    ahead = [draw() for _ in range(2)]
+    while ran() < budget and step < args.steps:
+        frames, z = (x.to(device) for x in clips.collect(ahead.pop(0)))
+        ahead.append(draw())
+        # full speed for long, and slow at the end: averages of slow steps are what is kept
+        cooling = max(0.0, (progress() - 0.6) / 0.4)
+        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * cooling)))
+        for group in optimiser.param_groups:
+            group["lr"] = args.lr * rate
+        losses.append(train_step(forward, optimiser, frames, z, bf16=args.bf16))
+        step += 1
+        average(mean, model, step)
+        if time.time() - last_log > 30:
+            last_log = time.time()
+            print(f"step {step} {ran():.0f} s loss {torch.stack(losses).mean():.4f} rate {rate:.3f}", flush=True)
+            losses = []
+        if time.time() - last_save > args.save_every:
+            save()
+            last_save = time.time()
+            clips.refresh()
+    return save()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the best weights, in float16")
+    parser.add_argument("--checkpoint", type=Path, help="where to go on from; default OUT.checkpoint.pt")
+    parser.add_argument("--minutes", type=float, default=40, help="training time in all, over all resumed runs")
+    parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps")
+    parser.add_argument("--batch", type=int, default=16, help="stills in a step; fewer clips, as they cost more")
+    parser.add_argument("--crop", type=int, nargs=2, default=(64, 96), help="height and width of the pictures")
+    parser.add_argument("--lr", type=float, default=7e-4)
+    parser.add_argument("--held-out", type=int, default=4, help="scenes kept for validation")
+    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
+    parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
+    parser.add_argument("--keep", type=int, default=400, help="scenes held in memory, 5 MB each")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args(arguments)
+    args.checkpoint = args.checkpoint or Path(f"{args.out}.checkpoint.pt")
+    print(train(args))
+
+
+if __name__ == "__main__":
+    main()

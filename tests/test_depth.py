@@ -1,0 +1,493 @@
+"""Depth: what estimates promise, how windows join, what files are read, and that the training learns."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline import InputError
+from pipeline.depth import (
+    Depth,
+    DepthNet,
+    HubDepth,
+    _in_windows,
+    align_disparity,
+    estimate_depth,
+    load_depth,
+    load_depth_model,
+    resize_depth,
+    subject_distance,
+)
+
+TINY = (8, 8, 8, 8, 16)
+SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "nano" / "depth"
+
+
+@pytest.fixture
+def net() -> DepthNet:
+    """A small network whose branches, which begin at zero, do something."""
+    torch.manual_seed(0)
+    net = DepthNet(TINY, heads=2).eval()
+    for parameter in net.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+def moving(frames: int = 6, height: int = 40, width: int = 56) -> torch.Tensor:
+    texture = torch.rand(3, height, width + 4 * frames, generator=torch.Generator().manual_seed(1))
+    return torch.stack([texture[:, :, 4 * t : 4 * t + width] for t in range(frames)])
+
+
+# --- estimates --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 56), (3, 33, 47), (2, 5, 9), (1, 1, 1), (2, 260, 150)])
+def test_estimates_have_the_clips_size_and_are_positive(net, shape):
+    frames, height, width = shape
+    depth = estimate_depth(torch.rand(frames, 3, height, width), net)
+    assert depth.z.shape == shape and depth.z.dtype == torch.float32 and not depth.metric
+    assert depth.z.isfinite().all() and (depth.z > 0).all()
+    assert depth.z.max() / depth.z.min() < 100
+    assert subject_distance(depth) > 0
+
+
+def test_the_median_is_four(net):
+    assert estimate_depth(moving(), net).z.median() == pytest.approx(4, rel=1e-4)
+
+
+def test_a_clip_that_stands_still_has_depth_that_stands_still(net):
+    z = estimate_depth(moving(1).expand(5, -1, -1, -1), net).z
+    assert torch.allclose(z, z[:1].expand_as(z), rtol=1e-4)
+
+
+def test_frames_know_of_one_another(net):
+    clip = moving()
+    alone = torch.cat([net(clip[None, t : t + 1]) for t in range(len(clip))], 1)
+    assert not torch.allclose(net(clip[None]), alone, atol=1e-3)
+
+
+def test_a_clip_played_backwards_is_as_deep(net):
+    clip = moving()
+    with torch.no_grad():
+        for layer in [*net.down_times, *net.up_times]:  # before and after weigh the same
+            weight = layer.mix.weight.unflatten(1, (3, -1))
+            weight[:, 2] = weight[:, 0]
+    assert torch.allclose(net(clip[None]).flip(1), net(clip.flip(0)[None]), atol=1e-4)
+
+
+def test_brightness_and_contrast_change_nothing(net):
+    clip = 0.25 + 0.5 * moving()
+    bright, dark = estimate_depth(clip, net).z, estimate_depth(0.6 * clip + 0.1, net).z
+    assert (bright / dark).log().abs().mean() < 0.05
+
+
+def test_windows_of_any_scale_join_without_a_seam():
+    truth = torch.rand(50, 6, 8) + torch.linspace(0, 1, 50)[:, None, None]
+
+    def model(frames):  # reads the depth written in the picture, at a scale of its own for each window
+        return frames[:, :, 0] + 3 * torch.rand(1, generator=generator)
+
+    generator = torch.Generator().manual_seed(0)
+    found = _in_windows(truth[:, None].expand(-1, 3, -1, -1), model, window=12, overlap=4)
+    assert found.shape == truth.shape
+    assert torch.allclose(found - found.mean(), truth - truth.mean(), atol=1e-5)
+
+
+def test_a_long_clip_is_as_deep_as_a_short_one(net):
+    clip = moving(1).expand(40, -1, -1, -1)
+    z = estimate_depth(clip, net).z
+    assert torch.allclose(z, z[:1].expand_as(z), rtol=1e-3)
+
+
+def test_wrong_frames_are_refused(net):
+    for shape in ((3, 8, 8), (2, 1, 8, 8), (0, 3, 8, 8)):
+        with pytest.raises(ValueError, match="T 3 H W"):
+            estimate_depth(torch.zeros(shape), net)
+
+
+def test_weights_survive_a_round_trip_through_half_precision(net, tmp_path):
+    net.half().save_pretrained(tmp_path / "depth")
+    loaded = load_depth_model(str(tmp_path / "depth"))
+    assert next(loaded.parameters()).dtype == torch.float32
+    assert torch.allclose(loaded(moving()[None]), net.float()(moving()[None]), atol=1e-4)
+    assert isinstance(load_depth_model(str(tmp_path)), DepthNet)  # a backbone's folder
+
+
+def test_depth_models_that_are_none_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_depth_model(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="safetensors"):
+        load_depth_model(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_depth_model(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="Unknown depth model"):
+        load_depth_model("no such thing")
+
+
+def test_without_a_hub_the_remedy_is_named(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="nano"):
+        load_depth_model("nobody/there-is-no-such-model")
+
+
+@pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="no weights")
+def test_the_shipped_network_finds_the_depth_of_unseen_scenes():
+    from pipeline.training.world import render_sample
+
+    model = load_depth_model(str(SHIPPED))
+    errors, steps = [], []
+    for seed in (5, 6, 7):
+        view = render_sample(seed, frames=5, supersample=1).source
+        z = estimate_depth(view.frames, model).z
+        z = z * (view.z / z).median()
+        errors.append(((z - view.z).abs() / view.z).mean())
+        steps.append((z.log().diff(dim=0) - view.z.log().diff(dim=0)).abs().mean())
+    assert torch.stack(errors).mean() < 0.25
+    assert torch.stack(steps).mean() < 0.05
+
+
+# --- models of the hub ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def depth_anything(tmp_path) -> Path:
+    """Depth Anything at a tiny size with random weights, saved as the hub has it."""
+    import transformers
+    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=14, out_features=stages,
+        reshape_hidden_states=False,
+    )  # fmt: skip
+    config = DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=32, neck_hidden_sizes=[8] * 4, fusion_hidden_size=8,
+        head_hidden_size=8, patch_size=14,
+    )  # fmt: skip
+    model = DepthAnythingForDepthEstimation(config)
+    torch.nn.init.constant_(model.head.conv3.bias, 0.3)  # above the last ReLU
+    model.save_pretrained(tmp_path / "anything")
+    processor = getattr(transformers, "DPTImageProcessorPil", None) or transformers.DPTImageProcessor
+    size = {"height": 28, "width": 28}
+    processor(size=size, keep_aspect_ratio=True, ensure_multiple_of=14).save_pretrained(tmp_path / "anything")
+    return tmp_path / "anything"
+
+
+def test_a_depth_model_of_transformers_estimates(depth_anything):
+    model = load_depth_model(str(depth_anything))
+    assert isinstance(model, HubDepth) and model.inverse
+    clip = moving(3)
+    depth = estimate_depth(clip, model)
+    assert depth.z.shape == (3, 40, 56) and (depth.z > 0).all() and depth.z.isfinite().all() and not depth.metric
+    disparity = model.predict(clip)
+    if disparity.std() > 1e-4:  # near where it says near
+        assert torch.corrcoef(torch.stack([disparity[0].flatten(), 1 / depth.z[0].flatten()]))[0, 1] > 0.99
+
+
+def test_a_metric_model_keeps_its_metres(depth_anything):
+    config = json.loads((depth_anything / "config.json").read_text())
+    config |= {"depth_estimation_type": "metric", "max_depth": 20}
+    (depth_anything / "config.json").write_text(json.dumps(config))
+    model = load_depth_model(str(depth_anything))
+    assert not model.inverse
+    depth = estimate_depth(moving(2), model)
+    assert depth.metric and torch.allclose(depth.z, model.predict(moving(2)))
+
+
+def test_other_models_of_transformers_are_refused(depth_anything):
+    config = json.loads((depth_anything / "config.json").read_text())
+    (depth_anything / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    with pytest.raises(InputError, match="bert"):
+        load_depth_model(str(depth_anything))
+
+
+def test_frames_of_free_scale_and_shift_are_aligned_without_shrinking():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.rand(20, 30, generator=generator) + 0.2
+    frames = []
+    for t in range(40):
+        scene = truth.clone()
+        scene[5:8, (t % 20) : (t % 20) + 6] = 1.5  # something moves
+        noise = 0.02 * torch.randn(truth.shape, generator=generator)
+        scale, shift = torch.rand(2, generator=generator) + 0.5
+        frames.append((scene + noise) * (scale if t else 1) + (shift if t else 0))
+    aligned = align_disparity(torch.stack(frames))
+    assert float(aligned[-1].std()) == pytest.approx(float(aligned[0].std()), rel=0.1)
+    assert (aligned[:, 12:] - truth[12:]).abs().mean() < 0.05
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(7, 9), (16, 16), (40, 33)])
+def test_resizing_makes_no_depth_between_two_surfaces(size):
+    z = torch.full((1, 16, 16), 10.0)
+    z[:, :, :8] = 2.0
+    found = resize_depth(z, size)
+    assert torch.minimum((found - 2).abs(), (found - 10).abs()).max() < 1e-4
+
+
+def test_enlarged_outlines_follow_the_picture():
+    full = torch.zeros(1, 3, 64, 64)
+    inside = (torch.arange(64)[:, None] + torch.arange(64)) < 61  # a slanted outline that the small grid cannot follow
+    full[:, :, inside] = 1
+    small = torch.nn.functional.interpolate(full, (16, 16), mode="area")
+    z = torch.where(small[:, 0] > 0.5, 2.0, 10.0)
+    truth = torch.where(inside, 2.0, 10.0)[None]
+    wrong = lambda estimate: ((estimate - truth).abs() > 0.1).float().mean()
+    assert wrong(resize_depth(z, (64, 64), guide=(small, full))) < 0.5 * wrong(resize_depth(z, (64, 64)))
+
+
+def test_slopes_stay_smooth_when_enlarged():
+    z = torch.linspace(2, 3, 16)[None, None].expand(1, 16, 16).contiguous()
+    assert resize_depth(z, (16, 64)).diff(dim=-1).max() < 0.03
+
+
+def test_subject_distance_is_that_of_the_middle():
+    z = torch.full((2, 20, 20), 9.0)
+    z[0, 5:15, 5:15] = 3.0
+    assert subject_distance(Depth(z, False)) == 3.0
+
+
+# --- files of the user ------------------------------------------------------------------------------------------------
+
+
+def ramp(frames: int = 4, height: int = 12, width: int = 20) -> np.ndarray:
+    plane = np.linspace(1, 3, height, dtype=np.float32)[:, None].repeat(width, 1)
+    return np.stack([plane + t for t in range(frames)])
+
+
+@pytest.mark.parametrize("key", ["z", "depth", "anything"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_npz(tmp_path, key, compressed):
+    (np.savez_compressed if compressed else np.savez)(tmp_path / "d.npz", **{key: ramp()})
+    depth = load_depth(tmp_path / "d.npz", 4, (12, 20))
+    assert not depth.metric and np.allclose(depth.z, ramp())
+
+
+def test_metres_are_believed_when_said(tmp_path):
+    np.savez(tmp_path / "d.npz", z=ramp(), metric=True)
+    assert load_depth(tmp_path / "d.npz", 4, (12, 20)).metric
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 12, 20), (4, 12, 20, 1)])
+def test_npz_with_a_channel(tmp_path, shape):
+    np.savez(tmp_path / "d.npz", z=ramp().reshape(shape))
+    assert np.allclose(load_depth(tmp_path / "d.npz", 4, (12, 20)).z, ramp())
+
+
+@pytest.mark.parametrize("key", ["disparity", "my_disp"])
+def test_disparity(tmp_path, key):
+    np.savez(tmp_path / "d.npz", **{key: (100 / ramp()).astype(np.float16)})
+    z = load_depth(tmp_path / "d.npz", 4, (12, 20)).z
+    assert z.median() == pytest.approx(4, rel=1e-3)
+    assert np.allclose(z, ramp() * (4 / np.median(ramp())), rtol=0.02)
+
+
+def test_disparity_of_infinity_is_far_and_finite(tmp_path):
+    disparity = 1 / ramp()
+    disparity[:, :3], disparity[0, 5, 5] = 0, -0.01
+    np.savez(tmp_path / "d.npz", disparity=disparity)
+    z = load_depth(tmp_path / "d.npz", 4, (12, 20)).z
+    assert z.isfinite().all() and z[:, :3].min() > 10 * z[:, 3:].median() and z[0, 5, 5] == z.max()
+
+
+def test_the_frames_of_the_clip_are_picked(tmp_path):
+    np.savez(tmp_path / "d.npz", z=ramp(9))
+    assert np.allclose(load_depth(tmp_path / "d.npz", 3, (12, 20), start=2, stride=3).z, ramp(9)[2::3])
+    assert np.allclose(load_depth(tmp_path / "d.npz", 9, (12, 20), start=40, stride=2).z, ramp(9))  # picked already
+    assert np.allclose(load_depth(tmp_path / "d.npz", 5, (12, 20)).z, ramp(9)[:5])
+    with pytest.raises(InputError, match=r"d\.npz has 9 frames; the clip needs frames 2 to 14"):
+        load_depth(tmp_path / "d.npz", 5, (12, 20), start=2, stride=3)
+
+
+def test_holes_take_the_nearest_value(tmp_path):
+    z = ramp()
+    z[0, 3, 4], z[0, 6, 6], z[1, 2:5, 2:5], z[2] = np.nan, 0, -1, np.nan
+    z[3, 0, 0] = np.inf
+    np.savez(tmp_path / "d.npz", z=z)
+    found = load_depth(tmp_path / "d.npz", 4, (12, 20)).z.numpy()
+    assert np.isfinite(found).all() and (found > 0).all()
+    assert abs(found[0] - ramp()[0]).max() < 0.5 and abs(found[1] - ramp()[1]).max() < 0.8
+    assert any(np.array_equal(found[2], found[t]) for t in (1, 3))
+    assert found[3, 0, 0] > 100
+
+
+def test_depth_of_another_size_is_resized(tmp_path):
+    np.savez(tmp_path / "d.npz", z=ramp())
+    assert load_depth(tmp_path / "d.npz", 4, (24, 40)).z.shape == (4, 24, 40)
+    assert load_depth(tmp_path / "d.npz", 4, (7, 12)).z.shape == (4, 7, 12)
+    with pytest.raises(InputError, match="proportions"):
+        load_depth(tmp_path / "d.npz", 4, (20, 12))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"z": np.full((4, 12, 20), np.nan)}, "no valid value"),
+        ({"z": np.zeros((4, 12, 20))}, "no valid value"),
+        ({"z": np.ones((4, 12))[0]}, "shape"),
+        ({"z": np.ones((4, 12, 20, 3))}, "shape"),
+        ({"z": np.ones((4, 12, 20), complex)}, "type"),
+        ({"z": np.array([{}], dtype=object)}, "cannot be read|type"),
+        ({"a": np.ones(3), "b": np.ones(3)}, "arrays a, b"),
+        ({}, "arrays none"),
+    ],
+)
+def test_npz_that_is_no_depth(tmp_path, arrays, message):
+    np.savez(tmp_path / "d.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        load_depth(tmp_path / "d.npz", 4, (12, 20))
+
+
+def test_a_file_that_declares_more_than_memory_is_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("z.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 4000, 4000)}
+        )
+    with pytest.raises(InputError, match="too large"):
+        load_depth(tmp_path / "d.npz", 4, (12, 20))
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 nothing follows"])
+def test_files_that_are_none(tmp_path, content):
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"d\.npz cannot be read"):
+        load_depth(tmp_path / "d.npz", 4, (12, 20))
+
+
+def test_a_file_that_was_cut_short(tmp_path):
+    np.savez(tmp_path / "whole.npz", z=ramp())
+    (tmp_path / "d.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:-500])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_depth(tmp_path / "d.npz", 4, (12, 20))
+
+
+def test_kinds_that_are_not_known(tmp_path):
+    (tmp_path / "d.mp4").write_bytes(b"")
+    with pytest.raises(InputError, match="kind"):
+        load_depth(tmp_path / "d.mp4", 4, (12, 20))
+    with pytest.raises(InputError, match="does not exist"):
+        load_depth(tmp_path / "missing.npz", 4, (12, 20))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"no \.exr"):
+        load_depth(tmp_path / "folder", 4, (12, 20))
+
+
+def test_folder_of_png_in_the_order_of_numbers(tmp_path):
+    for t in range(12):
+        cv2.imwrite(str(tmp_path / f"depth_{t}.png"), np.full((12, 20), 1000 + t, np.uint16))
+    z = load_depth(tmp_path, 4, (12, 20), start=1, stride=3).z
+    assert z[:, 0, 0].tolist() == [1001, 1004, 1007, 1010]
+
+
+@pytest.mark.parametrize("image", [np.ones((12, 20), np.uint8), np.ones((12, 20, 3), np.uint16)])
+def test_png_that_is_no_depth(tmp_path, image):
+    cv2.imwrite(str(tmp_path / "0.png"), image)
+    with pytest.raises(InputError, match="16 bits"):
+        load_depth(tmp_path, 1, (12, 20))
+
+
+def test_damaged_png(tmp_path):
+    cv2.imwrite(str(tmp_path / "whole.png"), np.random.default_rng(0).integers(1, 2**16, (12, 20), np.uint16))
+    data = (tmp_path / "whole.png").read_bytes()
+    for name, content in (("cut.png", data[:30]), ("no.png", b"GIF")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            load_depth(tmp_path / name, 1, (12, 20))
+
+
+def test_png_of_different_sizes(tmp_path):
+    for t in range(2):
+        cv2.imwrite(str(tmp_path / f"{t}.png"), np.ones((12 + t, 20), np.uint16))
+    with pytest.raises(InputError, match="one size"):
+        load_depth(tmp_path, 2, (12, 20))
+
+
+@pytest.mark.parametrize("names", [("Z",), ("R", "G", "B"), ("A", "ViewLayer.Depth.Z", "R"), ("odd",)])
+def test_folder_of_exr(tmp_path, names):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    for t, plane in enumerate(ramp()):
+        depth = next((n for n in names if n.endswith("Z")), names[0])
+        channels = {n: plane if n == depth or "B" in names else np.zeros_like(plane) for n in names}
+        OpenEXR.File(header, channels).write(str(tmp_path / f"{t:03d}.exr"))
+    assert np.allclose(load_depth(tmp_path, 4, (12, 20)).z, ramp())
+    assert load_depth(tmp_path / "001.exr", 1, (12, 20)).z.shape == (1, 12, 20)
+
+
+def test_exr_that_is_none(tmp_path):
+    pytest.importorskip("OpenEXR")
+    (tmp_path / "0.exr").write_bytes(b"\x76\x2f\x31\x01 and so on")
+    with pytest.raises(InputError, match=r"0\.exr"):
+        load_depth(tmp_path, 1, (12, 20))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    from pipeline.training.dataset import render_to
+
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in (11, 12):
+        render_to(folder, seed, frames=5, size=(32, 48))
+    return folder
+
+
+def test_a_loss_of_zero_up_to_one_scale_for_the_clip():
+    from pipeline.training.depth import depth_loss
+
+    truth = torch.randn(2, 3, 16, 16)
+    assert depth_loss(truth + torch.tensor([1.0, -2.0]).view(2, 1, 1, 1), truth) < 1e-5
+    assert depth_loss(truth + torch.randn(2, 3, 1, 1), truth) > 0.1  # a scale for each frame is an error
+
+
+def test_validation_forgives_what_it_says():
+    from pipeline.training.depth import affine_disparity
+
+    truth = 1 + 5 * torch.rand(3, 8, 8)
+    assert torch.allclose(affine_disparity(1 / (0.3 / truth + 0.2), truth), truth, rtol=1e-3)
+
+
+def test_training_learns_and_goes_on_where_it_stopped(scenes, tmp_path, capsys):
+    from pipeline.training.depth import Clips, Shape, depth_loss, relative_log, train_step
+
+    torch.manual_seed(0)
+    model = DepthNet(TINY, heads=2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    clips = Clips(scenes, 1, 0)
+    frames, z = clips.collect(clips.draw([Shape(2, 3, 32, 48)]))
+    assert frames.shape == (2, 3, 3, 32, 48) and frames.min() >= 0 and frames.max() <= 1 and z.shape == (2, 3, 32, 48)
+    losses = [train_step(model, optimiser, frames, z).item() for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert depth_loss(relative_log(z), relative_log(z)) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_training_command(scenes, tmp_path, capsys):
+    from pipeline.training.depth import main
+
+    out = tmp_path / "depth"
+    command = ["--data", str(scenes), "--out", str(out), "--held-out", "1", "--crop", "32", "48", "--batch", "1"]
+    main([*command, "--steps", "1", "--device", "cpu"])
+    assert isinstance(load_depth_model(str(out)), DepthNet)
+    assert {"abs_rel", "abs_rel_affine", "unsteadiness", "seed"} <= set(
+        json.loads((tmp_path / "depth.figures.json").read_text())
+    )
+    main([*command, "--steps", "2", "--device", "cpu"])
+    assert "step 2 " in capsys.readouterr().out
