@@ -15,15 +15,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline import InputError, models
 from pipeline.backbone import Backbone, load_backbone, read_settings
@@ -37,15 +35,13 @@ from pipeline.camera import (
     scale_intrinsics,
     static_path,
 )
+from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
 from pipeline.measurement import Measurement, composite, fill_unknown, warp_to_path
 from pipeline.sampler import Step, flow_sigmas, sample, within
 from pipeline.solvers import SOLVERS
 from pipeline.video import Clip, VideoInfo, crop_to_aspect, probe, read_video, resize, working_size, write_video
-
-if TYPE_CHECKING:
-    from pipeline.depth import Depth
 
 REQUEST_VERSION = 1
 CONDITIONS = ("warp", "first-frame", "none")
@@ -303,8 +299,6 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
         notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
     if request.fov is None:
         notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
-    from pipeline.depth import subject_distance
-
     yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
 
 
@@ -572,8 +566,6 @@ def _load_backbone(ref: str) -> Backbone:
 
 @lru_cache(maxsize=1)
 def _load_depth_model(ref: str) -> Any:
-    from pipeline.depth import load_depth_model
-
     return load_depth_model(ref, "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -659,8 +651,6 @@ def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone) -> 
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
 
-    from pipeline.depth import Depth, estimate_depth
-
     def compute() -> dict[str, np.ndarray]:
         with _LOADING:
             model = _load_depth_model(ref)
@@ -673,8 +663,6 @@ def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone) -> 
 
 
 def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[int, int], clip: Clip) -> Depth:
-    from pipeline.depth import Depth, load_depth
-
     # the file shows the whole picture: bring it to the scale of the working size, then crop it like the clip
     height, width = clip.frames.shape[-2:]
     scaled = round(picture[0] * height / crop[0]), round(picture[1] * width / crop[1])
@@ -689,39 +677,9 @@ def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], spa
     frames, z = analysis.clip.frames[span], analysis.depth.z[span]
     if size != working:
         small, frames = frames, resize(analysis.full.frames[span], size)
-        z = _resize_depth(z, small, frames)
+        z = resize_depth(z, size, guide=(small, frames))
     source = CameraPath(analysis.source.world_from_cam[span], scale_intrinsics(analysis.source.K[span], working, size))
     return warp_to_path(frames, z, source, follow(source, motion))
-
-
-def _resize_depth(
-    z: Float[Tensor, "T h w"], clip: Float[Tensor, "T 3 h w"], frames: Float[Tensor, "T 3 H W"]
-) -> Float[Tensor, "T H W"]:
-    """Depth at the size of frames, of which clip is the version at the size of z.
-
-    Linear in disparity inside surfaces. At their edges a mixture would hang in the air between them: there each pixel
-    takes the depth of that one of the nine nearest cells whose colour is most like its own, so that outlines follow the
-    picture instead of the coarse grid.
-    """
-    (h, w), (height, width) = size_of(z), size_of(frames)
-    disparity = 1 / z[:, None]
-    if height < h or width < w:
-        return 1 / resize(disparity, (height, width), mode="nearest")[:, 0]
-    result = resize(disparity, (height, width), mode="bilinear")[:, 0]
-    largest, smallest = F.max_pool2d(disparity, 3, 1, 1), -F.max_pool2d(-disparity, 3, 1, 1)
-    edge = resize((largest > 1.1 * smallest).float(), (height, width), mode="nearest")[:, 0] > 0
-
-    t, i, j = edge.nonzero(as_tuple=True)
-    y, x = (i + 0.5) * (h / height) - 0.5, (j + 0.5) * (w / width) - 0.5
-    colour = frames[t, :, i, j]
-    best, chosen = torch.full_like(y, math.inf), result[t, i, j]
-    for dy, dx in product((-1, 0, 1), repeat=2):
-        row, column = (y.round() + dy).clamp(0, h - 1).long(), (x.round() + dx).clamp(0, w - 1).long()
-        cost = (colour - clip[t, :, row, column]).abs().sum(1) + 0.05 * ((row - y) ** 2 + (column - x) ** 2)
-        better = cost < best
-        best, chosen = torch.where(better, cost, best), torch.where(better, disparity[t, 0, row, column], chosen)
-    result[t, i, j] = chosen
-    return 1 / result
 
 
 def _seam(size: tuple[int, int]) -> int:

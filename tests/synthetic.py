@@ -1,0 +1,50 @@
+"""Small inputs that several test modules make anew: a clip with sound, and its depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+FPS = 8
+
+
+def frames(count: int, height: int, width: int) -> np.ndarray:
+    """uint8 T H W 3: smooth colours with a bright square that moves right."""
+    v, u = np.mgrid[:height, :width] / max(height, width)
+    video = np.stack([np.stack([80 + 120 * u, 60 + 150 * v, 100 + 60 * np.sin(9 * u + 5 * v)], -1)] * count)
+    side = height // 4
+    for t, frame in enumerate(video):
+        left = width // 4 + 2 * t
+        frame[side : 2 * side, left : left + side] = (240, 200, 40)
+    return video.round().astype(np.uint8)
+
+
+def write_clip(path: Path, count: int = 12, height: int = 51, width: int = 75) -> Path:
+    """A clip of that many frames at 8 a second with a tone, of sides that may be odd (hence 4:4:4)."""
+    rate = 16000
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options={"crf": "1"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv444p"
+        sound = container.add_stream("aac", rate=rate, layout="mono")
+        for picture in frames(count, height, width):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode())
+        tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate * count // FPS) / rate)
+        samples = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
+        samples.rate = rate
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+    return path
+
+
+def write_depth(path: Path, count: int = 12, height: int = 51, width: int = 75) -> Path:
+    """The depth of `frames`: a slanted wall, with the square one third nearer."""
+    z = np.broadcast_to(np.linspace(3.0, 4.0, width, dtype=np.float32), (count, height, width)).copy()
+    side = height // 4
+    for t in range(count):
+        left = width // 4 + 2 * t
+        z[t, side : 2 * side, left : left + side] *= 2 / 3
+    np.savez(path, z=z)
+    return path

@@ -1,0 +1,170 @@
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from synthetic import write_clip, write_depth
+
+from pipeline.__main__ import _Progress, main
+from pipeline.render import RenderRequest
+from pipeline.video import probe
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tiny_backbone_folder) -> list[str]:
+    folder = tmp_path_factory.mktemp("clip")
+    clip, depth = write_clip(folder / "clip.mp4"), write_depth(folder / "depth.npz")
+    return [str(clip), "--backbone", str(tiny_backbone_folder), "--depth", str(depth)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+
+
+def refused(arguments: list[str], capsys) -> str:
+    try:
+        code = main(arguments)
+    except SystemExit as left:
+        code = left.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.count("\n") == 1 and error.startswith("error: "), error
+    return error
+
+
+def test_recapture_end_to_end(inputs, tmp_path, capsys):
+    output, report, kept = tmp_path / "new" / "out.mp4", tmp_path / "reports" / "report.json", tmp_path / "kept"
+    more = ["--camera", "orbit-up", "--amount", "12", "--frames", "6", "--start", "2", "--size", "32x48"]
+    more += ["--prompt", "a red ball", "--negative-prompt", "blue", "--seed", "7", "--steps", "2"]
+    more += ["--guidance-scale", "2", "--latent-mask", "binary", "--solver", "dds_cg", "--gamma", "0.2"]
+    files = ["--output", str(output), "--report", str(report), "--keep", str(kept)]
+    assert main(["recapture", *inputs, *more, *files]) == 0
+    info = probe(output)
+    assert info.frames == 6 and info.has_audio and info.height > 32
+    assert [path.name for path in output.parent.iterdir()] == ["out.mp4"]
+
+    written = json.loads(report.read_text())
+    asked = written["request"]
+    assert (asked["camera"], asked["amount"], asked["size"], asked["seed"]) == ("orbit-up", 12, [32, 48], 7)
+    assert (asked["latent_mask"], asked["solver"], asked["gamma"]) == ("binary", "dds_cg", 0.2)
+    assert written["steps"] == 2 and written["sizes"]["working"] == [32, 48]
+    assert written["measurement"]["raw"].keys() == written["measurement"]["composited"].keys() == {"psnr", "ssim"}
+    assert sorted(path.name for path in kept.iterdir()) == ["depth.npz", "measurement.npz", "raw.npz"]
+    with np.load(kept / "raw.npz") as raw, np.load(kept / "measurement.npz") as measurement:
+        assert raw["video"].shape == measurement["video"].shape == (6, 32, 48, 3)
+        assert measurement["mask"].shape == (6, 32, 48) and measurement["mask"][0].all()
+    said = capsys.readouterr()
+    assert "Sampling" in said.out and f"Wrote {output}" in said.out
+    assert "error" not in said.err
+
+
+def test_no_composite(inputs, tmp_path):
+    output = tmp_path / "out.mp4"
+    assert main(["recapture", *inputs, "--no-composite", "--size", "32x48", "--output", str(output)]) == 0
+    assert (probe(output).height, probe(output).width) == (32, 48)
+
+
+def test_warp_stops_at_the_measurement(inputs, tmp_path, capsys):
+    output, kept = tmp_path / "warp.mp4", tmp_path / "kept"
+    assert main(["warp", *inputs, "--amount", "15", "--output", str(output), "--keep", str(kept)]) == 0
+    assert probe(output).frames == 5 and probe(output).has_audio
+    assert sorted(path.name for path in kept.iterdir()) == ["depth.npz", "measurement.npz"]
+    said = capsys.readouterr().out
+    assert "Sampling" not in said and "% of the picture is unknown" in said
+
+
+def test_a_request_file(inputs, tmp_path, capsys, monkeypatch):
+    clip, _, backbone, _, depth = inputs
+    for name, source in (("clip.mp4", clip), ("depth.npz", depth)):
+        (tmp_path / name).symlink_to(source)
+    request = RenderRequest("clip.mp4", backbone=backbone, depth="depth.npz", steps=1)
+    (tmp_path / "request.json").write_text(request.to_json())
+    # paths in the file are found beside it
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["render", "../request.json", "--output", "out.mp4"]) == 0
+    assert probe("out.mp4").frames == 5
+    (tmp_path / "request.json").write_text('{"version": 1, "clip": "clip.mp4", "zoom": 2}')
+    capsys.readouterr()
+    assert "zoom" in refused(["render", "../request.json", "--output", "out.mp4"], capsys)
+    assert "nowhere.json" in refused(["render", "nowhere.json", "--output", "out.mp4"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--camera", "sideways"], "orbit-left"),
+        (["--amount", "1000"], "amount"),
+        (["--amount", "far"], "--amount"),
+        (["--size", "64"], "height x width"),
+        (["--size", "20x48"], "multiples of 16"),
+        (["--steps", "0"], "steps"),
+        (["--start", "99"], "12 frames"),
+        (["--backbone", "no-such-model"], "no-such-model"),
+        (["--depth", "nowhere.npz"], "nowhere.npz"),
+        (["--latent-mask", "reference"], "training-free"),
+        (["--unheard-of"], "--unheard-of"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(inputs, tmp_path, capsys, more, message):
+    output = tmp_path / "out.mp4"
+    assert message in refused(["recapture", *inputs, "--output", str(output), *more], capsys)
+    assert not output.exists()
+
+
+def test_places_that_cannot_be_written_are_named_before_any_work(inputs, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["recapture", *inputs, "--output"]
+    assert "Cannot write" in refused([*arguments, str(tmp_path / "file" / "out.mp4")], capsys)
+    good = str(tmp_path / "out.mp4")
+    assert "Cannot write" in refused([*arguments, good, "--keep", str(tmp_path / "file" / "kept")], capsys)
+    assert "Cannot write" in refused([*arguments, good, "--report", str(tmp_path / "file" / "report.json")], capsys)
+    assert ".mp4" in refused([*arguments, str(tmp_path / "out.avi")], capsys)
+    (tmp_path / "folder.mp4").mkdir()
+    assert "is a folder" in refused([*arguments, str(tmp_path / "folder.mp4")], capsys)
+    assert "clip itself" in refused([*arguments, inputs[0]], capsys)
+
+
+def test_as_a_program(tmp_path):
+    command = [sys.executable, "-m", "pipeline", "recapture", "nowhere.mp4", "--output", str(tmp_path / "out.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "nowhere.mp4" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_benchmark_prints_ratios(inputs, tmp_path, capsys):
+    depth = write_depth(tmp_path / "depth.npz", 17, 30, 52)
+    assert main(["benchmark", "--backbone", inputs[2], "--depth", str(depth), "--size", "32x48"]) == 0
+    said = capsys.readouterr().out
+    assert "with guidance" in said and "17x480x832" in said and "decode" in said
+
+
+@pytest.mark.parametrize("command", [[], ["recapture"], ["warp"], ["render"], ["benchmark"]])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--help"])
+    assert left.value.code == 0 and "usage: python -m pipeline" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def show() -> None:
+        with _Progress() as progress:
+            progress.show("Warping", 0.1)
+            progress.show("Sampling", 0.5, " 1/2, about 3 s left")
+            progress.show("Sampling", 0.6, " 2/2, about 1 s left")
+
+    show()
+    assert capsys.readouterr().out == "Warping\nSampling\n"
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    show()
+    assert "Sampling 1/2, about 3 s left:  50%" in terminal.getvalue()
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,337 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic import write_clip, write_depth
+
+import pipeline.render as room
+from pipeline import InputError
+from pipeline.depth import Depth
+from pipeline.measurement import Measurement
+from pipeline.render import (
+    Analysis,
+    DoneEvent,
+    FailedEvent,
+    RenderRequest,
+    StageEvent,
+    StepEvent,
+    WarpEvent,
+    analyse,
+    measure,
+    render,
+)
+from pipeline.video import probe, read_video
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory, tiny_backbone_folder) -> RenderRequest:
+    folder = tmp_path_factory.mktemp("clip")
+    return RenderRequest(
+        str(write_clip(folder / "clip.mp4")),
+        backbone=str(tiny_backbone_folder),
+        depth=str(write_depth(folder / "depth.npz")),
+        amount=10,
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+
+
+def analysed(request: RenderRequest) -> Analysis:
+    *stages, analysis = analyse(request)
+    assert all(isinstance(event, StageEvent) for event in stages)
+    assert isinstance(analysis, Analysis)
+    return analysis
+
+
+def finished(request: RenderRequest, folder: Path, **options) -> list:
+    events = list(render(request, folder, **options))
+    assert isinstance(events[-1], DoneEvent), events[-1]
+    return events
+
+
+def failure(request: RenderRequest, folder: Path) -> str:
+    *_, last = render(request, folder)
+    assert isinstance(last, FailedEvent)
+    return last.message
+
+
+def test_a_request_survives_json():
+    request = RenderRequest("a clip é.mp4", size=(64, 96), amount=3, prompt="a red ball", guide_until=0.2)
+    assert RenderRequest.from_json(request.to_json()) == request
+    assert RenderRequest.from_json('{"version": 1, "clip": "a.mp4"}') == RenderRequest("a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "JSON object"),
+        ('{"clip": "a"}', "version None"),
+        ('{"version": 2, "clip": "a"}', "version 2"),
+        ('{"version": 1}', "names no clip"),
+        ('{"version": 1, "clip": "a", "colour": 1}', "unknown fields: colour"),
+        ('{"version": 1, "clip": "a", "steps": "many"}', "steps"),
+        ('{"version": 1, "clip": "a", "camera": ["orbit-left"]}', "camera"),
+    ],
+)
+def test_json_that_is_no_request(text, message):
+    with pytest.raises(InputError, match=message):
+        RenderRequest.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"clip": ""},
+        {"camera": "sideways"},
+        {"amount": float("nan")},
+        {"amount": 400},
+        {"amount": "5"},
+        {"fov": 0},
+        {"frames": 0},
+        {"frames": 4.0},
+        {"start": -1},
+        {"stride": 0},
+        {"size": (0, 16)},
+        {"size": 16},
+        {"prompt": None},
+        {"seed": -1},
+        {"seed": True},
+        {"steps": 0},
+        {"guidance_scale": float("inf")},
+        {"latent_mask": "soft"},
+        {"solver": "magic"},
+        {"gamma": 0},
+        {"cg_iterations": 0},
+        {"guide_from": 1.5},
+        {"guide_from": 0.2, "guide_until": 0.5},
+        {"condition": "last-frame"},
+        {"depth": ""},
+        {"composite": 1},
+    ],
+)
+def test_values_out_of_range_are_refused(field):
+    with pytest.raises(InputError, match=list(field)[-1]):
+        RenderRequest(**{"clip": "a.mp4", **field})
+
+
+def test_the_analysis_of_a_clip_with_odd_sides(request_):
+    analysis = analysed(request_)
+    working = analysis.clip.frames.shape[-2:]
+    assert len(analysis.clip.frames) == len(analysis.full.frames) == len(analysis.depth.z) == 5
+    assert working == analysis.depth.z.shape[-2:] and all(side % 16 == 0 for side in working)
+    height, width = analysis.full.frames.shape[-2:]
+    assert height <= 51 and width <= 75 and height % 2 == width % 2 == 0
+    # the field of view is the whole picture's, so the focal length in pixels of the crop is that of the picture
+    focal = 0.5 * 75 / np.tan(np.radians(55) / 2)
+    K = analysis.source.K[0]
+    assert K[0, 0].item() == pytest.approx(focal * working[1] / width, rel=1e-4)
+    assert K[1, 1].item() == pytest.approx(focal * working[0] / height, rel=1e-4)
+    assert K[0, 2].item() == pytest.approx(working[1] / 2, abs=0.5)
+    # the wall of write_depth, 3 to 4 units away
+    assert 2.9 < analysis.distance < 4.1
+    assert analysis.notes[0].startswith("Frames 0 to 4 of 12")
+
+
+def test_start_and_stride_pick_frames_and_their_depth(request_, tmp_path):
+    z = np.ones((12, 51, 75), np.float32) * (1 + np.arange(12, dtype=np.float32))[:, None, None]
+    np.savez(tmp_path / "depth.npz", z=z)
+    analysis = analysed(replace(request_, start=3, stride=2, frames=4, depth=str(tmp_path / "depth.npz")))
+    expected = read_video(request_.clip, start=3, stride=2, frames=4)
+    assert analysis.fps == expected.fps == 4
+    top, left = (51 - analysis.full.frames.shape[-2]) // 2, (75 - analysis.full.frames.shape[-1]) // 2
+    height, width = analysis.full.frames.shape[-2:]
+    assert torch.equal(analysis.full.frames, expected.frames[..., top : top + height, left : left + width])
+    depths = analysis.depth.z.mean(dim=(1, 2))
+    assert (depths / depths[0]).tolist() == pytest.approx([1, 6 / 4, 8 / 4, 10 / 4], rel=1e-3)
+    assert "every 2nd" in analysis.notes[0]
+
+
+def test_depth_is_estimated_once_for_a_clip(request_, tmp_path, monkeypatch):
+    calls = []
+
+    def estimate(frames, model):
+        calls.append(len(frames))
+        return Depth(2 + frames.mean(1), False)
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(room, "estimate_depth", estimate)
+    monkeypatch.setattr(room, "_load_depth_model", lambda ref: None)
+    monkeypatch.setattr(room.get_backbone(request_.backbone), "depth", str(tmp_path / "model"))
+    request = replace(request_, depth=None)
+    first, again = analysed(request), analysed(replace(request, camera="dolly-in"))
+    assert torch.equal(first.depth.z, again.depth.z)
+    assert calls == [5]
+    analysed(replace(request, start=1))
+    assert calls == [5, 5]
+    (tmp_path / "model" / "weights").write_text("new")
+    analysed(request)
+    assert calls == [5, 5, 5]
+
+
+def test_the_warp_at_any_size(request_):
+    analysis = analysed(request_)
+    small = measure(analysis, request_, size=(24, 36))
+    assert small.video.shape == (5, 3, 24, 36) and small.mask.shape == (5, 1, 24, 36)
+    whole = measure(analysis, request_)
+    full = measure(analysis, request_, size=tuple(analysis.full.frames.shape[-2:]))
+    # the same camera sees the same share of the scene at every size
+    shares = [m.mask.float().mean().item() for m in (small, whole, full)]
+    assert max(shares) - min(shares) < 0.04
+    assert whole.mask[0].all() and not whole.mask[-1].all()
+
+
+def test_a_render_from_clip_to_files(request_, tmp_path):
+    events = finished(request_, tmp_path / "out", keep=tmp_path / "kept")
+    kinds = [type(event) for event in events]
+    assert kinds.index(WarpEvent) < kinds.index(StepEvent) < kinds.index(DoneEvent) == len(kinds) - 1
+    fractions = [event.fraction for event in events if isinstance(event, (StageEvent, StepEvent))]
+    assert fractions == sorted(fractions) and fractions[0] >= 0 and fractions[-1] <= 1
+
+    warp = events[kinds.index(WarpEvent)]
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    assert [step.index for step in steps] == [1, 2, 3] and {step.total for step in steps} == {3}
+    assert steps[0].preview.dtype == np.uint8 and steps[0].preview.ndim == 4 and steps[0].preview.shape[-1] == 3
+    assert steps[-1].seconds_left >= 0
+
+    result = events[-1].result
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report == json.loads(json.dumps(result.report))
+    assert RenderRequest.from_json((tmp_path / "out" / "request.json").read_text()) == request_
+    working, size = tuple(report["sizes"]["working"]), report["sizes"]["result"]
+    for video in (result.video, result.source):
+        info = probe(video)
+        assert [info.height, info.width] == size and info.frames == 5 and info.fps == 8 and info.has_audio
+    assert (probe(result.warp).height, probe(result.warp).width) == working
+
+    with np.load(tmp_path / "kept" / "measurement.npz") as kept:
+        assert kept["video"].shape == (5, *working, 3) and kept["video"].dtype == np.uint8
+        assert kept["mask"].shape == (5, *working) and kept["mask"].dtype == bool
+        assert np.array_equal(kept["video"], warp.video) and np.array_equal(kept["mask"], warp.mask > 0)
+    with np.load(tmp_path / "kept" / "raw.npz") as kept:
+        assert kept["video"].shape == (5, *working, 3) and kept["video"].dtype == np.uint8
+    with np.load(tmp_path / "kept" / "depth.npz") as kept:
+        assert kept["z"].shape == (5, *working) and kept["z"].dtype == np.float32
+
+    figures = report["measurement"]
+    assert figures["composited"]["psnr"] > figures["raw"]["psnr"]
+    assert 0 < report["unknown"] < 1 and report["first_frame"] == {"complete": True, "unknown": 0}
+    assert report["frames"] | {"why": ""} == {
+        "first": 0, "last": 4, "stride": 1, "count": 5, "in_clip": 12, "model": 5, "why": "",
+    }  # fmt: skip
+    assert {"read", "depth", "warp", "encode", "sample", "decode", "composite", "write", "total"} <= set(
+        report["seconds"]
+    )
+    assert 0 < report["first_preview_seconds"] < report["seconds"]["total"]
+
+
+def test_a_seed_decides_the_result(request_, tmp_path):
+    analysis = analysed(request_)
+
+    def raw(request: RenderRequest, name: str) -> np.ndarray:
+        finished(request, tmp_path / name, analysis=analysis, keep=tmp_path / name)
+        with np.load(tmp_path / name / "raw.npz") as kept:
+            return kept["video"]
+
+    request = replace(request_, solver="none")  # nothing but the noise to begin with
+    first = raw(request, "first")
+    assert np.array_equal(first, raw(request, "again"))
+    assert not np.array_equal(first, raw(replace(request, seed=1), "other"))
+    # guidance outside of the noise levels that occur is no guidance
+    never = replace(request_, guide_from=1e-6, guide_until=1e-6)
+    assert np.array_equal(first, raw(never, "never"))
+    assert not np.array_equal(first, raw(request_, "guided"))
+
+
+@pytest.mark.parametrize("changes", [{"solver": "dds_cg"}, {"latent_mask": "binary"}, {"condition": "first-frame"}])
+def test_other_ways_end_with_a_video(request_, tmp_path, changes):
+    finished(replace(request_, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(("frames", "model"), [(1, 1), (3, 5), (6, 9)])
+def test_any_number_of_frames(request_, tmp_path, frames, model):
+    events = finished(replace(request_, frames=frames), tmp_path)
+    report = events[-1].result.report
+    assert report["frames"]["count"] == frames and report["frames"]["model"] == model
+    assert probe(events[-1].result.video).frames == frames
+    assert any("repeated" in note for note in report["notes"]) == (frames != model)
+
+
+def test_more_frames_than_the_clip_has(request_, tmp_path):
+    report = finished(replace(request_, start=9, frames=9), tmp_path)[-1].result.report
+    assert report["frames"]["count"] == 3
+    assert "no more than 3" in report["notes"][0]
+
+
+def test_without_a_move_the_source_comes_back_untouched(request_, tmp_path, monkeypatch):
+    written = {}
+    monkeypatch.setattr(room, "write_video", lambda path, clip, **_: written.update({path.name: clip.frames}))
+    request = replace(request_, amount=0)
+    events = finished(request, tmp_path)
+    assert torch.equal(written["result.mp4"], analysed(request).full.frames)
+    assert torch.equal(written["result.mp4"], written["source.mp4"])
+    assert events[-1].result.report["measurement"]["composited"] == {"psnr": None, "ssim": pytest.approx(1)}
+
+
+def test_without_compositing_the_result_is_the_models_own(request_, tmp_path):
+    report = finished(replace(request_, composite=False), tmp_path)[-1].result.report
+    assert report["sizes"]["result"] == report["sizes"]["working"]
+    assert report["measurement"]["composited"] is None
+    assert "composite" not in report["seconds"]
+
+
+def test_closing_the_generator_stops_the_render(request_, tmp_path, monkeypatch):
+    backbone = room.get_backbone(request_.backbone)
+    calls = []
+    velocity = backbone.velocity
+    monkeypatch.setattr(backbone, "velocity", lambda *a, **k: calls.append(1) or velocity(*a, **k))
+    events = render(replace(request_, steps=20), tmp_path)
+    next(event for event in events if isinstance(event, StepEvent))
+    events.close()
+    assert len(calls) == 1
+    assert not (tmp_path / "result.mp4").exists()
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clip": "nowhere.mp4"}, "nowhere.mp4"),
+        ({"start": 100}, "12 frames"),
+        ({"size": (40, 48)}, "48"),
+        ({"backbone": "no-such-model"}, "no-such-model"),
+        ({"depth": "nowhere.npz"}, "nowhere.npz"),
+        ({"latent_mask": "reference"}, "training-free"),
+    ],
+)
+def test_what_cannot_be_used_ends_in_a_message(request_, tmp_path, changes, message):
+    assert message in failure(replace(request_, **changes), tmp_path)
+    assert not (tmp_path / "result.mp4").exists()
+
+
+def test_a_path_that_shows_nothing_is_refused(request_, tmp_path, monkeypatch):
+    def nothing(frames, z, source, target):
+        return Measurement(torch.zeros_like(frames), torch.zeros_like(frames[:, :1], dtype=torch.bool))
+
+    monkeypatch.setattr(room, "warp_to_path", nothing)
+    assert "smaller amount" in failure(request_, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(request_, tmp_path):
+    (tmp_path / "file").write_text("")
+    events = list(render(request_, tmp_path / "file" / "out"))
+    assert len(events) == 1 and isinstance(events[0], FailedEvent) and "Cannot write" in events[0].message
+
+
+def test_memory_that_runs_out_ends_in_a_message(request_, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(room.get_backbone(request_.backbone), "velocity", full)
+    assert "fewer frames" in failure(request_, tmp_path)
