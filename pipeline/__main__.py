@@ -108,15 +108,18 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Compare methods on unseen scenes of the procedural world, whose true second view is known."""
-    from pipeline.evaluation.world import evaluate as run
+    """Compare methods on unseen scenes of the procedural world, whose true second view is known; or measure clips."""
+    from pipeline.evaluation import clips, world
 
     if options.scenes < 1:
         raise InputError("--scenes must be 1 or more.")
     output, figure = (Path(path) if path else None for path in (options.output, options.figure))
     say = lambda message: print(message, file=sys.stderr, flush=True)
+    if options.clips:
+        print(clips.evaluate(options.clips, options.backbone, steps=options.steps, progress=say))
+        return
     shown = dict(steps=options.steps, output=output, figure=figure, progress=say)
-    print(run(options.backbone, options.first_seed, options.scenes, **shown))
+    print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
 
 
 class _Progress:
@@ -285,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
+    added.add_argument("--clips", nargs="+", metavar="CLIP", default=None, help="measure on these clips instead")
     added.add_argument("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
     added.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
     added.add_argument("--steps", type=int, default=None, help="sampling steps (default: the model's)")
