@@ -1,4 +1,4 @@
-"""Re-capture of real clips, which have no truth: how well what is observed is kept, next to what the VAE alone keeps."""
+"""Re-capture of real clips, which have no truth: how well the observed is kept, next to what the VAE alone keeps."""
 
 from __future__ import annotations
 
