@@ -37,7 +37,7 @@ _STRIDE = 32  # of the network's coarsest level
 _MEDIAN = 4.0  # of depth that has no unit
 _FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FAR_GIVEN = 1000.0
-_JUMP = 0.1  # neighbours whose disparities differ by more stand on two surfaces
+_JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 _PICTURES = (".exr", ".png")
 _MAX_SIDE = 8192  # pixels
 _MAX_BYTES = 2 * 2**30
@@ -321,8 +321,12 @@ def resize_depth(
         return nearest
     disparity = 1 / z[:, None]
     smooth = 1 / F.interpolate(disparity, size, mode="bilinear", align_corners=False)[:, 0]
-    steps = F.max_pool2d(disparity, 3, 1, 1) > (1 + _JUMP) * -F.max_pool2d(-disparity, 3, 1, 1)
-    edge = F.interpolate(steps.float(), size, mode="nearest-exact")[:, 0] > 0
+    # Disparity is linear on any plane, however steep: what bends is an edge.
+    bend = torch.zeros_like(disparity)
+    bend[..., 1:-1] = disparity.diff(n=2, dim=-1).abs()
+    bend[..., 1:-1, :] = torch.maximum(bend[..., 1:-1, :], disparity.diff(n=2, dim=-2).abs())
+    steps = F.max_pool2d((bend > _JUMP * disparity).float(), 3, 1, 1)  # those that only touch at a corner, too
+    edge = F.interpolate(steps, size, mode="nearest-exact")[:, 0] > 0
     if guide is None:
         return torch.where(edge, nearest, smooth)
 

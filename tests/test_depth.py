@@ -24,6 +24,7 @@ from pipeline.depth import (
     resize_depth,
     subject_distance,
 )
+from pipeline.video import Clip, write_video
 
 TINY = (8, 8, 8, 8, 16)
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "nano" / "depth"
@@ -254,6 +255,15 @@ def test_enlarged_outlines_follow_the_picture():
 def test_slopes_stay_smooth_when_enlarged():
     z = torch.linspace(2, 3, 16)[None, None].expand(1, 16, 16).contiguous()
     assert resize_depth(z, (16, 64)).diff(dim=-1).max() < 0.03
+
+
+def test_steep_ground_stays_smooth_when_enlarged():
+    disparity = torch.linspace(0.02, 1, 16)[:, None].expand(1, 16, 16)  # linear on a plane, steep at its horizon
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    small = torch.nn.functional.interpolate(picture, (16, 16), mode="area")
+    found = 1 / resize_depth((1 / disparity).contiguous(), (64, 64), guide=(small, picture))
+    assert torch.allclose(found, found[..., :1].expand_as(found), atol=1e-5)
+    assert (found.diff(dim=1) >= 0).all()
 
 
 def test_subject_distance_is_that_of_the_middle():
@@ -491,3 +501,8 @@ def test_the_training_command(scenes, tmp_path, capsys):
     )
     main([*command, "--steps", "2", "--device", "cpu"])
     assert "step 2 " in capsys.readouterr().out
+
+    write_video(tmp_path / "clip.mp4", Clip(moving(3, 64, 96), 8.0))
+    np.savez(tmp_path / "d.npz", z=ramp(3, 32, 48))
+    main([*command, "--device", "cpu", "--measure", str(tmp_path / "clip.mp4"), str(tmp_path / "d.npz")])
+    assert "rank correlation" in capsys.readouterr().out

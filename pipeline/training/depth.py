@@ -19,13 +19,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.depth import DepthNet, estimate_depth
+from pipeline.depth import DepthNet, estimate_depth, load_depth, load_depth_model
 from pipeline.training.dataset import load
+from pipeline.video import read_video
 
 # The nearest hundredth of a clip to its farthest: the sky is as far as this, no farther.
 RANGE = 40.0
@@ -242,6 +245,15 @@ def validate(model: DepthNet, folder: Path, held_out: int) -> Figures:
     return Figures(*torch.tensor(rows).mean(0).tolist())
 
 
+@torch.no_grad()
+def agreement(model: DepthNet, video: Path, given: Path) -> float:
+    """Spearman's rank correlation, over a whole clip, of estimated depth with depth or disparity given in a file."""
+    frames = read_video(video, max_side=416).frames
+    found = estimate_depth(frames, model).z.flatten()[::7]
+    truth = load_depth(given, len(frames), (frames.shape[-2], frames.shape[-1])).z.flatten()[::7]
+    return float(np.corrcoef(rankdata(found.numpy()), rankdata(truth.numpy()))[0, 1])
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -353,8 +365,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument(
+        "--measure", type=Path, nargs=2, metavar=("VIDEO", "DEPTH"), help="do not train: print the figures of OUT"
+    )
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args(arguments)
+    if args.measure:
+        model = load_depth_model(str(args.out), args.device)
+        assert isinstance(model, DepthNet)
+        print(validate(model, args.data, args.held_out), f"rank correlation {agreement(model, *args.measure):.3f}")
+        return
     args.checkpoint = args.checkpoint or Path(f"{args.out}.checkpoint.pt")
     print(train(args))
 
