@@ -26,6 +26,7 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Float
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
@@ -369,8 +370,10 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
             if "model_type" not in config:
                 if not (folder / "model.safetensors").is_file():
                     raise InputError(f"The depth model {ref!r} has no weights: model.safetensors is missing.")
-                # float16 weights fill a float32 network
-                return DepthNet.from_pretrained(folder).eval().requires_grad_(False).to(device)
+                # as from_pretrained does, but silently, and never from a pickle; float16 weights fill a float32 network
+                net = DepthNet(**config)
+                net.load_state_dict(load_file(folder / "model.safetensors"))
+                return net.eval().requires_grad_(False).to(device)
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             if isinstance(error, InputError):
                 raise
