@@ -261,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="of the noise (default 0); the same seed gives the same result")
     add("--steps", type=int, help="sampling steps (default: the model's)")
     add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
+    add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
     add("--latent-mask", help="training-free (default) or binary")
     add("--solver", help="data consistency: dds (default), dds_cg or none")
     add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")

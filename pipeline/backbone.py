@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline import InputError, models
+from pipeline.measurement import Measurement, fill_unknown
 
 TRAIN_TIMESTEPS = 1000  # the transformer's time is sigma * 1000
 IMAGE_BRANCH_TEXT_TOKENS = 512  # with an image branch, all tokens before the last 512 are taken for the image's
@@ -39,18 +40,22 @@ class LatentRgb:
 class Settings:
     """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
 
-    frames, pixels: default clip length and H*W. text_tokens: length of the embedded prompt. shift: of the noise levels,
-    see `sampler.flow_sigmas`. depth: folder of the depth model that goes with the backbone.
+    frames, pixels: default clip length and H*W. text_tokens: length of the embedded prompt. strength: noise level to
+    start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model that goes with
+    the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the known
+    ones, not grey as Wan's were.
     """
 
     frames: int = 81
     pixels: int = 480 * 832
     steps: int = 50
     guidance_scale: float = 5.0
+    strength: float = 1.0
     shift: float = 3.0
     text_tokens: int = 512
     latent_rgb: LatentRgb | None = None
     depth: str | None = None
+    fill_condition: bool = False
 
 
 class Backbone:
@@ -177,15 +182,27 @@ class Backbone:
         return (config.image_size // config.patch_size) ** 2 + 1
 
     @torch.no_grad()
-    def condition(self, video: Float[Tensor, "T 3 H W"], mask: Float[Tensor, "T 1 H W"]) -> Float[Tensor, "4+C t h w"]:
-        """The inpainting channels of the transformer: the mask, then the video encoded with its unknown pixels grey.
+    def condition(
+        self,
+        video: Float[Tensor, "T 3 H W"],
+        mask: Float[Tensor, "T 1 H W"],
+        filled: Float[Tensor, "C t h w"] | None = None,
+    ) -> Float[Tensor, "4+C t h w"]:
+        """The inpainting channels of the transformer: the mask, then the video encoded with its unknown pixels grey (or
+        filled, see `Settings`).
 
         video in [0, 1]; mask: 1 (or True) = known. A mask that is 1 on the first frame alone is image-to-video.
+        filled: latents of the same video with its unknown pixels filled, if they are at hand.
         """
         self.latent_shape(len(video), *video.shape[-2:])
         known = mask.to(self.device) > 0.5
-        grey_holes = torch.where(known, video.to(self.device), 0.5)
-        return torch.cat([group_mask(known.float(), self.temporal, self.spatial), self.encode(grey_holes)])
+        grouped = group_mask(known.float(), self.temporal, self.spatial)
+        if self.settings.fill_condition and filled is not None:
+            return torch.cat([grouped, filled])
+        shown = torch.where(known, video.to(self.device), 0.5)
+        if self.settings.fill_condition:
+            shown = fill_unknown(Measurement(shown, known))
+        return torch.cat([grouped, self.encode(shown)])
 
     @torch.no_grad()
     def velocity(

@@ -62,7 +62,8 @@ class RenderRequest:
     fov: field of view of the clip in degrees along its longer side, None for 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
         model was made for. size: (h, w) at which the model works, None for the model's own at the clip's aspect.
-    seed: of the noise. steps, guidance_scale: None for what the model was made for.
+    seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
+        in (0, 1] from which sampling starts; 1 is pure noise, below it the filled warp shines through (SDEdit).
     latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; gamma > 0: how much the solver
         trusts the model over the measurement; guidance acts while guide_until <= sigma <= guide_from.
     condition: what the model's inpainting channels show: the warp, only its first frame, or nothing.
@@ -83,6 +84,7 @@ class RenderRequest:
     seed: int = 0
     steps: int | None = None
     guidance_scale: float | None = None
+    strength: float | None = None
     latent_mask: str = "training-free"
     solver: str = "dds"
     gamma: float = 0.1
@@ -162,6 +164,7 @@ def _validate(request: RenderRequest) -> None:
     need(_is_int(request.seed) and 0 <= request.seed < 2**63, "seed", "a whole number, 0 or more")
     optional("steps", lambda value: _is_int(value) and 1 <= value <= 1000, "a whole number from 1 to 1000")
     optional("guidance_scale", lambda value: _is_number(value) and 0 <= value <= 100, "a number from 0 to 100")
+    optional("strength", lambda value: _is_number(value) and 0 < value <= 1, "a noise level above 0, up to 1")
     need(_is_number(request.gamma) and request.gamma > 0, "gamma", "a number above 0")
     need(_is_int(request.cg_iterations) and request.cg_iterations >= 1, "cg_iterations", "a whole number, 1 or more")
     for name in ("guide_from", "guide_until"):
@@ -258,7 +261,8 @@ class Analysis:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What the sampler is told, in latents of the padded clip. y_full, h: None without data consistency."""
+    """What the sampler is told, in latents of the padded clip. h: None without data consistency; y_full: None if
+    it is not needed at all."""
 
     y_full: Float[Tensor, "C t h w"] | None
     h: Float[Tensor, "C t h w"] | None
@@ -332,8 +336,9 @@ def prepare(
     """
     video, mask = _pad(measurement.video), _pad(measurement.mask)
     y_full = h = None
-    if request.solver != "none":
+    if request.solver != "none" or _strength(request, backbone) < 1:
         y_full = backbone.encode(_pad(fill_unknown(measurement)))
+    if request.solver != "none":
         if request.latent_mask == "binary":
             h = binary_mask(mask, backbone.latent_channels).h
         elif request.latent_mask == "training-free":
@@ -342,13 +347,13 @@ def prepare(
             raise InputError(NO_REFERENCE)
         else:
             h = difference_mask(backbone.encode, _pad(target), mask).h
-        h = h.to(y_full)
+        h = h.to(backbone.device)
     told = mask.clone()
     if request.condition == "none":
         told[:] = False
     elif request.condition == "first-frame":
         told[1:] = False
-    condition = backbone.condition(video, told)
+    condition = backbone.condition(video, told, y_full if request.condition == "warp" else None)
     complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
     image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
     return Problem(y_full, h, condition, image, backbone.noise(len(video), *size_of(video), request.seed))
@@ -367,8 +372,15 @@ def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Itera
         return SOLVERS[request.solver](z0_hat, problem.y_full, problem.h, **options)
 
     sigmas = flow_sigmas(request.steps or backbone.steps, backbone.shift)
+    sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
+    start = sigmas[0].item()
+    z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
     guided = None if problem.h is None else within(consistency, request.guide_from, request.guide_until)
-    yield from sample(velocity, problem.noise, sigmas, guided)
+    yield from sample(velocity, z, sigmas, guided)
+
+
+def _strength(request: RenderRequest, backbone: Backbone) -> float:
+    return backbone.settings.strength if request.strength is None else request.strength
 
 
 def render(
@@ -468,6 +480,7 @@ def _render(
         "seed": request.seed,
         "steps": request.steps or backbone.steps,
         "guidance_scale": backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "strength": _strength(request, backbone),
         "amount": _amount(request),
         "frames": {
             "first": analysis.first,

@@ -41,6 +41,7 @@ MAX_FRAMES, MAX_SIDE = 257, 1920  # what a visitor may ask of the memory of a se
 NUMBERS: dict[str, tuple[str, type]] = {
     "steps": ("Steps", int),
     "guidance_scale": ("Guidance scale", float),
+    "strength": ("Start from σ", float),
     "seed": ("Seed", int),
     "gamma": ("Gamma", float),
     "cg_iterations": ("CG iterations", int),
@@ -557,7 +558,7 @@ def _advanced() -> dict[str, Any]:
         options = [(CHOICES[name].get(option, option), option) for option in names]
         controls[name] = gr.Dropdown(options, value=DEFAULTS[name], label=label, min_width=160, elem_id=f"set-{name}")
 
-    numbers("steps", "guidance_scale", "seed")
+    numbers("steps", "guidance_scale", "strength", "seed")
     controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
     with gr.Row(elem_classes="rc-fields"):
         # the reference mask needs the wanted video, which a new camera path never has

@@ -3,9 +3,9 @@
     python -m pipeline.training.prior --data DIR --vae assets/nano/vae --out assets/nano --minutes 60
 
 Flow matching on the frozen VAE's latents. The input is packed as for Wan2.1-Fun-InP: noisy latent, four mask channels,
-latent of the masked video with unknown pixels grey. What is known varies: another view's warp onto this path (as in
-re-capture), the first frame, first and last, random frames, boxes and ellipses, or nothing; prompts are dropped for
-classifier-free guidance.
+latent of the masked video, whose unknown pixels are filled smoothly here (`fill_condition`). What is known varies:
+another view's warp onto this path (as in re-capture), the first frame, first and last, random frames, boxes and
+ellipses, or nothing; prompts are dropped for classifier-free guidance.
 
 Latents are cached beside the data (`--cache`), and scenes that are rendered while the training runs join it.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
-from pipeline.measurement import warp_to_path
+from pipeline.measurement import Measurement, fill_unknown, warp_to_path
 from pipeline.training import text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.vae import encode_once
@@ -99,7 +99,7 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
         warped = warp_to_path(other, z.float(), path, along)
         knowns = [(warped.video, warped.mask.float())]
         knowns.append((clean, random_mask(rng, len(clean), *clean.shape[-2:])))
-        clips = [clean] + [torch.where(mask > 0, video, 0.5) for video, mask in knowns]
+        clips = [clean] + [fill_unknown(Measurement(video * mask, mask > 0)) for video, mask in knowns]
         masks = [mask for _, mask in knowns]
         if flip:
             clips, masks = [c.flip(-1) for c in clips], [m.flip(-1) for m in masks]
@@ -190,7 +190,10 @@ def embed(encoder: UMT5EncoderModel, tokenizer, captions: list[str], device) -> 
 
 
 def flow_loss(transformer, z: Tensor, known: Tensor, prompt: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the predicted velocity, per example (Lipman et al. 2023, with z_t = (1-σ) z0 + σ ε)."""
+    """Squared error of the predicted velocity, per example (Lipman et al. 2023, with z_t = (1-σ) z0 + σ ε).
+
+    What is unknown counts four times as much as what is known: the latter is imposed on the result anyway.
+    """
     level = sigma.view(-1, 1, 1, 1, 1)
     z_t = (1 - level) * z + level * noise
     predicted = transformer(
@@ -199,7 +202,9 @@ def flow_loss(transformer, z: Tensor, known: Tensor, prompt: Tensor, sigma: Tens
         encoder_hidden_states=prompt,
         return_dict=False,
     )[0]
-    return (predicted.float() - (noise - z)).square().flatten(1).mean(1)
+    weight = 1 - 0.75 * known[:, :4].mean(1, keepdim=True)
+    error = (predicted.float() - (noise - z)).square() * weight
+    return error.flatten(1).mean(1) / weight.flatten(1).mean(1)
 
 
 def noise_levels(count: int, generator: torch.Generator, shift: float = SHIFT**2) -> Tensor:
@@ -251,14 +256,18 @@ def write_folder(out: Path, vae_folder: Path, transformer, encoder, latent_rgb, 
         "pixels": pixels,
         "steps": 20,
         "guidance_scale": 1.5,
+        "strength": 1.0,
         "shift": SHIFT,
         "text_tokens": text.TEXT_TOKENS,
         "depth": "depth",
+        "fill_condition": True,
         "latent_rgb": latent_rgb,
     }
     path = out / "recapture.json"
     if path.exists():  # keep what was tuned by hand
-        settings |= {k: v for k, v in json.loads(path.read_text()).items() if k in ("steps", "guidance_scale")}
+        settings |= {
+            k: v for k, v in json.loads(path.read_text()).items() if k in ("steps", "guidance_scale", "strength")
+        }
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
