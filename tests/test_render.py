@@ -335,3 +335,35 @@ def test_memory_that_runs_out_ends_in_a_message(request_, tmp_path, monkeypatch)
 
     monkeypatch.setattr(room.get_backbone(request_.backbone), "velocity", full)
     assert "fewer frames" in failure(request_, tmp_path)
+
+
+def test_strength_decides_where_sampling_starts(request_):
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    measurement = measure(analysis, request_)
+
+    def steps(strength: float, **changes):
+        request = replace(request_, steps=10, strength=strength, **changes)
+        problem = room.prepare(backbone, measurement, analysis.clip.frames, request)
+        return problem, list(room.solve(backbone, problem, request))
+
+    _, whole = steps(1.0)
+    assert len(whole) == 10 and whole[0].sigma == 1
+    problem, late = steps(0.5)
+    assert 1 <= len(late) < 10 and late[0].sigma <= 0.5
+    # one step from a vanishing noise level: what was put in comes out, with or without data consistency
+    problem, last = steps(1e-9, solver="none")
+    assert problem.h is None and problem.y_full is not None and len(last) == 1
+    noised = (1 - last[0].sigma) * problem.y_full + last[0].sigma * problem.noise
+    assert (last[0].z - problem.y_full).abs().max() < 0.2 * noised.abs().max()
+
+
+def test_the_model_is_shown_filled_holes_if_it_was_trained_so(request_, monkeypatch):
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    measurement = measure(analysis, request_)
+    grey = room.prepare(backbone, measurement, analysis.clip.frames, request_).condition
+    monkeypatch.setattr(backbone, "settings", replace(backbone.settings, fill_condition=True))
+    problem = room.prepare(backbone, measurement, analysis.clip.frames, request_)
+    assert torch.equal(problem.condition[:4], grey[:4]) and not torch.equal(problem.condition[4:], grey[4:])
+    assert torch.equal(problem.condition[4:], problem.y_full)
+    again = backbone.condition(room._pad(measurement.video), room._pad(measurement.mask).float())
+    assert torch.allclose(again, problem.condition, atol=1e-5)
