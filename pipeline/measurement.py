@@ -26,7 +26,7 @@ _OPENING = 1.0
 _RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
 _MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
 _NOBODY = torch.iinfo(torch.int64).max
-_BLOCK = 2**15 - 1  # elements
+_BLOCK = 2**17  # elements; of 2^13 ... 2^18 the fastest on two cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +82,7 @@ def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tup
     """
     H, W = z.shape
     device = z.device
-    # On the CPU, blocks of rows stay in the cache and below the size from which torch splits an operation among
-    # threads: the frames are what runs in parallel.
+    # On the CPU, blocks of rows stay in the cache; the frames are what runs in parallel.
     rows = max(1, _BLOCK // W) if device.type == "cpu" else H
     blocks = [slice(top, min(top + rows, H)) for top in range(0, H, rows)]
     u = torch.arange(W, device=device, dtype=torch.float32) + 0.5
