@@ -163,12 +163,12 @@ def _claim(
     key = torch.where(valid, key, _NOBODY)
 
     flat, nobody = winner.view(-1), torch.tensor(_NOBODY, device=w.device)
+    claims = [part.reshape(-1) for part in (x, y, a00, a01, a10, a11, key, reach, torch.where(valid, extent, 0.0))]
     for ring in range(1, _RINGS + 1):
         if ring > 1:  # only the magnified pixels need more than the four target pixels around them
-            large = valid & (extent > ring - 1)
-            x, y, a00, a01, a10, a11, key, reach, extent, valid = (
-                part[large] for part in (x, y, a00, a01, a10, a11, key, reach, extent, valid)
-            )
+            large = (claims[-1] > ring - 1).nonzero()[:, 0]
+            claims = [part[large] for part in claims]
+        x, y, a00, a01, a10, a11, key, reach, _ = claims
         if key.numel() == 0:
             return
         col, row = (x - 0.5).floor(), (y - 0.5).floor()
@@ -182,7 +182,7 @@ def _claim(
                 du_ij = (du + a00 * j).add_(a01, alpha=i).abs_()
                 dv_ij = (dv + a10 * j).add_(a11, alpha=i).abs_()
                 claim = torch.where(torch.maximum(du_ij, dv_ij) <= reach, key, nobody)
-                flat.scatter_reduce_(0, (place + (i * winner.shape[1] + j)).view(-1), claim.view(-1), "amin")
+                flat.scatter_reduce_(0, place + (i * winner.shape[1] + j), claim, "amin")
 
 
 def _keep_off(offset: Tensor, behind: Tensor, ahead: Tensor) -> Tensor:

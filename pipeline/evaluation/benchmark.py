@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from pipeline import InputError
 from pipeline.camera import CameraPath, default_intrinsics, follow, preset_motion, static_path
+from pipeline.depth import resize_depth
 from pipeline.measurement import warp_to_path
 from pipeline.render import (
     Analysis,
@@ -28,7 +29,8 @@ from pipeline.render import (
     solve,
 )
 from pipeline.solvers import SOLVERS
-from pipeline.video import Clip, write_video
+from pipeline.training.world import Sample, render_sample
+from pipeline.video import Clip, resize, write_video
 
 FRAMES, HEIGHT, WIDTH = 17, 480, 832
 
@@ -54,9 +56,9 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
              ("the guidance alone", consistency, f"{consistency / plain:.4f}")],
         )  # fmt: skip
 
-        rows = []
+        rows, scene = [], render_sample(0, frames=FRAMES)
         for height, width in ((HEIGHT, WIDTH), working):
-            seconds = warp_seconds(height, width)
+            seconds = warp_seconds(scene, height, width)
             rows.append((f"{FRAMES}x{height}x{width}", seconds, f"{seconds / plain:.2f}"))
         _table("The warp (ratio: to a sampling step)", rows)
 
@@ -106,13 +108,12 @@ def step_seconds(analysis: Analysis, request: RenderRequest, *, pairs: int = 6) 
     return base + extra, base, statistics.median(alone)
 
 
-def warp_seconds(height: int, width: int, *, repeats: int = 3) -> float:
-    """The fastest of a few warps of a synthetic clip with a relief depth along orbit-left, 20 degrees."""
-    clip = synthetic_clip(height=height, width=width)
-    z = 2 + clip.frames[:, 0]
-    source: CameraPath = static_path(default_intrinsics(height, width, FRAMES))
-    target = follow(source, preset_motion("orbit-left", 20, FRAMES, 2.5))
-    return min(_seconds(lambda: warp_to_path(clip.frames, z, source, target)) for _ in range(repeats))
+def warp_seconds(scene: Sample, height: int, width: int, *, repeats: int = 3) -> float:
+    """The fastest of a few warps of a scene of the world, enlarged to height x width, along orbit-left, 20 degrees."""
+    frames, z = resize(scene.source.frames, (height, width)), resize_depth(scene.source.z, (height, width))
+    source: CameraPath = static_path(default_intrinsics(height, width, len(z)))
+    target = follow(source, preset_motion("orbit-left", 20, len(z), 4.0))
+    return min(_seconds(lambda: warp_to_path(frames, z, source, target)) for _ in range(repeats))
 
 
 def _seconds(work: Callable[[], object]) -> float:
