@@ -1,0 +1,74 @@
+"""The models that ship with the program: complete, small, safe to load, and good for what they are said to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluation.metrics import psnr
+from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
+from pipeline.measurement import fill_unknown
+from pipeline.models import resolve
+from pipeline.render import DoneEvent, RenderRequest, get_backbone, render
+from pipeline.training.dataset import TRAIN_FROM
+from pipeline.training.world import render_sample
+
+ASSETS = Path(resolve("nano")).parent
+EXAMPLES = ASSETS.parent / "examples"
+SEED = 1002  # an unseen scene with holes in 6 % of its pixels
+
+
+@pytest.fixture(scope="module")
+def sample():
+    assert SEED < TRAIN_FROM
+    return render_sample(SEED)
+
+
+def test_assets_are_small_and_safetensors_only():
+    files = [path for path in ASSETS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 64e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
+    assert {path.parent.name for path in files if path.suffix == ".safetensors"} == {
+        "vae", "transformer", "text_encoder", "depth",
+    }  # fmt: skip
+
+
+def test_the_vae_keeps_an_unseen_scene(sample):
+    backbone = get_backbone("nano")
+    frames = sample.source.frames
+    assert psnr(backbone.decode(backbone.encode(frames)).cpu(), frames) > 27
+
+
+def test_holes_of_an_unseen_scene_are_filled(sample):
+    """Raw, what is observed stays close to what the VAE alone keeps; holes are about as good as any simple filling."""
+    backbone, measurement, truth = get_backbone("nano"), measure_sample(sample), sample.target.frames
+    result = recapture_sample(backbone, sample, measurement, BASE)
+    alone = psnr(backbone.decode(backbone.encode(truth)).cpu(), truth, measurement.mask)
+    assert psnr(result, measurement.video, measurement.mask) > alone - 2
+    holes = ~measurement.mask
+    assert psnr(result, truth, holes) > psnr(telea(measurement), truth, holes) - 1
+    assert psnr(result, truth, holes) > psnr(fill_unknown(measurement), truth, holes) - 2
+
+
+def test_previews_show_the_scene(sample):
+    backbone = get_backbone("nano")
+    frames = sample.source.frames
+    preview = backbone.preview(backbone.encode(frames))
+    small = frames[::4].reshape(5, 3, preview.shape[2], 8, preview.shape[3], 8).mean((3, 5))
+    assert psnr(preview, small) > 20
+
+
+@pytest.mark.slow
+def test_every_example_request_renders(tmp_path):
+    requests = sorted(EXAMPLES.glob("*.json"))
+    assert requests
+    for path in requests:
+        request = RenderRequest.from_json(path.read_text())
+        clip = EXAMPLES / request.clip
+        shorter = RenderRequest(**{**vars(request), "clip": str(clip), "steps": 3, "frames": 5})
+        *_, last = render(shorter, tmp_path / path.stem)
+        assert isinstance(last, DoneEvent), last
+        report = json.loads((tmp_path / path.stem / "report.json").read_text())
+        assert report["measurement"]["raw"]["psnr"] > 20
