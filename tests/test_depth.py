@@ -143,7 +143,6 @@ def test_without_a_hub_the_remedy_is_named(monkeypatch):
         load_depth_model("nobody/there-is-no-such-model")
 
 
-@pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="no weights")
 def test_the_shipped_network_finds_the_depth_of_unseen_scenes():
     from pipeline.training.world import render_sample
 

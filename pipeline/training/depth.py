@@ -27,6 +27,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline.depth import DepthNet, estimate_depth, load_depth, load_depth_model
+from pipeline.training import save_state
 from pipeline.training.dataset import load
 from pipeline.video import read_video
 
@@ -310,7 +311,6 @@ def train(args: argparse.Namespace) -> Figures:
         nonlocal best
         figures = validate(mean.eval(), args.data, args.held_out)
         print(f"step {step} {ran():.0f} s held out: {figures}", flush=True)
-        partial = args.checkpoint.with_suffix(".part")
         states = {"model": model.state_dict(), "mean": mean.state_dict(), "optimiser": optimiser.state_dict()}
         if figures.abs_rel_affine < best:  # the steadier one: one wall taken for sky dominates the other
             best = figures.abs_rel_affine
@@ -318,8 +318,7 @@ def train(args: argparse.Namespace) -> Figures:
             half.save_pretrained(args.out)
             facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed, "scenes": len(clips.paths)}
             Path(f"{args.out}.figures.json").write_text(json.dumps(facts | asdict(figures), indent=2) + "\n")
-        torch.save(states | {"step": step, "elapsed": ran(), "best": best}, partial)
-        partial.replace(args.checkpoint)
+        save_state(states | {"step": step, "elapsed": ran(), "best": best}, args.checkpoint)
         return figures
 
     progress = lambda: min(1.0, ran() / budget)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
-from pipeline.training import text
+from pipeline.training import save_state, text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.vae import encode_once
 
@@ -118,6 +118,15 @@ def normalise(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
     return (z - mean) / std
 
 
+def fingerprint(vae: AutoencoderKLWan) -> str:
+    """Eight hexadecimal digits that change with the encoder: latents of one are of no use to another."""
+    digest = hashlib.sha256(json.dumps([vae.config["latents_mean"], vae.config["latents_std"]]).encode())
+    for part in (vae.encoder, vae.quant_conv):
+        for tensor in part.state_dict().values():
+            digest.update(tensor.half().cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
 def fill_cache(data: Path, cache: Path, vae: AutoencoderKLWan, device, seconds: float) -> None:
     """Encode scenes that are not in the cache yet, for at most `seconds`."""
     cache.mkdir(parents=True, exist_ok=True)
@@ -130,9 +139,7 @@ def fill_cache(data: Path, cache: Path, vae: AutoencoderKLWan, device, seconds: 
             break
         stored = load(path)
         examples = make_examples(stored, vae, np.random.default_rng(int(path.stem)), device)
-        partial = target.with_suffix(f".{os.getpid()}.part")
-        torch.save({"examples": examples, "caption": stored.caption}, partial)
-        partial.replace(target)
+        save_state({"examples": examples, "caption": stored.caption}, target)
 
 
 class Examples:
@@ -234,10 +241,10 @@ def validation(transformer, encoder, tokenizer, items: list, grey: Tensor, devic
     return out
 
 
-def write_folder(out: Path, vae_folder: Path, transformer, encoder, latent_rgb, frames: int, pixels: int) -> None:
+def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames: int, pixels: int) -> None:
     """The backbone folder in the diffusers layout, weights in float16."""
-    copy.deepcopy(transformer).half().save_pretrained(out / "transformer")
-    copy.deepcopy(encoder).half().save_pretrained(out / "text_encoder")
+    for name, net in nets.items():
+        copy.deepcopy(net).half().save_pretrained(out / name)
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
     index = {
         "_class_name": "WanImageToVideoPipeline",
@@ -275,7 +282,7 @@ def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
     vae = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
-    cache = args.cache or args.data.with_name(args.data.name + "-latents")
+    cache = args.cache or args.data.with_name(f"{args.data.name}-latents-{fingerprint(vae)}")
     fill_cache(args.data, cache, vae, device, args.first_fill)
     examples = Examples(cache)
     examples.refresh()
@@ -294,7 +301,7 @@ def train(args: argparse.Namespace) -> None:
     both = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
     print(f"{sum(p.numel() for p in both.parameters()) / 1e6:.2f} M parameters, {len(examples.items)} examples")
     average = copy.deepcopy(both).requires_grad_(False)
-    optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint.pt")
     step, elapsed = 0, 0.0
     if checkpoint.exists():
@@ -317,6 +324,12 @@ def train(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(args.seed + step)
     budget, started, last_log, last_save, losses = args.minutes * 60, time.time(), time.time(), time.time(), []
     ran = lambda: elapsed + time.time() - started
+
+    def save() -> None:
+        nets = {"weights": both.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
+        save_state(nets | {"step": step, "elapsed": ran()}, checkpoint)
+        write_folder(args.out, average, latent_rgb, frame_count, height * width)
+
     while ran() < budget:
         progress = min(ran() / budget, 1.0)
         small = progress < args.small_until
@@ -353,38 +366,13 @@ def train(args: argparse.Namespace) -> None:
                 {k: round(v, 4) for k, v in figures.items()},
                 flush=True,
             )
-            _checkpoint(checkpoint, both, average, optimiser, step, ran())
-            write_folder(
-                args.out,
-                args.vae,
-                average["transformer"],
-                average["text_encoder"],
-                latent_rgb,
-                frame_count,
-                height * width,
-            )
+            save()
             last_save = time.time()
     figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
-    _checkpoint(checkpoint, both, average, optimiser, step, ran())
-    write_folder(
-        args.out, args.vae, average["transformer"], average["text_encoder"], latent_rgb, frame_count, height * width
-    )
+    save()
     figures |= {"step": step, "minutes": ran() / 60, "seed": args.seed, "examples": len(examples.items)}
     args.out.with_name(args.out.name + ".figures.json").write_text(json.dumps(figures, indent=2))
     print(figures)
-
-
-def _checkpoint(path: Path, both, average, optimiser, step: int, elapsed: float) -> None:
-    state = {
-        "weights": both.state_dict(),
-        "average": average.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "step": step,
-        "elapsed": elapsed,
-    }
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
 
 
 def main() -> None:
@@ -392,7 +380,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the backbone folder to write")
-    parser.add_argument("--cache", type=Path, help="folder for latents (default: beside the data)")
+    parser.add_argument("--cache", type=Path, help="folder for latents (default: beside the data, one for each VAE)")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--minutes", type=float, default=60, help="training time in all, over all resumed runs")
     parser.add_argument(

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from torch import Tensor
 
+from pipeline.training import save_state
 from pipeline.training.dataset import load
 
 CONFIG: dict[str, Any] = dict(
@@ -426,9 +427,7 @@ def _checkpoint(path: Path, vae, optimiser, step: int, elapsed: float) -> None:
         "step": step,
         "elapsed": elapsed,
     }
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)
+    save_state(state, path)
 
 
 def main() -> None:
