@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline recapture | warp | render | evaluate | benchmark`. The app's functions.
+"""The command line, over the app's functions: `python -m pipeline COMMAND`, see --help.
 
 Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
 Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.
@@ -214,7 +214,47 @@ def _request(options: argparse.Namespace) -> Any:
 
     # only what was given on the command line is there (argparse.SUPPRESS): the defaults stand in one place
     names = {field.name for field in fields(RenderRequest)}
-    return RenderRequest(**{name: value for name, value in vars(options).items() if name in names})
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if move := _move(options):
+        given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
+    return RenderRequest(**given)
+
+
+def _move(options: argparse.Namespace) -> Any:
+    """The move in the file that --camera names, or a named one that is to go otherwise; None for a named one as is."""
+    from pipeline.camera_files import read_move
+    from pipeline.moves import preset_move
+
+    given = vars(options)
+    camera = given.get("camera", "orbit-left")
+    its_own = {name: given[name] for name in ("speed", "frozen") if name in given}
+    if Path(camera).suffix or Path(camera).exists():
+        if "amount" in given:
+            raise InputError("--amount is for a named camera move; the path in a file says how far it goes.")
+        return replace(read_move(camera, name=given.get("camera_name"), unit=given.get("camera_unit")), **its_own)
+    if "camera_name" in given or "camera_unit" in given:
+        raise InputError("--camera-name and --camera-unit are for a camera path from a file.")
+    return replace(preset_move(camera, given.get("amount"), given.get("fov", 55.0)), **its_own) if its_own else None
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write a named camera move, or one from a file, in a format of your choice."""
+    from pipeline.camera_files import FORMATS, write_move
+    from pipeline.moves import preset_move
+    from pipeline.render import DEFAULT_FOV, make_writable, writing
+
+    output = Path(options.output)
+    fov = vars(options).get("fov", DEFAULT_FOV)
+    move = _move(options) or preset_move(options.camera, vars(options).get("amount"), fov)
+    content = write_move(options.format, move, frames=options.frames, own_fov=fov, size=options.size)
+    if output.suffix.lower() != FORMATS[options.format][1]:
+        raise InputError(
+            f"A camera path as {options.format} ends in {FORMATS[options.format][1]}, unlike {output.name}."
+        )
+    make_writable(output.parent)
+    with writing(output):
+        output.write_bytes(content)
+    print(f"Wrote {output}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -240,11 +280,21 @@ def _parser() -> argparse.ArgumentParser:
     def report(added: argparse.ArgumentParser) -> None:
         added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
 
+    def camera(added: argparse.ArgumentParser) -> None:
+        from pipeline.moves import MOVES, SPEEDS
+
+        add = added.add_argument
+        add("--camera", metavar="MOVE", help=f"{', '.join(MOVES)} (default orbit-left), or the file of a camera path")
+        add("--amount", type=float, help="of a named move, in degrees or percent of the distance (default: its own)")
+        add("--speed", choices=SPEEDS, help="how the camera travels along its path")
+        add("--frozen", type=float, metavar="MOMENT", help="time stands still at that moment of the clip, 0 to 1")
+        add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
+        add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
+
     def source(added: argparse.ArgumentParser) -> None:
         add = added.add_argument
         add("clip", metavar="CLIP", help="a video file")
-        add("--camera", help="orbit-left (default), -right, -up or -down, dolly-in or dolly-out")
-        add("--amount", type=float, help="degrees of an orbit, percent of a dolly (default: the camera move's own)")
+        camera(added)
         add("--fov", type=float, help="field of view of the clip in degrees along its longer side (default 55)")
         add("--frames", type=int, help="number of frames (default: as many as the model was made for)")
         add("--start", type=int, help="first frame (default 0)")
@@ -281,6 +331,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("request", metavar="REQUEST", help="a request as JSON, such as those in examples/")
     outputs(added, "measurement.npz, raw.npz and depth.npz")
     report(added)
+
+    added = command("camera", convert)
+    camera(added)
+    added.set_defaults(camera="orbit-left")
+    add = added.add_argument
+    add("--format", default="recapture", help="recapture (default), trajectorycrafter, recammaster, nerfstudio or npz")
+    add("--frames", type=int, default=49, help="cameras to write where the format has no keyframes (default 49)")
+    add("--fov", type=float, help="field of view of the clip in degrees along its longer side (default 55)")
+    add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
+    add("--output", required=True, metavar="FILE", help="the file to write")
 
     added = command("benchmark", benchmark)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")

@@ -26,19 +26,12 @@ from torch import Tensor
 from pipeline import InputError, models
 from pipeline.backbone import Backbone, load_backbone, read_settings
 from pipeline.cache import cached, content_key
-from pipeline.camera import (
-    PRESETS,
-    CameraPath,
-    default_intrinsics,
-    follow,
-    preset_motion,
-    scale_intrinsics,
-    static_path,
-)
+from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
 from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
 from pipeline.measurement import Measurement, composite, fill_unknown, warp_to_path
+from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
 from pipeline.sampler import Step, flow_sigmas, sample, within
 from pipeline.solvers import SOLVERS
 from pipeline.video import Clip, VideoInfo, crop_to_aspect, probe, read_video, resize, working_size, write_video
@@ -46,6 +39,7 @@ from pipeline.video import Clip, VideoInfo, crop_to_aspect, probe, read_video, r
 REQUEST_VERSION = 1
 CONDITIONS = ("warp", "first-frame", "none")
 DEFAULT_FOV = 55.0  # degrees, along the longer side
+LITTLE = 0.3  # share of a frame below which most of it would be invented
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
 NO_REFERENCE = (
     "The reference latent mask needs the clean target video, which a new camera path does not have; "
@@ -58,7 +52,8 @@ COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame cou
 class RenderRequest:
     """Everything that decides the result of a render, and nothing else. Raises `InputError` on values out of range.
 
-    clip: path of a video file. camera: a name of `camera.PRESETS`; amount in its unit, None for its default.
+    clip: path of a video file. camera: a name of `moves.MOVES`; amount in its unit, None for its default.
+    move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side, None for 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
         model was made for. size: (h, w) at which the model works, None for the model's own at the clip's aspect.
@@ -74,6 +69,7 @@ class RenderRequest:
     clip: str
     camera: str = "orbit-left"
     amount: float | None = None
+    move: Move | None = None
     fov: float | None = None
     frames: int | None = None
     start: int = 0
@@ -101,7 +97,8 @@ class RenderRequest:
 
     def to_json(self) -> str:
         """The request as versioned JSON text."""
-        return json.dumps({"version": REQUEST_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        given = {"version": REQUEST_VERSION, **asdict(self), "move": self.move.to_dict() if self.move else None}
+        return json.dumps(given, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RenderRequest:
@@ -122,6 +119,8 @@ class RenderRequest:
             raise InputError('The request names no clip; give the path of a video file as "clip".')
         if isinstance(given.get("size"), list):
             given["size"] = tuple(given["size"])
+        if given.get("move") is not None:
+            given["move"] = Move.from_dict(given["move"])
         return cls(**given)
 
 
@@ -146,10 +145,11 @@ def _validate(request: RenderRequest) -> None:
         need(getattr(request, name) in tuple(names), name, f"one of {', '.join(names)}")
 
     need(isinstance(request.clip, str) and bool(request.clip), "clip", "the path of a video file")
-    one_of("camera", PRESETS)
-    low, high = PRESETS[request.camera].range
-    unit = PRESETS[request.camera].unit
+    one_of("camera", MOVES)
+    low, high = MOVES[request.camera].range
+    unit = MOVES[request.camera].unit
     optional("amount", lambda value: _is_number(value) and low <= value <= high, f"from {low:g} to {high:g} {unit}")
+    optional("move", lambda value: isinstance(value, Move), "a camera move")
     optional("fov", lambda value: _is_number(value) and 5 <= value <= 150, "an angle from 5 to 150 degrees")
     optional("frames", lambda value: _is_int(value) and value >= 1, "a whole number, 1 or more")
     need(_is_int(request.start) and request.start >= 0, "start", "a whole number, 0 or more")
@@ -311,13 +311,62 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
 
     Raises `InputError` if nothing of the clip is visible from there.
     """
-    measurement = _warp(analysis, request, size or size_of(analysis.clip.frames), slice(None))
+    measurement = _warp(at_moment(analysis, request), request, size or size_of(analysis.clip.frames), slice(None))
     if measurement.mask.float().mean() < VISIBLE_AT_LEAST:
+        if request.move is not None:
+            raise InputError(
+                "Almost nothing of the clip is visible along this camera path; keep it nearer to the clip."
+            )
         raise InputError(
             f"Almost nothing of the clip is visible along the camera path {request.camera} with amount "
             f"{_amount(request):g}; choose a smaller amount or check the depth."
         )
     return measurement
+
+
+def move_of(request: RenderRequest, analysis: Analysis) -> Move:
+    """The camera move of a request: its own, or that of its named one."""
+    if request.move is not None:
+        return request.move
+    return preset_move(request.camera, request.amount, fov_of(analysis.source, size_of(analysis.clip.frames)))
+
+
+def at_moment(analysis: Analysis, request: RenderRequest) -> Analysis:
+    """The analysis with time standing still, where the request's move says so."""
+    frozen = request.move.frozen if request.move is not None else None
+    if frozen is None:
+        return analysis
+    frames = len(analysis.clip.frames)
+    still = [round(frozen * (frames - 1))] * frames
+    clip, full = (replace(video, frames=video.frames[still]) for video in (analysis.clip, analysis.full))
+    return replace(analysis, clip=clip, full=full, depth=replace(analysis.depth, z=analysis.depth.z[still]))
+
+
+def path_warnings(analysis: Analysis, request: RenderRequest, known: Float[Tensor, "T"]) -> tuple[str, ...]:
+    """What is wrong with a camera path, in plain words. known: share of each frame that the clip shows.
+
+    A camera is inside the scene where it stands nearly at, or behind, what the clip shows in its direction.
+    """
+    analysis = at_moment(analysis, request)
+    path, z = _cameras(analysis, request), analysis.depth.z
+    frames, height, width = z.shape
+    eyes = (invert_rigid(analysis.source.world_from_cam) @ path.world_from_cam)[:, :3, 3]
+    uv, ahead = project(eyes[:, None, None], analysis.source.K)
+    u, v = uv[:, 0, 0].unbind(-1)
+    inside = (ahead[:, 0, 0] > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    at = torch.arange(frames), v.clamp(0, height - 1).nan_to_num().long(), u.clamp(0, width - 1).nan_to_num().long()
+    depth = ahead[:, 0, 0] / z[at]
+    back = path.world_from_cam[:, 2, 2] < 0
+    found = []
+    for hit, words in (
+        (inside & (depth > 1), "goes behind what your clip shows"),
+        (inside & (depth > 0.9) & (depth <= 1), "nearly touches the scene"),
+        (back, "looks back to where the clip was filmed from, and sees only the backs of things"),
+        (known < LITTLE, f"sees less than {LITTLE:.0%} of your clip"),
+    ):
+        if hit.any():
+            found.append(f"The camera {words} {_frames_words(hit)}.")
+    return tuple(found)
 
 
 def prepare(
@@ -417,6 +466,7 @@ def _render(
             else:
                 analysis = event
     assert analysis is not None
+    filmed, analysis = analysis, at_moment(analysis, request)
     backbone = get_backbone(request.backbone)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
@@ -461,8 +511,10 @@ def _render(
 
     yield clock.stage("write", "Writing the video", 0.95)
     files = RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {})
-    shown = resize(analysis.full.frames, size_of(result)) if result is raw else analysis.full.frames
-    sound = {"audio_from": request.clip, "audio_start": request.start / analysis.info.fps}
+    shown = resize(filmed.full.frames, size_of(result)) if result is raw else filmed.full.frames
+    sound = (
+        {} if filmed is not analysis else {"audio_from": request.clip, "audio_start": request.start / filmed.info.fps}
+    )
     with writing(folder):
         write_video(files.video, Clip(result, analysis.fps), **sound)
         write_video(files.source, Clip(shown, analysis.fps), **sound)
@@ -508,7 +560,11 @@ def _render(
         "measurement": figures,
         "seconds": {**clock.seconds, "total": clock.total()},
         "first_preview_seconds": first_preview,
-        "notes": [*analysis.notes, *_notes(request, unknown, frames)],
+        "notes": [
+            *analysis.notes,
+            *_notes(request, unknown, frames),
+            *path_warnings(analysis, request, 1 - unknown),
+        ],
     }
     write_report(folder / "report.json", report)
     yield DoneEvent(replace(files, report=report))
@@ -605,7 +661,7 @@ class _Clock:
 
 
 def _amount(request: RenderRequest) -> float:
-    return PRESETS[request.camera].default if request.amount is None else request.amount
+    return MOVES[request.camera].default if request.amount is None else request.amount
 
 
 def _padded(frames: int) -> int:
@@ -684,15 +740,31 @@ def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[i
     return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric)
 
 
+def _cameras(analysis: Analysis, request: RenderRequest) -> CameraPath:
+    """The target cameras, in pixels of the working size."""
+    return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
+
+
 def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
     working = size_of(analysis.clip.frames)
-    motion = preset_motion(request.camera, _amount(request), len(analysis.clip.frames), analysis.distance)[span]
     frames, z = analysis.clip.frames[span], analysis.depth.z[span]
     if size != working:
         small, frames = frames, resize(analysis.full.frames[span], size)
         z = resize_depth(z, size, guide=(small, frames))
-    source = CameraPath(analysis.source.world_from_cam[span], scale_intrinsics(analysis.source.K[span], working, size))
-    return warp_to_path(frames, z, source, follow(source, motion))
+    source, target = (
+        CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
+        for path in (analysis.source, _cameras(analysis, request))
+    )
+    return warp_to_path(frames, z, source, target)
+
+
+def _frames_words(hit: Tensor) -> str:
+    first, last, count = int(hit.nonzero()[0]), int(hit.nonzero()[-1]), len(hit)
+    if hit.all():
+        return "all along"
+    if first == last:
+        return f"in frame {first + 1} of {count}"
+    return f"between frames {first + 1} and {last + 1} of {count}"
 
 
 def _seam(size: tuple[int, int]) -> int:
