@@ -324,6 +324,13 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
     return measurement
 
 
+def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
+    """One frame of the measurement at working size, with its holes shown, uint8 h w 3. moment: in [0, 1]."""
+    frame = round(min(max(moment, 0.0), 1.0) * (len(analysis.clip.frames) - 1))
+    size = size_of(analysis.clip.frames)
+    return to_uint8(show_holes(_warp(at_moment(analysis, request), request, size, slice(frame, frame + 1))))[0]
+
+
 def move_of(request: RenderRequest, analysis: Analysis) -> Move:
     """The camera move of a request: its own, or that of its named one."""
     if request.move is not None:

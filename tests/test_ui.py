@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 
 from pipeline import InputError
-from pipeline.camera import PRESETS
+from pipeline.moves import MOVES
 from pipeline.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
-from ui import layout, media
+from ui import layout, media, widgets
 from ui.jobs import MAX_WAITING, JobStore
 
 PREVIEW = np.zeros((2, 4, 6, 3), np.uint8)
@@ -270,10 +270,10 @@ def test_wrong_controls_are_input_errors(values, words):
         layout.request_from({"clip": "a.mp4"} | values, "nano")
 
 
-@pytest.mark.parametrize("camera", PRESETS)
+@pytest.mark.parametrize("camera", MOVES)
 def test_amount_slider_stays_in_range(camera):
-    low, high = PRESETS[camera].range
-    assert layout.amount_slider(camera)["value"] == PRESETS[camera].default
+    low, high = MOVES[camera].range
+    assert layout.amount_slider(camera)["value"] == MOVES[camera].default
     assert layout.amount_slider(camera, high + 1)["value"] == high
     assert layout.amount_slider(camera, low - 1)["value"] == low
 
@@ -331,30 +331,36 @@ def test_loops_keep_their_time(tmp_path):
         assert getattr(image, "n_frames", 1) in range(2, media.MAX_LOOP_FRAMES + 1) and image.size == (60, 40)
 
 
-def test_cloud_file_is_the_first_frame_unprojected():
-    height, width, focal, z = 12, 20, 25.0, 4.0
+def test_cloud_files_are_the_frames_unprojected():
+    height, width, focal = 12, 20, 25.0
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
-    frames = torch.zeros(1, 3, height, width)
+    frames = torch.zeros(5, 3, height, width)
     frames[:, 0, :, : width // 2] = 1.0  # red on the left
+    z = torch.arange(4.0, 9.0)[:, None, None].expand(5, height, width)
     analysis = stand_in(
-        clip=stand_in(frames=frames),
-        depth=stand_in(z=torch.full((1, height, width), z)),
-        source=stand_in(K=K[None]),
-        distance=z,
+        clip=stand_in(frames=frames), depth=stand_in(z=z), source=stand_in(K=K.expand(5, 3, 3)), distance=4.0
     )
-    data = media.cloud_bytes(analysis, points=10_000)
-    n = int.from_bytes(data[:4], "little")
-    head = np.frombuffer(data, "<f4", 9, 4)
-    palette = np.frombuffer(data, np.uint8, 768, 40).reshape(256, 3)
-    packed = np.frombuffer(data, "<u2", 3 * n, 808).reshape(n, 3)
-    colours = palette[np.frombuffer(data, np.uint8, n, 808 + 6 * n)]
-    points = head[:3] + packed / 65535 * head[3:6]
-    assert n == height * width and len(data) == 808 + 7 * n
-    assert np.allclose(points[:, 1], z, atol=1e-3), "y is forward"
-    assert np.allclose(points[0], [(0.5 - 10) / focal * z, z, -(0.5 - 6) / focal * z], atol=1e-3), "pixel centres, z up"
-    assert np.allclose(head[7:], [width / 2 / focal, height / 2 / focal])
-    left = points[:, 0] < 0
-    assert (colours[left] == [255, 0, 0]).all() and (colours[~left] == 0).all()
+    files = media.cloud_files(analysis, points=10_000, moments=3)
+    assert len(files) == 3, "the first, the middle and the last frame"
+    for data, depth in zip(files, (4.0, 6.0, 8.0), strict=True):
+        n = int.from_bytes(data[:4], "little")
+        head = np.frombuffer(data, "<f4", 7, 4)
+        palette = np.frombuffer(data, np.uint8, 768, 32).reshape(256, 3)
+        packed = np.frombuffer(data, "<u2", 3 * n, 800).reshape(n, 3)
+        colours = palette[np.frombuffer(data, np.uint8, n, 800 + 6 * n)]
+        points = head[:3] + packed / 65535 * head[3:6]
+        assert n == height * width and len(data) == 800 + 7 * n
+        assert head[6] == 4.0 and np.frombuffer(files[0], "<f4", 6, 4).tolist() == head[:6].tolist(), "one box for all"
+        assert np.allclose(points[:, 1], depth, atol=1e-3), "y is forward"
+        corner = [(0.5 - 10) / focal * depth, depth, -(0.5 - 6) / focal * depth]
+        assert np.allclose(points[0], corner, atol=1e-3), "pixel centres, z up"
+        left = points[:, 0] < 0
+        assert (colours[left] == [255, 0, 0]).all() and (colours[~left] == 0).all()
+
+
+def test_the_unknown_strip_says_where_it_is_worst():
+    strip = widgets.unknown_strip([0.0, 0.25, 0.5])
+    assert strip.count("<rect") == 3 and "most in frame 3: 50 %" in strip
 
 
 def test_analyses_are_kept_and_shared():

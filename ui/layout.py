@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -16,8 +17,9 @@ from typing import Any
 import gradio as gr
 
 from pipeline import InputError, render
-from pipeline.camera import PRESETS
+from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.latent_mask import LATENT_MASKS
+from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
 from pipeline.solvers import SOLVERS
 from ui import media, widgets
@@ -33,7 +35,7 @@ DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Render
 DEPTH_SUFFIXES = [".npz", ".exr"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 NO_CLIP = "Choose a clip first: upload a video or press an example."
-EMPTY_CLOUD = "The scene of the first frame appears here as a point cloud."
+EMPTY_CLOUD = "Your clip appears here as a point cloud, with the camera path in it."
 EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
 EMPTY_PREVIEW = "While a render runs, you see it form here."
@@ -139,13 +141,13 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
             "" if values[name] is None else f"{values[name]:g}" if NUMBERS[name][1] is float else str(values[name])
         )
     if request.amount is None:
-        values["amount"] = PRESETS[request.camera].default
+        values["amount"] = MOVES[request.camera].default
     return values
 
 
 def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
     """Range, unit and value of the amount slider for a camera move."""
-    preset = PRESETS[camera]
+    preset = MOVES[camera]
     low, high = preset.range
     how = f"{preset.unit} of the distance to the subject" if preset.unit == "percent" else preset.unit
     value = preset.default if amount is None else min(high, max(low, amount))
@@ -166,6 +168,29 @@ def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
                 log.warning("%s: %s", file.name, error)
         examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request, described))
     return examples
+
+
+def editor_scene(analysis: Analysis, folder: Path) -> dict[str, Any]:
+    """What the camera editor shows whatever the path is; writes the point clouds into folder."""
+    frames, _, height, width = analysis.clip.frames.shape
+    clouds = []
+    for number, content in enumerate(media.cloud_files(analysis)):
+        (folder / f"cloud-{number}.bin").write_bytes(content)
+        clouds.append(widgets.file_url(folder / f"cloud-{number}.bin"))
+    return {
+        "clouds": clouds,
+        "plotly": widgets.file_url(widgets.plotly_script()),
+        "width": width,
+        "height": height,
+        "fov": fov_of(analysis.source, (height, width)),
+        "frames": frames,
+        "fps": analysis.fps,
+    }
+
+
+def with_move(scene: dict[str, Any], move: Move) -> dict[str, Any]:
+    """The editor's value that brings it a path; without one it keeps what the visitor made."""
+    return scene | {"move": move.to_dict(), "serial": uuid.uuid4().hex}
 
 
 def duration_words(seconds: float) -> str:
@@ -267,6 +292,8 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
     with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 12 * 3600)) as page:
         job_id = gr.BrowserState("", storage_key="recapture-job", secret="recapture-browser-state")
         shown = gr.State(None)  # what the analysis on the page was made of
+        scene = gr.State(None)  # what the camera editor shows
+        controls["move"] = gr.State(None)  # the visitor's own camera path, if they made one
         gr.HTML(
             f'<header class="rc-header"><h1>{NAME}</h1>'
             "<p>Film a clip you already have once more, along a new camera path.</p></header>"
@@ -286,45 +313,68 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                     ]
                     strip = widgets.example_strip(pictures, elem_id="examples")
             with gr.Column(elem_classes="rc-card", min_width=320):
-                widgets.heading(2, "Analyse", "Where everything stands, estimated from the clip")
-                cloud = widgets.cloud_view("Point cloud", EMPTY_CLOUD, elem_id="cloud", elem_classes="rc-cloud")
+                widgets.heading(2, "Analyse", "How far everything is, estimated from the clip")
+                depth = widgets.loop_view("Depth", EMPTY_DEPTH, elem_id="depth", elem_classes=["rc-depth", "rc-grow"])
                 with gr.Row(elem_classes="rc-depth-row"):
-                    with gr.Column(min_width=120, scale=2):
-                        depth = widgets.loop_view("Depth", EMPTY_DEPTH, elem_id="depth", elem_classes="rc-depth")
-                    with gr.Column(min_width=120, scale=3):
-                        analysis_status = gr.HTML(widgets.status_html(WAITS_FOR_CLIP), elem_id="analysis-status")
-                        analyse_button = gr.Button("Analyse again", size="sm", elem_id="analyse", interactive=False)
+                    analysis_status = gr.HTML(widgets.status_html(WAITS_FOR_CLIP), elem_id="analysis-status")
+                    analyse_button = gr.Button(
+                        "Analyse again", size="sm", elem_id="analyse", interactive=False, min_width=120, scale=0
+                    )
                 analysis_notes = gr.HTML("", elem_id="analysis-notes")
 
-        with gr.Row(elem_classes="rc-row"):
-            with gr.Column(elem_classes="rc-card", min_width=320):
-                widgets.heading(3, "Camera move", "Starts where your clip was filmed from")
-                camera = controls["camera"] = gr.Radio(
-                    [(preset.label, name) for name, preset in PRESETS.items()], value=DEFAULTS["camera"],
-                    label="Move", elem_id="camera", elem_classes="rc-moves",
-                )  # fmt: skip
-                amount = controls["amount"] = gr.Slider(
-                    **amount_slider(DEFAULTS["camera"]), step=1, buttons=[], elem_id="amount"
-                )
-                warp = widgets.loop_view(
-                    "Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp", "rc-grow"]
-                )
-                warp_status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
-            with gr.Column(elem_classes="rc-card", min_width=320):
-                widgets.heading(4, "Render", "The model fills what your clip did not see")
-                controls["prompt"] = gr.Textbox(
-                    label="Prompt (optional)", placeholder="What is in the scene, in a few words", lines=1,
-                    max_lines=4, max_length=2000, elem_id="prompt",
-                )  # fmt: skip
-                with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
-                    controls |= _advanced()
-                with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
-                    start_button = gr.Button("Render", variant="primary", elem_id="render", scale=3)
-                    stop_button = gr.Button("Stop", elem_id="stop", interactive=False, scale=1)
-                progress = gr.HTML(widgets.status_html(""), elem_id="progress")
-                preview = widgets.loop_view(
-                    "The render, forming", EMPTY_PREVIEW, elem_id="preview", elem_classes=["rc-preview", "rc-grow"]
-                )
+        with gr.Column(elem_classes="rc-card"):
+            widgets.heading(3, "Camera path", "Start from a move, then drag what you like")
+            with gr.Row(elem_classes="rc-camera"):
+                with gr.Column(min_width=300, scale=2):
+                    camera = controls["camera"] = gr.Dropdown(
+                        [(preset.label, name) for name, preset in MOVES.items()], value=DEFAULTS["camera"],
+                        label="Start from", elem_id="camera",
+                    )  # fmt: skip
+                    amount = controls["amount"] = gr.Slider(
+                        **amount_slider(DEFAULTS["camera"]), step=1, buttons=[], elem_id="amount"
+                    )
+                    warp = widgets.loop_view(
+                        "Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp"]
+                    )
+                    warp_status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
+                    with gr.Accordion(
+                        "Open a camera file", open=False, elem_classes="rc-advanced", elem_id="open-path"
+                    ):
+                        formats = "; ".join(label for label, _ in FORMATS.values())
+                        gr.HTML(f'<p class="rc-caption">{escape(formats)}.</p>')
+                        camera_file = gr.File(
+                            label="Camera path", file_types=[".json", ".txt", ".npz"], type="filepath", height=120,
+                            elem_id="camera-file",
+                        )  # fmt: skip
+                        with gr.Row(elem_classes="rc-fields"):
+                            camera_name = gr.Dropdown([], label="Camera in the file", min_width=130, interactive=True)
+                            camera_unit = gr.Textbox(
+                                label="Units to the subject",
+                                placeholder="1; ReCamMaster 5",
+                                max_length=20,
+                                min_width=130,
+                            )
+                with gr.Column(min_width=320, scale=3):
+                    editor = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
+
+        with gr.Column(elem_classes="rc-card"):
+            widgets.heading(4, "Render", "The model fills what your clip did not see")
+            with gr.Row(elem_classes="rc-camera"):
+                with gr.Column(min_width=320, scale=3):
+                    controls["prompt"] = gr.Textbox(
+                        label="Prompt (optional)", placeholder="What is in the scene, in a few words", lines=1,
+                        max_lines=4, max_length=2000, elem_id="prompt",
+                    )  # fmt: skip
+                    with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
+                        controls |= _advanced()
+                    with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
+                        start_button = gr.Button("Render", variant="primary", elem_id="render", scale=3)
+                        stop_button = gr.Button("Stop", elem_id="stop", interactive=False, scale=1)
+                    progress = gr.HTML(widgets.status_html(""), elem_id="progress")
+                with gr.Column(min_width=300, scale=2):
+                    preview = widgets.loop_view(
+                        "The render, forming", EMPTY_PREVIEW, elem_id="preview", elem_classes=["rc-preview"]
+                    )
 
         # Put away by its class, not by visible=False: a part that is not mounted loses its template with an update.
         with gr.Column(elem_classes=["rc-card", "rc-away"], elem_id="result") as result_card:
@@ -340,6 +390,9 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def request_of(values: tuple) -> RenderRequest:
             return request_from(dict(zip(controls, values, strict=True)), backbone)
 
+        def has_clip(values: tuple) -> bool:
+            return bool(dict(zip(controls, values, strict=True))["clip"])
+
         def set_controls(request: RenderRequest) -> list[Any]:
             values = values_from(request)
             values["amount"] = gr.Slider(**amount_slider(request.camera, values["amount"]))
@@ -349,8 +402,9 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         nothing: dict[Any, Any] = {
             shown: None,
+            scene: None,
             analysis_notes: "",
-            cloud: {"empty": EMPTY_CLOUD},
+            editor: {"empty": EMPTY_CLOUD},
             depth: {"empty": EMPTY_DEPTH},
             warp: {"empty": EMPTY_WARP},
             warp_status: widgets.status_html(""),
@@ -359,7 +413,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def show_analysis(*values):
             """Depth and point cloud of the chosen clip."""
             button_on, button_off = gr.Button(interactive=True), gr.Button(interactive=False)
-            if not values[0]:
+            if not has_clip(values):
                 yield nothing | {analysis_status: widgets.status_html(WAITS_FOR_CLIP), analyse_button: button_off}
                 return
             yield {analysis_status: widgets.status_html("Reading the clip …", "busy"), analyse_button: button_off}
@@ -371,7 +425,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         continue
                     yield {analysis_status: widgets.status_html("Drawing depth and point cloud …", "busy")}
                     folder = store.new_folder()
-                    (folder / "cloud.bin").write_bytes(media.cloud_bytes(event))
+                    standing = editor_scene(event, folder)
                     z = event.depth.z.float().cpu().numpy()
                     (folder / "depth.webp").write_bytes(media.loop_webp(media.depth_frames(z), event.fps))
                     yield {
@@ -379,7 +433,8 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         analysis_status: widgets.status_html(analysis_words(event), "done"),
                         analysis_notes: f'<p class="rc-caption">{escape(" ".join(event.notes))}</p>',
                         analyse_button: button_on,
-                        cloud: widgets.cloud_value(folder / "cloud.bin"),
+                        scene: standing,
+                        editor: with_move(standing, render.move_of(request, event)),
                         depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
                     }
             except Exception as error:
@@ -389,7 +444,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def show_if_new(known, *values):
             """As `show_analysis`, unless a field was left as it was."""
             try:
-                wanted = analyses.key(request_of(values)) if values[0] else None
+                wanted = analyses.key(request_of(values)) if has_clip(values) else None
             except InputError as error:  # half typed, perhaps: what stands on the page stays
                 yield {analysis_status: widgets.status_html(failure_words(error), "error")}
                 return
@@ -420,18 +475,93 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                             analysis = event
                 assert analysis is not None, "an analysis ends with its result or an error"
                 measurement = render.measure(analysis, request)
+                unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
                 frames = render.to_uint8(render.show_holes(measurement))
                 file = store.new_folder() / "warp.webp"
                 file.write_bytes(media.loop_webp(frames, analysis.fps))
+                warnings = "".join(
+                    widgets.status_html(words, "warning")
+                    for words in render.path_warnings(analysis, request, 1 - unknown)
+                )
+                words = widgets.status_html(share_words(unknown.mean().item()))
                 yield {
                     warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
-                    warp_status: widgets.status_html(share_words(1 - measurement.mask.float().mean().item())),
+                    warp_status: words + widgets.unknown_strip(unknown.tolist()) + warnings,
                 }
             except Exception as error:
                 words = widgets.status_html(failure_words(error), "error")
                 yield {warp_status: words, warp: {"empty": EMPTY_WARP}}
 
-        analysis_outputs = [shown, analysis_status, analysis_notes, analyse_button, cloud, depth, warp, warp_status]
+        def show_named(known, standing, *values):
+            """The path of the named move, in place of the visitor's own."""
+            values = dict(zip(controls, values, strict=True)) | {"move": None}
+            update: dict[Any, Any] = {controls["move"]: None}
+            analysis = None
+            if known is not None and standing is not None:
+                try:
+                    request = request_from(values, backbone)
+                    analysis = analyses.get(request)
+                    if analysis is not None:
+                        update[editor] = with_move(standing, render.move_of(request, analysis))
+                except InputError as error:
+                    update[warp_status] = widgets.status_html(failure_words(error), "error")
+            yield update
+            yield from show_warp(known, *values.values())
+
+        def show_edited(event: gr.EventData, known, *values):
+            """The visitor's own path: one frame of the warp at once, then all of it."""
+            try:
+                move = Move.from_dict(event.move)
+                values = dict(zip(controls, values, strict=True)) | {"move": move}
+                yield {controls["move"]: move}
+                request = request_from(values, backbone)
+                analysis = analyses.get(request)
+                if known is not None and analysis is not None:
+                    picture = render.preview(analysis, request, float(event.at))
+                    yield {warp: {"url": media.picture_url(picture), "alt": "One frame of your clip from the new path"}}
+            except (InputError, TypeError, ValueError) as error:
+                yield {warp_status: widgets.status_html(failure_words(error), "error")}
+                return
+            yield from show_warp(known, *values.values())
+
+        def save_path(event: gr.EventData, known, standing, *values):
+            """The camera path as a file that the page downloads."""
+            try:
+                request = request_of(values)
+                analysis = analyses.get(request)
+                if known is None or standing is None or analysis is None:
+                    raise InputError("Analyse the clip again first: its frames decide how many cameras are written.")
+                size = render.size_of(analysis.full.frames)
+                content = write_move(
+                    str(event.format), render.move_of(request, analysis), frames=standing["frames"],
+                    own_fov=standing["fov"], size=size,
+                )  # fmt: skip
+                file = store.new_folder() / f"camera-path-{event.format}{FORMATS[event.format][1]}"
+                file.write_bytes(content)
+                return standing | {"download": widgets.file_url(file)}, gr.skip()
+            except Exception as error:
+                return gr.skip(), widgets.status_html(failure_words(error), "error")
+
+        def open_path(file, name, unit, standing):
+            """The move in a file: the names in it, and the path for the editor."""
+            if not file:
+                return {camera_name: gr.Dropdown([], value=None)}
+            try:
+                moves = read_moves(file, unit=_number(unit, "Units to the subject", float) if unit else None)
+                name = name if name in moves else next(iter(moves))
+                update: dict[Any, Any] = {
+                    controls["move"]: moves[name],
+                    camera_name: gr.Dropdown(list(moves), value=name),
+                }
+                if standing is not None:
+                    update[editor] = with_move(standing, moves[name])
+                return update
+            except Exception as error:
+                return {warp_status: widgets.status_html(failure_words(error), "error")}
+
+        analysis_outputs = [
+            shown, scene, analysis_status, analysis_notes, analyse_button, editor, depth, warp, warp_status,
+        ]  # fmt: skip
         quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
 
         def then_warp(event):
@@ -444,15 +574,26 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         changes += [controls["depth"].upload, controls["depth"].clear]
         then_warp(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
 
-        then_warp(camera.input(lambda name: gr.Slider(**amount_slider(name)), camera, amount, **quiet))
-        # While a warp is computed only the latest of the amounts that come meanwhile is kept.
-        amount.input(show_warp, [shown, *inputs], [warp, warp_status], trigger_mode="always_last", **quiet)
+        # While a warp is computed only the latest of the changes that come meanwhile is kept.
+        latest: Any = quiet | {"trigger_mode": "always_last"}
+        named = ([shown, scene, *inputs], [controls["move"], editor, warp, warp_status])
+        camera.input(lambda name: gr.Slider(**amount_slider(name)), camera, amount, **quiet).then(
+            show_named, *named, **quiet
+        )
+        amount.input(show_named, *named, **latest)
+        editor.reset(show_named, *named, **quiet)
+        editor.edit(show_edited, [shown, *inputs], [controls["move"], warp, warp_status], **latest)
+        editor.save(save_path, [shown, scene, *inputs], [editor, warp_status], **quiet)
+        opened = [camera_file, camera_name, camera_unit, scene], [controls["move"], editor, camera_name, warp_status]
+        for trigger in (camera_file.upload, camera_name.input, camera_unit.submit):
+            then_warp(trigger(open_path, *opened, **quiet))
 
         if strip is not None:
 
             def pick(event: gr.EventData):
                 request, described = found[int(event.index)][1:]
-                return set_controls(request) if described else [request.clip] + [gr.skip()] * (len(controls) - 1)
+                own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip}
+                return set_controls(request) if described else list(own.values())
 
             then_warp(strip.pick(pick, None, inputs, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
 

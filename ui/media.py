@@ -15,6 +15,7 @@ from pipeline.render import Analysis, to_uint8
 MAX_LOOP_WIDTH = 480
 MAX_LOOP_FRAMES = 49
 CLOUD_POINTS = 20_000
+CLOUD_MOMENTS = 17
 # Far to near: ink, teal, sand. Perceptually even enough, and at home beside the accent colour.
 DEPTH_COLOURS = np.array([[18, 24, 38], [22, 78, 99], [45, 150, 140], [160, 205, 160], [252, 240, 205]], np.float32)
 
@@ -38,6 +39,11 @@ def data_url(content: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
+def picture_url(picture: np.ndarray) -> str:
+    """uint8 H W 3 -> a still small enough to travel inside an update."""
+    return data_url(loop_webp(picture[None], 1), "image/webp")
+
+
 def preview_url(preview: np.ndarray) -> str:
     """uint8 t h w 3 at latent size -> a smooth loop; a few kilobytes, so it travels inside the update."""
     return data_url(loop_webp(preview, 6, width=416, quality=70), "image/webp")
@@ -52,38 +58,41 @@ def depth_frames(z: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(near, stops, DEPTH_COLOURS[:, c]) for c in range(3)], -1).round().astype(np.uint8)
 
 
-def cloud_bytes(analysis: Analysis, *, points: int = CLOUD_POINTS) -> bytes:
-    """The first frame as a point cloud: `static/cloud.js` reads this layout (little endian).
+def cloud_files(analysis: Analysis, *, points: int = CLOUD_POINTS, moments: int = CLOUD_MOMENTS) -> list[bytes]:
+    """Point clouds of up to `moments` frames, evenly spread; `static/camera_editor.js` reads them (little endian).
 
-    uint32 n; float32 minimum xyz, extent xyz, subject distance, tangents of the half fields of view (x, y);
-    uint8 palette 256 x 3; uint16 xyz n x 3 from minimum (0) to minimum + extent (65535); uint8 palette index n.
-    Axes are those of the plot: x right, y forward, z up.
+    Each: uint32 n; float32 minimum xyz, extent xyz (of all frames), subject distance; uint8 palette 256 x 3; uint16 xyz
+    n x 3 from minimum (0) to minimum + extent (65535); uint8 palette index n. Axes are those of the plot: x right,
+    y forward, z up.
     """
-    image = to_uint8(analysis.clip.frames[:1])[0]
-    z = analysis.depth.z[0].float().cpu().numpy()
-    K = analysis.source.K[0].double().cpu().numpy()
-    height, width = z.shape
+    frames, height, width = analysis.depth.z.shape
+    shown = np.linspace(0, frames - 1, min(frames, moments)).round().astype(int)
+    images = to_uint8(analysis.clip.frames[shown])
     # Even in the picture: what the source camera saw in detail is what the eye will look for. A sky at a thousand
     # times the subject's distance would shrink everything else to a dot: draw it nearer, along its own ray.
     step = max(1.0, (height * width / points) ** 0.5)
-    i = np.arange(0, height, step).astype(int)[:, None] + np.zeros(1, int)
-    j = np.arange(0, width, step).astype(int)[None, :] + np.zeros((len(i), 1), int)
-    i = i + np.zeros_like(j)
-    z_near = np.minimum(z[i, j], 6 * analysis.distance)
-    x = (j + 0.5 - K[0, 2]) / K[0, 0] * z_near
-    y = (i + 0.5 - K[1, 2]) / K[1, 1] * z_near
-    xyz = np.stack([x, z_near, -y], -1).reshape(-1, 3).astype(np.float32)
-    quantised = Image.fromarray(image).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    palette = np.zeros(768, np.uint8)
-    colours = np.array(quantised.getpalette(), np.uint8)[:768]
-    palette[: len(colours)] = colours
-    index = np.asarray(quantised, np.uint8)[i, j].reshape(-1)
-    minimum, extent = xyz.min(0), np.maximum(np.ptp(xyz, axis=0), 1e-6)
-    half = [width / (2 * K[0, 0]), height / (2 * K[1, 1])]
-    header = np.array([*minimum, *extent, analysis.distance, *half], "<f4")
+    rows, columns = (np.arange(0, side, step).astype(int) for side in (height, width))
+    i, j = (grid.reshape(-1) for grid in np.meshgrid(rows, columns, indexing="ij"))
+    z = analysis.depth.z[shown].float().cpu().numpy()[:, i, j]
+    K = analysis.source.K[shown].double().cpu().numpy()[:, :, :, None]
+    z = np.minimum(z, 6 * analysis.distance)
+    x = (j + 0.5 - K[:, 0, 2]) / K[:, 0, 0] * z
+    y = (i + 0.5 - K[:, 1, 2]) / K[:, 1, 1] * z
+    xyz = np.stack([x, z, -y], -1).astype(np.float32)
+    minimum = xyz.min((0, 1))
+    extent = np.maximum(xyz.max((0, 1)) - minimum, 1e-6)
+    count = np.array([len(i)], "<u4")
+    header = np.array([*minimum, *extent, analysis.distance], "<f4")
     packed = ((xyz - minimum) / extent * 65535).round().astype("<u2")
-    count = np.array([len(xyz)], "<u4")
-    return b"".join(part.tobytes() for part in (count, header, palette, packed, index))
+    files = []
+    for image, place in zip(images, packed, strict=True):
+        quantised = Image.fromarray(image).quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        palette = np.zeros(768, np.uint8)
+        colours = np.array(quantised.getpalette(), np.uint8)[:768]
+        palette[: len(colours)] = colours
+        index = np.asarray(quantised, np.uint8)[i, j]
+        files.append(b"".join(part.tobytes() for part in (count, header, palette, place, index)))
+    return files
 
 
 def poster(path: str | Path, *, width: int = 240) -> bytes:

@@ -138,13 +138,10 @@ footer { opacity: .7; }
   margin: 0; font-size: .85rem; line-height: 1.45; color: var(--body-text-color-subdued); pointer-events: none; }
 .rc-empty[hidden] { display: none; }
 .rc-label { font-size: .8rem; font-weight: 550; margin: 0 0 5px; color: var(--body-text-color); }
-.rc-cloud .rc-well { height: 300px; }
-.rc-cloud-view { position: absolute; inset: 0; cursor: grab; touch-action: none; }
-.rc-cloud-view:active { cursor: grabbing; }
-.rc-depth .rc-well { aspect-ratio: 16 / 9; }
-.rc-warp .rc-well { flex: 1 1 300px; min-height: 300px; max-height: 420px; }
+.rc-depth .rc-well { flex: 1 1 240px; min-height: 240px; }
+.rc-warp .rc-well { aspect-ratio: 16 / 10; max-height: 420px; }
+.rc-preview .rc-well { aspect-ratio: 16 / 10; max-height: 300px; }
 .rc-grow, .rc-grow .html-container { flex: 1 1 auto !important; display: flex; flex-direction: column; }
-.rc-preview .rc-well { flex: 1 1 220px; min-height: 220px; max-height: 420px; }
 .rc-depth-row { gap: 16px !important; align-items: center; flex-wrap: nowrap !important; }
 .rc-card .rc-clip { flex: 1 1 300px !important; height: auto !important; min-height: 300px; }
 #amount input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px var(--primary-600), 0 1px 3px #0003; }
@@ -184,9 +181,78 @@ footer { opacity: .7; }
   border-radius: 8px; padding: 9px 12px; }
 .dark .gradio-container .prose .rc-status.error { color: #ffc9bf; background: #331a17; border-color: #5d2d26; }
 
+.gradio-container .prose .rc-status.warning { color: #7a4a05; background: #fff6e5; border: 1px solid #f2dcb0;
+  border-radius: 8px; padding: 7px 12px; margin-top: 8px; }
+.dark .gradio-container .prose .rc-status.warning { color: #f7d9a0; background: #2e2413; border-color: #5a4620; }
+.rc-unknown svg { display: block; width: 100%; height: 34px; background: var(--well); border-radius: 4px;
+  margin: 8px 0 4px; }
+.rc-unknown rect { fill: var(--primary-400); }
+.rc-unknown span { font-size: .78rem; color: var(--body-text-color-subdued); }
+
+/* The camera editor */
+.rc-camera { gap: 22px !important; align-items: flex-start; }
+.rc-editor .rc-well { height: 430px; user-select: none; }
+.rc-editor .rc-well:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 2px; }
+.rc-cloud-view { position: absolute; inset: 0; cursor: grab; touch-action: none; }
+.rc-cloud-view:active { cursor: grabbing; }
+.picking .rc-cloud-view, .picking .rc-cloud-view * { cursor: crosshair !important; }
+.rc-overlay { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; z-index: 2; }
+.rc-overlay path { fill: none; stroke-linejoin: round; stroke-linecap: round; vector-effect: non-scaling-stroke; }
+.rc-path-under { stroke: #ffffffcc; stroke-width: 5; }
+.rc-path { stroke: #0f8a7e; stroke-width: 2.5; }
+.rc-source { stroke: #1b2530; stroke-width: 1.5; stroke-dasharray: 3 3; }
+.dark .rc-source { stroke: #e3e8ee; }
+.rc-key { stroke: #0f8a7e; stroke-width: 1.4; }
+.rc-key.on { stroke: #d9480f; stroke-width: 2; }
+.rc-now { stroke: #2b59c3; stroke-width: 2; }
+.rc-aim { stroke: #d9480f; stroke-width: 1.4; stroke-dasharray: 5 4; }
+.rc-overlay .rc-frame { stroke: #1b253088; stroke-width: 1; stroke-dasharray: 2 4; }
+.dark .rc-overlay .rc-frame { stroke: #e3e8ee88; }
+.rc-overlay .rc-mask { fill: #0c1117aa; }
+.rc-grip { fill: transparent; pointer-events: all; cursor: move; touch-action: none; }
+.picking .rc-grip { pointer-events: none; }
+.rc-handle { fill: #fff; stroke: #0f8a7e; stroke-width: 2.5; }
+.rc-handle.on { stroke: #d9480f; }
+.rc-handle.target { fill: #d9480f; stroke: #fff; }
+.rc-number { font-size: 12px; font-weight: 650; fill: #12403e; paint-order: stroke; stroke: #ffffffdd;
+  stroke-width: 3px; }
+.rc-editor button, .rc-editor input, .rc-editor select { font: inherit; font-size: .82rem;
+  color: var(--body-text-color); background: var(--button-secondary-background-fill); border-radius: 8px;
+  border: 1px solid var(--button-secondary-border-color); }
+.rc-editor button { padding: 5px 8px; cursor: pointer; }
+.rc-editor button:hover:not(:disabled) { background: var(--button-secondary-background-fill-hover); }
+.rc-editor button:disabled, .rc-editor input:disabled, .rc-editor select:disabled { opacity: .45; cursor: default; }
+.rc-editor button:focus-visible, .rc-editor input:focus-visible, .rc-editor select:focus-visible {
+  outline: 2px solid var(--primary-500); outline-offset: 1px; }
+.rc-editor button[aria-pressed=true] { border-color: var(--primary-500); color: var(--primary-700);
+  background: var(--checkbox-label-background-fill-selected); }
+.dark .rc-editor button[aria-pressed=true] { color: var(--primary-200); }
+.rc-editor input[type=number] { width: 74px; padding: 5px 6px; background: var(--input-background-fill);
+  font-variant-numeric: tabular-nums; }
+.rc-editor select { padding: 5px 8px; max-width: 230px; background: var(--input-background-fill); }
+.rc-editor label { font-size: .82rem; color: var(--body-text-color); display: inline-flex; align-items: center;
+  gap: 7px; }
+.rc-tools { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 10px; }
+.rc-playbar { margin-top: 10px; flex-wrap: nowrap; }
+.rc-playbar input[type=range] { flex: 1 1 120px; min-width: 80px; padding: 0; accent-color: var(--primary-600); }
+.rc-playbar .rc-time { white-space: nowrap; }
+.rc-editor-words { margin: 6px 0 0; min-height: 1.35em; font-size: .82rem; color: var(--primary-700); }
+.dark .rc-editor-words { color: var(--primary-300); }
+.rc-keys-row { display: flex; align-items: center; gap: 8px; flex-wrap: wrap; margin: 6px 0 10px; font-size: .82rem; }
+.rc-keys { display: flex; flex-wrap: wrap; gap: 5px; }
+.rc-keys button { min-width: 30px; padding: 4px 6px; }
+.rc-which { min-width: 112px; color: var(--body-text-color); font-weight: 550; }
+.rc-inspector { display: flex; flex-wrap: wrap; gap: 8px 20px; }
+.rc-place { display: flex; align-items: center; gap: 6px; font-size: .82rem; color: var(--body-text-color); }
+.rc-place span { min-width: 58px; }
+.rc-place input { width: 66px !important; }
+.rc-numbers { display: flex; flex-wrap: wrap; gap: 8px 16px; }
+.rc-travel { display: flex; flex-wrap: wrap; gap: 10px 18px; align-items: center; margin-top: 12px; }
+.rc-views { position: absolute; z-index: 3; top: 8px; right: 8px; display: flex; gap: 5px; }
+.rc-views button { padding: 3px 8px !important; font-size: .76rem !important; }
+.rc-check input { border-radius: 4px !important; width: 15px; height: 15px; accent-color: var(--primary-600); }
+
 /* Controls */
-.rc-moves .wrap { display: grid !important; grid-template-columns: repeat(3, 1fr); gap: 8px; }
-.rc-moves label { padding: 8px 12px; border-radius: 8px; }
 .rc-buttons { gap: 10px !important; }
 .rc-advanced { border: 1px solid var(--border-color-primary) !important; border-radius: 8px; padding: 0 !important; }
 .rc-advanced > button { padding: 10px 14px; }
@@ -237,9 +303,7 @@ footer { opacity: .7; }
 @media (max-width: 760px) {
   .gradio-container .app { padding: 14px 12px 32px !important; }
   .rc-card { padding: 14px !important; }
-  .rc-moves .wrap { grid-template-columns: repeat(2, 1fr); }
-  .rc-cloud .rc-well { height: 230px; }
-  .rc-warp .rc-well { flex-basis: 220px; min-height: 220px; }
+  .rc-editor .rc-well { height: 320px; }
   .rc-stage[data-layout=side] { grid-template-columns: 1fr; }
   .rc-step p { display: none; }
   .rc-actions { flex-wrap: nowrap !important; }

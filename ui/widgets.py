@@ -1,4 +1,4 @@
-"""The parts of the page that Gradio does not have: status lines, looping pictures, the point cloud, the comparison.
+"""The parts of the page that Gradio does not have: status lines, looping pictures, the camera editor, the comparison.
 
 Each is a plain `gr.HTML` with a static template and a script; Python talks to it through `value` alone.
 """
@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+
+from pipeline.camera_files import FORMATS
+from pipeline.moves import SPEEDS
 
 STATIC = Path(__file__).parent / "static"
 
@@ -27,11 +30,11 @@ def plotly_script() -> Path:
     return Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
 
-def _scripted(script: str, template: str, value: Any = None, **options: Any) -> gr.HTML:
+def _scripted(script: str, template: str, value: Any = None, *, prelude: str = "", **options: Any) -> gr.HTML:
     return gr.HTML(
         value,
         html_template=template,
-        js_on_load=(STATIC / script).read_text(encoding="utf-8"),
+        js_on_load=prelude + (STATIC / script).read_text(encoding="utf-8"),
         apply_default_css=False,
         **options,
     )
@@ -63,18 +66,89 @@ def loop_view(label: str, empty: str, **options: Any) -> gr.HTML:
     return _scripted("loop.js", template, {"empty": empty}, label=label, **options)
 
 
-def cloud_view(label: str, empty: str, **options: Any) -> gr.HTML:
-    """The point cloud. value: {"url": file of media.cloud_bytes, "plotly": URL}, or {"empty": words}."""
-    template = (
-        f'<div class="rc-label">{escape(label)}</div>'
-        f'<div class="rc-well" role="img" aria-label="{escape(label)}"><div class="rc-cloud-view"></div>'
-        f'<p class="rc-empty">{escape(empty)}</p></div>'
+def camera_editor(empty: str, **options: Any) -> gr.HTML:
+    """The camera path in the clip's point cloud. value: what `editor_value` gives, or {"empty": words}.
+
+    Triggers `edit` with {"move": as Move.to_dict, "at": time of the chosen keyframe}, `reset`, and `save` with
+    {"format": a name of camera_files.FORMATS}.
+    """
+    button = lambda do, words, hint="": (
+        f'<button type="button" data-do="{do}" title="{escape(hint or words)}">{escape(words)}</button>'
     )
-    return _scripted("cloud.js", template, {"empty": empty}, label=label, **options)
+    number = lambda name, words, step="0.01": (
+        f'<label>{escape(words)}<input type="number" data-field="{name}" step="{step}" aria-label="{escape(words)}">'
+        "</label>"
+    )
+
+    def place(name: str, title: str) -> str:
+        fields = "".join(
+            f'<input type="number" step="0.05" data-field="{name}-{axis}" aria-label="{escape(title)}, {words}"'
+            f' title="{words}">'
+            for axis, words in enumerate(("right", "up", "forward"))
+        )
+        return f'<div class="rc-place"><span>{escape(title)}</span>{fields}</div>'
+
+    speeds = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words in SPEEDS.items())
+    formats = "".join(f'<option value="{name}">{escape(label)}</option>' for name, (label, _) in FORMATS.items())
+    template = f"""
+<div class="rc-tools" role="toolbar" aria-label="Camera path">
+  {button("undo", "Undo", "Undo (Ctrl+Z)")}{button("redo", "Redo", "Redo (Ctrl+Shift+Z)")}
+  {button("add", "Add this view", "Add a keyframe where you look from (K)")}
+  {button("split", "Add on path", "Add a keyframe on the path, at the moment of the slider")}
+  {button("set", "Set to this view", "Put the chosen keyframe where you look from")}
+  {button("target", "Look at …", "Click the point that the chosen keyframe looks at (T)")}
+  {button("remove", "Delete", "Delete the chosen keyframe (Del)")}{button("clear", "Clear", "Start anew")}
+  {button("reset", "Reset", "Back to the named move")}
+</div>
+<div class="rc-well" tabindex="0" role="application" aria-label="Point cloud of your clip with the camera path">
+  <div class="rc-cloud-view"></div><svg class="rc-overlay" aria-hidden="true"></svg>
+  <div class="rc-views" role="group" aria-label="Where to look from">
+    {button("home", "Overview", "Look at the path from behind (H)")}
+    {button("source", "As filmed", "Look from where the clip was filmed")}
+    {button("stand", "At keyframe", "Look from the chosen keyframe")}
+  </div>
+  <p class="rc-empty">{escape(empty)}</p>
+</div>
+<div class="rc-bar rc-playbar">
+  {button("play", "Play", "Play or pause (P)")}
+  <input type="range" data-field="moment" min="0" max="1000" value="0" aria-label="Moment of the clip">
+  <span class="rc-moment rc-time">Frame 1</span>
+  {button("through", "Through the camera", "Look through the camera that travels the path")}
+</div>
+<p class="rc-editor-words" role="status" aria-live="polite"></p>
+<div class="rc-keys-row"><span class="rc-which">Keyframe 1</span><span class="rc-keys" role="group"
+  aria-label="Keyframes"></span>{button("earlier", "Earlier", "Swap with the keyframe before")}{
+        button("later", "Later", "Swap with the keyframe after")
+    }</div>
+<div class="rc-inspector">
+  {place("eye", "Stands")}{place("target", "Looks at")}
+  <div class="rc-numbers">{number("time", "Time %", "1")}{number("roll", "Roll °", "1")}{
+        number("fov", "Field of view °", "1")
+    }</div>
+</div>
+<div class="rc-travel">
+  <label>Travel<select data-field="speed" aria-label="How the camera travels">{speeds}</select></label>
+  <label class="rc-check"><input type="checkbox" data-field="frozen" aria-label="Time stands still">Time stands still
+    <span class="rc-frozen-at"></span></label>
+  <label>Save path as<select data-field="format" aria-label="Format of the file">{formats}</select></label>
+  {button("save", "Save", "Download the camera path")}
+</div>"""
+    script = (STATIC / "camera_path.js").read_text(encoding="utf-8")
+    return _scripted("camera_editor.js", template, {"empty": empty}, prelude=script, label="Camera path", **options)
 
 
-def cloud_value(path: str | Path) -> dict[str, str]:
-    return {"url": file_url(path), "plotly": file_url(plotly_script())}
+def unknown_strip(shares: Sequence[float]) -> str:
+    """How much of each frame is unknown, over time: an SVG of bars; the text says it for those who do not see it."""
+    bars = "".join(
+        f'<rect x="{i}" y="{1 - share:.4f}" width="0.9" height="{max(share, 0.004):.4f}"/>'
+        for i, share in enumerate(shares)
+    )
+    worst = max(range(len(shares)), key=lambda i: shares[i])
+    words = f"Unknown share of each frame; most in frame {worst + 1}: {100 * shares[worst]:.0f} %."
+    return (
+        f'<div class="rc-unknown"><svg viewBox="0 0 {len(shares)} 1" preserveAspectRatio="none" role="img" '
+        f'aria-label="{words}">{bars}</svg><span>{words}</span></div>'
+    )
 
 
 def compare_view(**options: Any) -> gr.HTML:
