@@ -139,7 +139,7 @@ def _from_npz(content: bytes, unit: float) -> Move:
         if "world_from_cam" not in data:
             raise InputError(f"there is no world_from_cam in it, only {', '.join(data) or 'nothing'}.")
         poses = np.asarray(data["world_from_cam"], np.float64)
-        fov = None
+        fov: list[float | None] | None = None
         if "K" in data:
             K = np.broadcast_to(np.asarray(data["K"], np.float64), (len(poses), 3, 3))
             sizes = [data["size"]] * len(K) if "size" in data else [(2 * k[1, 2], 2 * k[0, 2]) for k in K]

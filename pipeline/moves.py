@@ -85,8 +85,8 @@ class Move:
             if not isinstance(keyframe, dict) or "time" not in keyframe:
                 raise InputError(f'Keyframe {number} must be an object with a "time".')
             _no_others(keyframe, Keyframe, f"Keyframe {number}")
-            points = {k: tuple(v) for k, v in keyframe.items() if isinstance(v, (list, tuple))}
-            keyframes.append(Keyframe(**(keyframe | points)))
+            fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in keyframe.items()}
+            keyframes.append(Keyframe(**fixed))
         return cls(tuple(keyframes), **given)
 
     @classmethod
