@@ -6,6 +6,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from pipeline.render import (
     get_backbone,
     measure,
     prepare,
+    preview,
     render,
     size_of,
     solve,
@@ -36,7 +39,7 @@ FRAMES, HEIGHT, WIDTH = 17, 480, 832
 
 
 def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, int] | None = None) -> None:
-    """Print a table of three parts: a sampling step with and without guidance, the warp, the stages of a render.
+    """Print tables: a sampling step with and without guidance, the warp, a changed camera path, a render's stages.
 
     Steps with and without guidance alternate, and the median of the differences counts, so that other load on the
     machine falls on both. depth: of the benchmark's clip, for a backbone without a depth model.
@@ -61,6 +64,20 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
             seconds = warp_seconds(scene, height, width)
             rows.append((f"{FRAMES}x{height}x{width}", seconds, f"{seconds / plain:.2f}"))
         _table("The warp (ratio: to a sampling step)", rows)
+
+        # another amount each time, as while a handle is dragged; a larger working size is what a larger model has
+        large = next(event for event in analyse(replace(request, size=(HEIGHT, WIDTH))) if isinstance(event, Analysis))
+        rows = []
+        for seen in (analysis, large):
+            height, width = size_of(seen.clip.frames)
+            asked = [replace(request, camera="orbit-up", amount=10.0 + i) for i in range(7)]
+            first = statistics.median(_seconds(partial(preview, seen, move, 0.5)) for move in asked)
+            whole = statistics.median(_seconds(partial(measure, seen, move)) for move in asked[:3])
+            rows += [
+                (f"first frame, {height}x{width}", first, "1.0"),
+                (f"all {FRAMES} frames", whole, f"{whole / first:.1f}"),
+            ]
+        _table("After a change of the camera path (ratio: to the first frame)", rows)
 
         started = time.perf_counter()
         report = None
