@@ -76,6 +76,29 @@ def test_warp_stops_at_the_measurement(inputs, tmp_path, capsys):
     assert "Sampling" not in said and "% of the picture is unknown" in said
 
 
+def test_a_camera_path_from_a_file(inputs, tmp_path, capsys):
+    path, output = tmp_path / "path.json", tmp_path / "warp.mp4"
+    assert main(["camera", "--camera", "spiral", "--amount", "30", "--output", str(path)]) == 0
+    assert main(["warp", *inputs, "--camera", str(path), "--speed", "constant", "--output", str(output)]) == 0
+    assert probe(output).frames == 5
+    for format, name in (("nerfstudio", "transforms.json"), ("npz", "p.npz"), ("recammaster", "c.json")):
+        arguments = ["camera", "--camera", str(path), "--format", format, "--frames", "9"]
+        assert main([*arguments, "--output", str(tmp_path / name)]) == 0
+        assert main(["warp", *inputs, "--camera", str(tmp_path / name), "--output", str(output)]) == 0
+    assert "ends in .npz" in refused(["camera", "--format", "npz", "--output", str(tmp_path / "p.json")], capsys)
+    mixed = ["warp", *inputs, "--camera", str(path), "--amount", "3", "--output", str(output)]
+    assert "--amount is for a named camera move" in refused(mixed, capsys)
+    assert "nowhere.txt" in refused(["camera", "--camera", "nowhere.txt", "--output", str(path)], capsys)
+
+
+def test_time_stands_still_along_a_named_move(inputs, tmp_path):
+    report = tmp_path / "report.json"
+    more = ["--camera", "truck", "--amount", "10", "--frozen", "0.5", "--report", str(report)]
+    assert main(["recapture", *inputs, *more, "--output", str(tmp_path / "out.mp4")]) == 0
+    move = json.loads(report.read_text())["request"]["move"]
+    assert move["frozen"] == 0.5 and move["keyframes"][-1]["eye"] == pytest.approx([0.1, 0, 0])
+
+
 def test_a_request_file(inputs, tmp_path, capsys, monkeypatch):
     clip, _, backbone, _, depth = inputs
     for name, source in (("clip.mp4", clip), ("depth.npz", depth)):

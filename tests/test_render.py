@@ -11,6 +11,7 @@ import pipeline.render as room
 from pipeline import InputError
 from pipeline.depth import Depth
 from pipeline.measurement import Measurement
+from pipeline.moves import Keyframe, Move, preset_move
 from pipeline.render import (
     Analysis,
     DoneEvent,
@@ -20,7 +21,9 @@ from pipeline.render import (
     StepEvent,
     WarpEvent,
     analyse,
+    at_moment,
     measure,
+    path_warnings,
     render,
 )
 from pipeline.video import probe, read_video
@@ -367,3 +370,94 @@ def test_the_model_is_shown_filled_holes_if_it_was_trained_so(request_, monkeypa
     assert torch.equal(problem.condition[4:], problem.y_full)
     again = backbone.condition(room._pad(measurement.video), room._pad(measurement.mask).float())
     assert torch.allclose(again, problem.condition, atol=1e-5)
+
+
+# --- camera moves of one's own ----------------------------------------------------------------------------------------
+
+
+def own(request: RenderRequest, *keyframes: Keyframe, **options) -> RenderRequest:
+    return replace(request, amount=None, move=Move(keyframes, **options))
+
+
+def with_wall(analysis: Analysis, z: float = 4.0) -> Analysis:
+    """The analysis of a wall that fills the picture, which is the subject."""
+    wall = torch.full_like(analysis.depth.z, z)
+    return replace(analysis, depth=replace(analysis.depth, z=wall), distance=z)
+
+
+def test_a_request_with_a_move_is_json(request_):
+    request = own(request_, Keyframe(0.0), Keyframe(1.0, (0.2, 0, 0), roll=3.0, fov=40.0), speed="eased", frozen=0.5)
+    assert RenderRequest.from_json(request.to_json()) == request
+    text = request.to_json().replace('"eased"', '"hasty"')
+    with pytest.raises(InputError, match="speed must be one of"):
+        RenderRequest.from_json(text)
+
+
+def test_a_named_move_and_its_keyframes_are_one(request_):
+    analysis = analysed(request_)
+    named = measure(analysis, replace(request_, camera="orbit-right", amount=20))
+    keyed = measure(analysis, replace(request_, amount=None, move=preset_move("orbit-right", 20)))
+    assert torch.equal(named.video, keyed.video) and torch.equal(named.mask, keyed.mask)
+
+
+def test_a_camera_that_stays_sees_the_clip(request_):
+    analysis = analysed(request_)
+    measured = measure(analysis, own(request_, Keyframe(0.0)))
+    assert measured.mask.all() and torch.equal(measured.video, analysis.clip.frames)
+
+
+def test_time_stands_still(request_, tmp_path):
+    analysis = analysed(request_)
+    request = own(request_, Keyframe(0.0), frozen=0.5)
+    measured = measure(analysis, request)
+    assert torch.equal(measured.video, analysis.clip.frames[2:3].expand_as(measured.video))
+    still = at_moment(analysis, request)
+    assert torch.equal(at_moment(still, request).clip.frames, still.clip.frames)
+    assert at_moment(analysis, request_) is analysis
+    result = finished(request, tmp_path)[-1].result
+    assert probe(result.source).frames == probe(result.video).frames == 5
+    shown, made = read_video(result.source).frames, read_video(result.video).frames
+    assert (shown[0] - shown[-1]).abs().mean() > 4 * (made[0] - made[-1]).abs().mean(), (
+        "the source plays, the result not"
+    )
+    assert not probe(result.video).has_audio
+
+
+def test_one_frame_of_the_warp_is_that_of_the_whole(request_):
+    analysis = analysed(request_)
+    request = replace(request_, camera="arc-dolly-zoom", amount=20)
+    whole = room.to_uint8(room.show_holes(measure(analysis, request)))
+    for moment, frame in ((0.0, 0), (0.5, 2), (1.0, 4), (7.0, 4)):
+        assert np.array_equal(room.preview(analysis, request, moment), whole[frame])
+
+
+@pytest.mark.parametrize(
+    ("keyframes", "words"),
+    [
+        ((Keyframe(0.0), Keyframe(1.0, (0, 0, 1.5), (0, 0, 3))), "goes behind what your clip shows between frames"),
+        ((Keyframe(0.0, (0, 0, 0.95), (0, 0, 3)),), "nearly touches the scene all along"),
+        ((Keyframe(0.0), Keyframe(1.0, (0, 0, -1), (0.5, 0, -2))), "looks back"),
+        ((Keyframe(0.0), Keyframe(1.0, target=(2.0, 0, 1.0))), "sees less than 30% of your clip"),
+    ],
+)
+def test_paths_that_go_wrong_are_warned_of(request_, keyframes, words):
+    analysis = with_wall(analysed(request_))
+    request = own(request_, *keyframes)
+    known = room._warp(analysis, request, (32, 48), slice(None)).mask.float().mean(dim=(1, 2, 3))
+    assert any(words in warning for warning in path_warnings(analysis, request, known))
+
+
+def test_a_mild_path_is_not_warned_of(request_):
+    analysis = with_wall(analysed(request_))
+    request = replace(request_, amount=10)
+    known = measure(analysis, request).mask.float().mean(dim=(1, 2, 3))
+    assert path_warnings(analysis, request, known) == ()
+
+
+def test_frames_are_named_in_words():
+    hit = torch.zeros(9, dtype=torch.bool)
+    hit[2] = True
+    assert room._frames_words(hit) == "in frame 3 of 9"
+    hit[5] = True
+    assert room._frames_words(hit) == "between frames 3 and 6 of 9"
+    assert room._frames_words(torch.ones(4, dtype=torch.bool)) == "all along"
