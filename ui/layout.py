@@ -107,6 +107,7 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     if not values.get("clip"):
         raise InputError(NO_CLIP)
     given = {name: value for name, value in values.items() if value not in (None, "")}
+    given["move"] = own_move(given.get("move"))
     for name, (label, kind) in NUMBERS.items():
         if name in given:
             given[name] = _number(given[name], label, kind)
@@ -132,10 +133,16 @@ def _number(value: Any, label: str, kind: type) -> int | float:
         raise InputError(f"{label}: {value!r} is not a {'whole ' if kind is int else ''}number.") from error
 
 
+def own_move(editor: dict[str, Any] | None) -> Move | None:
+    """The visitor's own path in the value of the camera editor; None while it shows a named move."""
+    return Move.from_dict(editor.get("move")) if editor and editor.get("own") else None
+
+
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
     values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size")}
     values["height"], values["width"] = request.size or (None, None)
+    values["move"] = editor_value({"empty": EMPTY_CLOUD}, request.move, own=True)
     for name in NUMBERS:
         values[name] = (
             "" if values[name] is None else f"{values[name]:g}" if NUMBERS[name][1] is float else str(values[name])
@@ -188,9 +195,10 @@ def editor_scene(analysis: Analysis, folder: Path) -> dict[str, Any]:
     }
 
 
-def with_move(scene: dict[str, Any], move: Move) -> dict[str, Any]:
-    """The editor's value that brings it a path; without one it keeps what the visitor made."""
-    return scene | {"move": move.to_dict(), "serial": uuid.uuid4().hex}
+def editor_value(shown: dict[str, Any], move: Move | None, *, own: bool) -> dict[str, Any]:
+    """The camera editor's value: what it shows, and a path that takes the place of the one it has, if there is one."""
+    rest = {name: value for name, value in shown.items() if name not in ("move", "own", "serial", "download")}
+    return rest | ({"move": move.to_dict(), "own": own, "serial": uuid.uuid4().hex} if move else {"own": False})
 
 
 def duration_words(seconds: float) -> str:
@@ -292,8 +300,6 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
     with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 12 * 3600)) as page:
         job_id = gr.BrowserState("", storage_key="recapture-job", secret="recapture-browser-state")
         shown = gr.State(None)  # what the analysis on the page was made of
-        scene = gr.State(None)  # what the camera editor shows
-        controls["move"] = gr.State(None)  # the visitor's own camera path, if they made one
         gr.HTML(
             f'<header class="rc-header"><h1>{NAME}</h1>'
             "<p>Film a clip you already have once more, along a new camera path.</p></header>"
@@ -355,7 +361,10 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                                 min_width=130,
                             )
                 with gr.Column(min_width=320, scale=3):
-                    editor = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
+                    # the path lives in the page, so that whatever is asked for next has the latest
+                    editor = controls["move"] = widgets.camera_editor(
+                        EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor"
+                    )
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(4, "Render", "The model fills what your clip did not see")
@@ -400,21 +409,26 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         # --- analysis and warp ---------------------------------------------------------------------------------
 
-        nothing: dict[Any, Any] = {
-            shown: None,
-            scene: None,
-            analysis_notes: "",
-            editor: {"empty": EMPTY_CLOUD},
-            depth: {"empty": EMPTY_DEPTH},
-            warp: {"empty": EMPTY_WARP},
-            warp_status: widgets.status_html(""),
-        }
+        def nothing(values: tuple) -> dict[Any, Any]:
+            """The page without an analysis; the visitor's own path stays."""
+            kept = dict(zip(controls, values, strict=True))["move"] or {}
+            return {
+                shown: None,
+                analysis_notes: "",
+                editor: {"empty": EMPTY_CLOUD} | {k: kept[k] for k in ("move", "own", "serial") if kept.get("own")},
+                depth: {"empty": EMPTY_DEPTH},
+                warp: {"empty": EMPTY_WARP},
+                warp_status: widgets.status_html(""),
+            }
 
         def show_analysis(*values):
             """Depth and point cloud of the chosen clip."""
             button_on, button_off = gr.Button(interactive=True), gr.Button(interactive=False)
             if not has_clip(values):
-                yield nothing | {analysis_status: widgets.status_html(WAITS_FOR_CLIP), analyse_button: button_off}
+                yield nothing(values) | {
+                    analysis_status: widgets.status_html(WAITS_FOR_CLIP),
+                    analyse_button: button_off,
+                }
                 return
             yield {analysis_status: widgets.status_html("Reading the clip …", "busy"), analyse_button: button_off}
             try:
@@ -433,13 +447,12 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         analysis_status: widgets.status_html(analysis_words(event), "done"),
                         analysis_notes: f'<p class="rc-caption">{escape(" ".join(event.notes))}</p>',
                         analyse_button: button_on,
-                        scene: standing,
-                        editor: with_move(standing, render.move_of(request, event)),
+                        editor: editor_value(standing, render.move_of(request, event), own=request.move is not None),
                         depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
                     }
             except Exception as error:
                 words = widgets.status_html(failure_words(error), "error")
-                yield nothing | {analysis_status: words, analyse_button: button_on}
+                yield nothing(values) | {analysis_status: words, analyse_button: button_on}
 
         def show_if_new(known, *values):
             """As `show_analysis`, unless a field was left as it was."""
@@ -492,29 +505,25 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 words = widgets.status_html(failure_words(error), "error")
                 yield {warp_status: words, warp: {"empty": EMPTY_WARP}}
 
-        def show_named(known, standing, *values):
+        def show_named(known, *values):
             """The path of the named move, in place of the visitor's own."""
-            values = dict(zip(controls, values, strict=True)) | {"move": None}
-            update: dict[Any, Any] = {controls["move"]: None}
-            analysis = None
-            if known is not None and standing is not None:
-                try:
-                    request = request_from(values, backbone)
-                    analysis = analyses.get(request)
-                    if analysis is not None:
-                        update[editor] = with_move(standing, render.move_of(request, analysis))
-                except InputError as error:
-                    update[warp_status] = widgets.status_html(failure_words(error), "error")
-            yield update
-            yield from show_warp(known, *values.values())
+            given = dict(zip(controls, values, strict=True))
+            standing = given["move"] or {"empty": EMPTY_CLOUD}
+            given["move"] = editor_value(standing, None, own=False)
+            try:
+                request = request_from(given, backbone)
+                analysis = analyses.get(request)
+                if known is not None and analysis is not None:
+                    given["move"] = editor_value(standing, render.move_of(request, analysis), own=False)
+            except InputError:  # no clip yet, or a setting is wrong, and its message stands already
+                pass
+            yield {editor: given["move"]}
+            yield from show_warp(known, *given.values())
 
         def show_edited(event: gr.EventData, known, *values):
             """The visitor's own path: one frame of the warp at once, then all of it."""
             try:
-                move = Move.from_dict(event.move)
-                values = dict(zip(controls, values, strict=True)) | {"move": move}
-                yield {controls["move"]: move}
-                request = request_from(values, backbone)
+                request = request_of(values)
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
                     picture = render.preview(analysis, request, float(event.at))
@@ -522,21 +531,23 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             except (InputError, TypeError, ValueError) as error:
                 yield {warp_status: widgets.status_html(failure_words(error), "error")}
                 return
-            yield from show_warp(known, *values.values())
+            yield from show_warp(known, *values)
 
-        def save_path(event: gr.EventData, known, standing, *values):
+        def save_path(event: gr.EventData, known, *values):
             """The camera path as a file that the page downloads."""
             try:
                 request = request_of(values)
                 analysis = analyses.get(request)
+                standing = dict(zip(controls, values, strict=True))["move"]
                 if known is None or standing is None or analysis is None:
                     raise InputError("Analyse the clip again first: its frames decide how many cameras are written.")
-                size = render.size_of(analysis.full.frames)
+                name = str(event.format)
                 content = write_move(
-                    str(event.format), render.move_of(request, analysis), frames=standing["frames"],
-                    own_fov=standing["fov"], size=size,
+                    name, render.move_of(request, analysis), frames=len(analysis.clip.frames),
+                    own_fov=fov_of(analysis.source, render.size_of(analysis.clip.frames)),
+                    size=render.size_of(analysis.full.frames),
                 )  # fmt: skip
-                file = store.new_folder() / f"camera-path-{event.format}{FORMATS[event.format][1]}"
+                file = store.new_folder() / f"camera-path-{name}{FORMATS[name][1]}"
                 file.write_bytes(content)
                 return standing | {"download": widgets.file_url(file)}, gr.skip()
             except Exception as error:
@@ -549,18 +560,15 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             try:
                 moves = read_moves(file, unit=_number(unit, "Units to the subject", float) if unit else None)
                 name = name if name in moves else next(iter(moves))
-                update: dict[Any, Any] = {
-                    controls["move"]: moves[name],
+                return {
+                    editor: editor_value(standing or {"empty": EMPTY_CLOUD}, moves[name], own=True),
                     camera_name: gr.Dropdown(list(moves), value=name),
                 }
-                if standing is not None:
-                    update[editor] = with_move(standing, moves[name])
-                return update
             except Exception as error:
                 return {warp_status: widgets.status_html(failure_words(error), "error")}
 
         analysis_outputs = [
-            shown, scene, analysis_status, analysis_notes, analyse_button, editor, depth, warp, warp_status,
+            shown, analysis_status, analysis_notes, analyse_button, editor, depth, warp, warp_status,
         ]  # fmt: skip
         quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -576,15 +584,15 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         # While a warp is computed only the latest of the changes that come meanwhile is kept.
         latest: Any = quiet | {"trigger_mode": "always_last"}
-        named = ([shown, scene, *inputs], [controls["move"], editor, warp, warp_status])
+        named = ([shown, *inputs], [editor, warp, warp_status])
         camera.input(lambda name: gr.Slider(**amount_slider(name)), camera, amount, **quiet).then(
             show_named, *named, **quiet
         )
         amount.input(show_named, *named, **latest)
         editor.reset(show_named, *named, **quiet)
-        editor.edit(show_edited, [shown, *inputs], [controls["move"], warp, warp_status], **latest)
-        editor.save(save_path, [shown, scene, *inputs], [editor, warp_status], **quiet)
-        opened = [camera_file, camera_name, camera_unit, scene], [controls["move"], editor, camera_name, warp_status]
+        editor.edit(show_edited, [shown, *inputs], [warp, warp_status], **latest)
+        editor.save(save_path, [shown, *inputs], [editor, warp_status], **quiet)
+        opened = [camera_file, camera_name, camera_unit, editor], [editor, camera_name, warp_status]
         for trigger in (camera_file.upload, camera_name.input, camera_unit.submit):
             then_warp(trigger(open_path, *opened, **quiet))
 

@@ -67,10 +67,12 @@ def loop_view(label: str, empty: str, **options: Any) -> gr.HTML:
 
 
 def camera_editor(empty: str, **options: Any) -> gr.HTML:
-    """The camera path in the clip's point cloud. value: what `editor_value` gives, or {"empty": words}.
+    """The camera path in the clip's point cloud.
 
-    Triggers `edit` with {"move": as Move.to_dict, "at": time of the chosen keyframe}, `reset`, and `save` with
-    {"format": a name of camera_files.FORMATS}.
+    value: {"clouds": URLs of media.cloud_files, "plotly": URL, "width", "height", "fov", "frames", "fps", "move": as
+    Move.to_dict, "own": whether the visitor made it, "serial": changes with a move that Python brings}, or
+    {"empty": words}; "download": URL of a file for the visitor. Triggers `edit` with {"at": time of the chosen
+    keyframe}, `reset`, and `save` with {"format": a name of camera_files.FORMATS}.
     """
     button = lambda do, words, hint="": (
         f'<button type="button" data-do="{do}" title="{escape(hint or words)}">{escape(words)}</button>'

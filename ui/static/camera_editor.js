@@ -1,6 +1,7 @@
 // The camera editor: the clip's point cloud in Plotly, and over it, in SVG, the path, its keyframes and their handles.
 // Runs as the js_on_load of a gr.HTML, after camera_path.js: element, props, trigger and watch are given.
-// In: value {clouds, plotly, width, height, fov, frames, move, serial}; out: 'edit' {move, at}, 'reset', 'save' {format}.
+// value: {clouds, plotly, width, height, fov, frames, fps, move, own, serial}, or {empty}; a new serial brings a new move
+// from Python, and an edit puts its own there. Events: 'edit' {at}, 'reset', 'save' {format}.
 const find = (selector) => element.querySelector(selector);
 const view = find('.rc-cloud-view'), overlay = find('.rc-overlay'), note = find('.rc-empty'), well = find('.rc-well');
 const root = (window.gradio_config && window.gradio_config.root) || '';
@@ -240,7 +241,8 @@ function changed(tell = true) {
   if (through && scene && plot()) lookFrom(path(moment), false);
   if (tell) {
     const at = move.keyframes[selected] ? move.keyframes[selected].time : 0;
-    trigger('edit', { move: { version: 1, ...copy(move) }, at });
+    props.value = { ...scene, move: { ...copy(move), version: 1 }, own: true };
+    trigger('edit', { at });
   }
 }
 
