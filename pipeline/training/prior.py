@@ -7,7 +7,8 @@ latent of the masked video, whose unknown pixels are filled smoothly here (`fill
 another view's warp onto this path (as in re-capture), the first frame, first and last, random frames, boxes and
 ellipses, or nothing; prompts are dropped for classifier-free guidance.
 
-Latents are cached beside the data (`--cache`), and scenes that are rendered while the training runs join it.
+It goes on from its checkpoint, or else from the weights in `--out`. Latents are cached beside the data (`--cache`), and
+scenes that are rendered while the training runs join it.
 """
 
 from __future__ import annotations
@@ -261,7 +262,7 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     settings = {
         "frames": frames,
         "pixels": pixels,
-        "steps": 20,
+        "steps": 8,
         "guidance_scale": 1.5,
         "strength": 1.0,
         "shift": SHIFT,
@@ -294,10 +295,16 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.out / "tokenizer")
 
     channels = vae.config.z_dim
-    transformer = WanTransformer3DModel(**transformer_config(channels)).to(device)
-    encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG)).to(device)
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    torch.nn.init.zeros_(transformer.proj_out.bias)
+    if (args.out / "transformer" / "config.json").exists():  # go on from given weights
+        transformer = WanTransformer3DModel.from_pretrained(args.out / "transformer", torch_dtype=torch.float32)
+        encoder = UMT5EncoderModel.from_pretrained(args.out / "text_encoder", torch_dtype=torch.float32)
+    else:
+        transformer = WanTransformer3DModel(**transformer_config(channels))
+        torch.nn.init.zeros_(transformer.proj_out.weight)
+        torch.nn.init.zeros_(transformer.proj_out.bias)
+        encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
+    transformer.to(device).train()
+    encoder.to(device).train()
     both = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
     print(f"{sum(p.numel() for p in both.parameters()) / 1e6:.2f} M parameters, {len(examples.items)} examples")
     average = copy.deepcopy(both).requires_grad_(False)
@@ -306,10 +313,10 @@ def train(args: argparse.Namespace) -> None:
     step, elapsed = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True, map_location="cpu")
-        both.load_state_dict(state["weights"])
+        both.load_state_dict(state["average"])
         average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
         step, elapsed = state["step"], state["elapsed"]
+    begun = step
 
     sample = load(min(args.data.glob("*.npz"))).source.float() / 255
     frame_count, _, height, width = sample.shape
@@ -326,8 +333,8 @@ def train(args: argparse.Namespace) -> None:
     ran = lambda: elapsed + time.time() - started
 
     def save() -> None:
-        nets = {"weights": both.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict()}
-        save_state(nets | {"step": step, "elapsed": ran()}, checkpoint)
+        # the averaged weights alone, a quarter of the whole state: the warm-up finds the optimiser's moments again
+        save_state({"average": average.state_dict(), "step": step, "elapsed": ran()}, checkpoint)
         write_folder(args.out, average, latent_rgb, frame_count, height * width)
 
     while ran() < budget:
@@ -338,7 +345,7 @@ def train(args: argparse.Namespace) -> None:
         sigma = noise_levels(batch, generator)
         noise = torch.randn(z.shape, generator=generator)
         z, known, sigma, noise = z.to(device), known.to(device), sigma.to(device), noise.to(device)
-        rate = args.lr * min(1.0, (step + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = args.lr * min(1.0, (step - begun + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):

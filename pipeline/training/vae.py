@@ -353,8 +353,8 @@ def train(args: argparse.Namespace) -> None:
     optimiser = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     step, elapsed = 0, 0.0
     if state is not None:
-        optimiser.load_state_dict(state["optimiser"])
         step, elapsed = state["step"], state["elapsed"]
+    begun = step
 
     decode = torch.compile(decode_once) if args.compile else decode_once
     pool: list[tuple[Tensor, Tensor | None]] = []
@@ -381,7 +381,7 @@ def train(args: argparse.Namespace) -> None:
                 zs.append(z[..., top : top + cells, left : left + cells])
         x = to_model(xs, device)
         progress = min(ran() / budget, 1.0)
-        rate = args.lr * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        rate = args.lr * min(1.0, (step - begun + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         z = torch.stack(zs) if zs else encode_once(vae, x)
@@ -402,10 +402,10 @@ def train(args: argparse.Namespace) -> None:
         if time.time() - last_save > args.save_every:
             last_save = time.time()
             print(f"step {step} held-out {validate(vae, held_out[:4], device):.2f} dB", flush=True)
-            _checkpoint(checkpoint, vae, optimiser, step, ran())
+            _checkpoint(checkpoint, vae, step, ran())
             vae.save_pretrained(args.out)
     result = validate(vae, held_out, device)
-    _checkpoint(checkpoint, vae, optimiser, step, ran())
+    _checkpoint(checkpoint, vae, step, ran())
     vae.half().save_pretrained(args.out)
     figures = {
         "step": step,
@@ -418,12 +418,12 @@ def train(args: argparse.Namespace) -> None:
     print(figures)
 
 
-def _checkpoint(path: Path, vae, optimiser, step: int, elapsed: float) -> None:
+def _checkpoint(path: Path, vae, step: int, elapsed: float) -> None:
+    # without the moments of the optimiser, which the warm-up finds again: small enough to travel
     config = {k: list(vae.config[k]) for k in ("latents_mean", "latents_std")}
     state = {
         "weights": vae.state_dict(),
         "config": config,
-        "optimiser": optimiser.state_dict(),
         "step": step,
         "elapsed": elapsed,
     }
