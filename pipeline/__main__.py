@@ -295,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
         add = added.add_argument
         add("clip", metavar="CLIP", help="a video file")
         camera(added)
-        add("--fov", type=float, help="field of view of the clip in degrees along its longer side (default 55)")
+        add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
         add("--frames", type=int, help="number of frames (default: as many as the model was made for)")
         add("--start", type=int, help="first frame (default 0)")
         add("--stride", type=int, help="use every n-th frame (default 1)")
@@ -338,7 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     add = added.add_argument
     add("--format", default="recapture", help="recapture (default), trajectorycrafter, recammaster, nerfstudio or npz")
     add("--frames", type=int, default=49, help="cameras to write where the format has no keyframes (default 49)")
-    add("--fov", type=float, help="field of view of the clip in degrees along its longer side (default 55)")
+    add("--fov", type=float, help="field of view of the clip in degrees, longer side (default 55)")
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
 

@@ -54,7 +54,7 @@ class RenderRequest:
 
     clip: path of a video file. camera: a name of `moves.MOVES`; amount in its unit, None for its default.
     move: a camera move of one's own, which goes before `camera`; None for none.
-    fov: field of view of the clip in degrees along its longer side, None for 55.
+    fov: field of view of the clip in degrees along its longer side, None for what the file says of its lens, or 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
         model was made for. size: (h, w) at which the model works, None for the model's own at the clip's aspect.
     seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
@@ -284,7 +284,7 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     full = crop_to_aspect(whole, size)
     clip = Clip(resize(full.frames, size), whole.fps)
 
-    fov = DEFAULT_FOV if request.fov is None else request.fov
+    fov = request.fov or info.fov or DEFAULT_FOV
     K = default_intrinsics(height, width, frames, fov).clone()
     crop_height, crop_width = full.frames.shape[-2:]
     K[:, 0, 2] -= (width - crop_width) / 2
@@ -301,7 +301,9 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     notes = [_frames_note(request, backbone, info, frames)]
     if (crop_height, crop_width) != (height, width):
         notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
-    if request.fov is None:
+    if request.fov is None and info.fov is not None:
+        notes.append(f"The file says that the lens saw {fov:.0f} degrees; that is taken for the field of view.")
+    elif request.fov is None:
         notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
     yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
 

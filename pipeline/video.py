@@ -46,7 +46,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Size in pixels as shown (after rotation), frames on the uniform time grid, Hz, seconds."""
+    """Size in pixels as shown (after rotation), frames on the uniform time grid, Hz, seconds.
+
+    fov: field of view in degrees along the longer side, where the file says what lens it was filmed with.
+    """
 
     width: int
     height: int
@@ -54,6 +57,7 @@ class VideoInfo:
     fps: float
     duration: float
     has_audio: bool
+    fov: float | None = None
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -72,7 +76,21 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             height, width = width, height
         duration = _duration(container, stream)
         frames = max(1, round(duration * fps) if duration else stream.frames)
-        return VideoInfo(width, height, frames, fps, duration or frames / fps, bool(container.streams.audio))
+        fov = _lens_fov(container.metadata | stream.metadata, width, height)
+        return VideoInfo(width, height, frames, fps, duration or frames / fps, bool(container.streams.audio), fov)
+
+
+def _lens_fov(metadata: dict[str, str], width: int, height: int) -> float | None:
+    """Of the focal length that phones write, equivalent to 35 mm film, whose picture has a diagonal of 43.27 mm."""
+    for key, value in metadata.items():
+        if key.lower().endswith("focal_length.35mm_equivalent"):
+            try:
+                tangent = 43.27 / 2 / float(value) * max(width, height) / math.hypot(width, height)
+            except (ValueError, ZeroDivisionError):
+                return None
+            fov = math.degrees(2 * math.atan(tangent))
+            return fov if 5 <= fov <= 150 else None
+    return None
 
 
 def read_video(

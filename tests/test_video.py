@@ -354,3 +354,18 @@ def test_resize():
         assert (resize(u, (4, size))[0, 0, 0] - wanted)[3:-3].abs().max() < 1e-3
     labels = torch.randint(0, 5, (1, 1, 40, 60)).float()
     assert set(resize(labels, (13, 17), mode="nearest").unique().tolist()) <= set(range(5))
+
+
+@pytest.mark.parametrize(("millimetres", "fov"), [("26", 71.9), ("0", None), ("wide", None), ("4000", None)])
+def test_the_lens_that_a_phone_writes_gives_the_field_of_view(tmp_path, millimetres, fov):
+    path = tmp_path / "phone.mov"
+    with av.open(str(path), "w", options={"movflags": "use_metadata_tags"}) as container:
+        container.metadata["com.apple.quicktime.camera.focal_length.35mm_equivalent"] = millimetres
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 36, "yuv420p"
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((36, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    assert probe(path).fov == (None if fov is None else pytest.approx(fov, abs=0.1))
+    write_raw(tmp_path / "other.mp4", numbered(3))
+    assert probe(tmp_path / "other.mp4").fov is None
