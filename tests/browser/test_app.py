@@ -7,6 +7,7 @@ import re
 
 import av
 import pytest
+from playwright.sync_api import TimeoutError
 
 pytestmark = pytest.mark.browser
 
@@ -17,11 +18,15 @@ SHOWN = "#{0}[data-shown], #{0} [data-shown]"
 
 def wait_words(page, element: str, pattern: str, timeout: float = 45_000) -> str:
     """Wait until the text of an element matches, and give it."""
-    page.wait_for_function(
-        "([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).innerText)",
-        arg=[element, pattern],
-        timeout=timeout,
-    )
+    try:
+        page.wait_for_function(
+            "([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).innerText)",
+            arg=[element, pattern],
+            timeout=timeout,
+        )
+    except TimeoutError as error:
+        words = {name: page.inner_text(f"#{name}") for name in dict.fromkeys([element, "analysis-status", "progress"])}
+        raise AssertionError(f"{element} never said {pattern!r}: {words}") from error
     return page.inner_text(f"#{element}")
 
 
