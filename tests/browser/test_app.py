@@ -68,11 +68,13 @@ def set_number(page, name: str, value) -> None:
 def start_long_render(page) -> None:
     """A render long enough to be left, met again and stopped; its settings ask for an analysis of their own."""
     page.click("#advanced > button")
-    for name, value in {"steps": 200, "frames": 17, "height": 192, "width": 320}.items():
+    page.wait_for_timeout(1000)  # the fields have just been made: what is typed into them at once can be lost
+    for name, value in {"frames": 17, "height": 192, "width": 320}.items():
         set_number(page, name, value)
     wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192")
+    set_number(page, "steps", 1000)
     page.click("#render")
-    wait_words(page, "progress", r"Step \d+ of 200")
+    wait_words(page, "progress", r"Step \d+ of 1000")
 
 
 def test_from_clip_to_result(visit, clip, tmp_path):
@@ -158,7 +160,7 @@ def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
 
     page.reload()
     page.wait_for_selector("#render")
-    wait_words(page, "progress", r"Step \d+ of 200")
+    wait_words(page, "progress", r"Step \d+ of 1000")
     page.wait_for_selector("#clip video")
     page.wait_for_function("document.querySelector('#prompt textarea, #prompt input').value === 'a red disc'")
     assert page.input_value("#camera input") == "Orbit up"
