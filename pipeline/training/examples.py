@@ -19,7 +19,7 @@ def main() -> None:
     for name, seed in CLIPS.items():
         rng = np.random.default_rng(seed)
         scene = make_scene(rng, FRAMES)
-        path, words = source_path(rng, FRAMES, SIZE)
+        path, words = source_path(rng, scene, FRAMES, SIZE)
         view = render_view(scene, path, SIZE)
         write_video(FOLDER / f"{name}.mp4", Clip(view.frames, FPS))
         print(f"{name}: {scene.caption}, {words}")

@@ -1,4 +1,4 @@
-"""Periodic procedural textures: power-law noise, dead leaves, stripes, checks, tiles, dots, marble, plain.
+"""Periodic procedural textures: power-law noise and dead leaves, patterns, and materials such as brick and wood.
 
 Power-law noise and dead leaves carry the statistics of natural images (Lee, Mumford and Huang, "Occlusion models for
 natural images", IJCV 2001): an auto-encoder that has seen them serves real video.
@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 
 SIZE = 256
-KINDS = ("plain", "noise", "leaves", "stripes", "checks", "tiles", "dots", "marble")
+PATTERNS = ("plain", "noise", "leaves", "stripes", "checks", "tiles", "dots", "marble")
+MATERIALS = ("bricks", "wood", "grass", "gradient", "cracks", "brushed", "pebbles", "windows")
+KINDS = PATTERNS + MATERIALS
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.12, 0.10),
@@ -28,10 +30,13 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 
 
-def power_noise(rng: np.random.Generator, exponent: float, size: int = SIZE) -> np.ndarray:
-    """Periodic Gaussian noise with amplitude spectrum 1/f^exponent, (size, size), zero mean, unit variance."""
+def power_noise(rng: np.random.Generator, exponent: float, size: int = SIZE, stretch: float = 1.0) -> np.ndarray:
+    """Periodic Gaussian noise with amplitude spectrum 1/f^exponent, (size, size), zero mean, unit variance.
+
+    It is drawn out along the first axis by `stretch`, as in wood, brushed metal or blades of grass.
+    """
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]
-    f = np.maximum(np.hypot(fy, fx), 1 / size)
+    f = np.maximum(np.hypot(fy * stretch, fx), 1 / size)
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) / f**exponent
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, s=(size, size))
@@ -85,6 +90,10 @@ def make_texture(rng: np.random.Generator, kind: str, palette: np.ndarray) -> np
     v, u = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
     if kind == "leaves":
         image = dead_leaves(rng, palette, int(rng.integers(150, 900)))
+    elif kind == "pebbles":
+        image = _pebbles(rng, palette)
+    elif kind == "windows":
+        image = _windows(rng, first, second)
     else:
         if kind == "plain":
             blend = np.zeros_like(u)
@@ -104,11 +113,27 @@ def make_texture(rng: np.random.Generator, kind: str, palette: np.ndarray) -> np
             cycles = rng.integers(2, 8)
             distance = np.hypot((u * cycles) % 1 - 0.5, (v * cycles) % 1 - 0.5)
             blend = np.clip((rng.uniform(0.2, 0.42) - distance) * 12 + 0.5, 0, 1)
-        elif kind == "tiles":
-            rows = int(rng.integers(2, 9))
+        elif kind == "gradient":
+            phase = rng.uniform()
+            blend = 0.5 + 0.5 * np.sin(2 * np.pi * (v + phase + 0.03 * power_noise(rng, 1.4)))
+        elif kind == "wood":
+            rings = u * rng.integers(2, 6) + 0.12 * power_noise(rng, 1.6) + 0.04 * power_noise(rng, 0.9, stretch=16)
+            blend = 0.5 + 0.35 * np.sin(2 * np.pi * rings) + 0.12 * power_noise(rng, 0.8, stretch=16)
+        elif kind == "brushed":
+            blend = 0.35 + 0.18 * power_noise(rng, 0.6, stretch=24)
+        elif kind == "grass":
+            blend = 0.5 + 0.25 * power_noise(rng, 1.1) + 0.2 * power_noise(rng, 0.8, stretch=6)
+        elif kind == "cracks":
+            # the zero crossings of a smooth field are thin meandering lines
+            lines = np.minimum(np.abs(power_noise(rng, 1.9)), np.abs(power_noise(rng, 1.7)))
+            blend = np.clip(1 - lines / rng.uniform(0.03, 0.09), 0, 1) + 0.15 * power_noise(rng, 1.2)
+        elif kind in ("tiles", "bricks"):
+            rows = int(rng.integers(2, 9)) if kind == "tiles" else 2 * int(rng.integers(3, 7))
             columns, offset = rows // rng.integers(1, 3) or 1, 0.5 * rng.integers(2)
+            if kind == "bricks":
+                columns, offset = rows // 2, 0.5
             row = np.floor(v * rows)
-            gap = 0.04
+            gap = 0.04 if kind == "tiles" else 0.07
             across = (u * columns + offset * (row % 2)) % 1
             down = (v * rows) % 1
             joint = np.minimum(np.minimum(across, 1 - across) * rows / columns, np.minimum(down, 1 - down))
@@ -122,6 +147,45 @@ def make_texture(rng: np.random.Generator, kind: str, palette: np.ndarray) -> np
     # Nothing real is flat: a little multi-scale variation in brightness on every surface.
     grain = power_noise(rng, rng.uniform(0.6, 1.4)) * rng.uniform(0.01, 0.09)
     return np.clip(image * (1 + grain[..., None]), 0, 1).astype(np.float32)
+
+
+def _pebbles(rng: np.random.Generator, palette: np.ndarray) -> np.ndarray:
+    """Grains and pebbles, each lit from one side, on sand: (SIZE, SIZE, 3)."""
+    image = palette[0] * (0.85 + 0.12 * power_noise(rng, 0.5)[..., None])
+    image = np.clip(image, 0, 1).astype(np.float32)
+    count = int(rng.integers(60, 500))
+    radii = 1.5 + 14 * rng.uniform(size=count) ** rng.uniform(3, 8)
+    for radius in radii:
+        colour = np.clip(palette[rng.integers(len(palette))] * rng.uniform(0.6, 1.2), 0, 1)
+        x, y = rng.uniform(0, SIZE, 2)
+        shape = (2 * radius, 2 * radius * rng.uniform(0.5, 1))
+        angle = rng.uniform(0, 180)
+        for dx in (-SIZE, 0, SIZE) if not 2 * radius < x < SIZE - 2 * radius else (0,):
+            for dy in (-SIZE, 0, SIZE) if not 2 * radius < y < SIZE - 2 * radius else (0,):
+                centre = (x + dx, y + dy)
+                for shift, size, shade in ((0.25, 1.05, 0.5), (0.0, 1.0, 0.9), (-0.2, 0.6, 1.15)):
+                    place = (centre[0] + shift * radius, centre[1] + shift * radius)
+                    tone = tuple(float(c) for c in np.clip(colour * shade, 0, 1))
+                    cv2.ellipse(image, (place, (shape[0] * size, shape[1] * size), angle), tone, -1, cv2.LINE_AA)
+    return image
+
+
+def _windows(rng: np.random.Generator, wall: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """A house front: rows of framed panes, some of them lit or bright with sky: (SIZE, SIZE, 3)."""
+    v, u = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) / SIZE
+    n = int(rng.integers(2, 6))
+    columns, rows = n, max(1, n - int(rng.integers(0, 2)))
+    x, y = np.abs((u * columns) % 1 - 0.5), np.abs((v * rows) % 1 - 0.5)
+    half = rng.uniform(0.2, 0.38, 2)
+    inside = np.maximum(x - half[0], y - half[1])  # signed distance to the pane, in cells
+    cell = (np.floor(v * rows) * columns + np.floor(u * columns)).astype(int)
+    panes = rng.uniform(0.05, 0.35, (rows * columns, 1)) * np.array([0.9, 1.0, 1.15])
+    panes = np.where(rng.uniform(size=(len(panes), 1)) < 0.15, rng.uniform(0.5, 0.9, (len(panes), 3)), panes)
+    soft = lambda edge: np.clip((edge - inside) * SIZE / n + 0.5, 0, 1)[..., None]
+    image = wall * (1 + 0.05 * power_noise(rng, 1.2)[..., None])
+    image = image + (frame - image) * soft(0.045)
+    bars = (np.minimum(x, np.abs(y - 0.1)) > 0.02)[..., None] if rng.uniform() < 0.5 else 1.0
+    return (image + (panes[cell] - image) * soft(0.0) * bars).astype(np.float32)
 
 
 def mip_volume(texture: np.ndarray, levels: int = 6) -> np.ndarray:
