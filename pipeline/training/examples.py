@@ -10,7 +10,7 @@ from pipeline.training.world import make_scene, render_view, source_path
 from pipeline.video import Clip, write_video
 
 FOLDER = Path(__file__).parents[2] / "examples"
-CLIPS = {"dotted-ball": 0, "tiled-room": 3, "cones": 24}  # name: seed, none of them trained on
+CLIPS = {"ball-behind-pillar": 1044, "street": 1093, "crab-on-sand": 1056}  # name: seed, none of them trained on
 FRAMES, FPS, SIZE = 25, 12.0, (480, 832)
 
 

@@ -145,7 +145,7 @@ def make_texture(rng: np.random.Generator, kind: str, palette: np.ndarray) -> np
             raise ValueError(f"unknown texture kind {kind!r}")
         image = first + (second - first) * np.clip(blend, 0, 1)[..., None]
     # Nothing real is flat: a little multi-scale variation in brightness on every surface.
-    grain = power_noise(rng, rng.uniform(0.6, 1.4)) * rng.uniform(0.01, 0.09)
+    grain = power_noise(rng, rng.uniform(0.5, 1.3)) * rng.uniform(0.02, 0.13)
     return np.clip(image * (1 + grain[..., None]), 0, 1).astype(np.float32)
 
 

@@ -136,6 +136,7 @@ def make_scene(
     tracks.append(Track(np.array([[eye[0], eye[2]]]), 0.9 * where.size))
     solids: list[Solid] = []
     named: list[str] = []
+    described = 0
     if passes:
         front, mover, words, apart = _passing_behind(rng, frames, where, device)
         solids += [s for s in (front, mover) if isinstance(s, Solid)]
@@ -143,6 +144,7 @@ def make_scene(
         scenery += [front] if isinstance(front, Part) else []
         tracks += apart
         named.append(words)
+        described = len(solids)
     for _ in range(int(rng.integers(1, 5)) if passes else int(rng.integers(2, 7))):
         solid = _object(rng, kind, frames, where, tracks, device)
         if solid is not None:
@@ -151,7 +153,7 @@ def make_scene(
         solid = None if solids else _object(rng, kind, frames, where, tracks, device)
         solids += [] if solid is None else [solid]
     light, sky, light_words = _light(rng, kind, where.planes, device)
-    others = sorted((s for s in solids if s.motion != "pass"), key=lambda s: s.motion == "still")
+    others = sorted(solids[described:], key=lambda s: s.motion == "still")
     named += [_phrase(s) for s in others[: 3 - 2 * len(named)]]
     caption = f"{' and '.join(named)} {where.words}" if named else f"an empty scene {where.words}"
     return Scene(
@@ -220,7 +222,7 @@ def _light(rng: np.random.Generator, place: str, planes: tuple[Plane, ...], devi
         words = {"sun": "", "overcast": "on a grey day", "dusk": "at dusk", "night": "at night", "fog": "in fog"}[kind]
     # like a camera's automatic exposure, but half as eager: dark scenes stay darker
     surroundings = np.mean([float(p.material.texture.mean()) for p in planes[:2]]) * (ambient + 0.5 * strength)
-    exposure = float(np.clip((0.34 / surroundings) ** 0.6, 0.85, 2.2))
+    exposure = float(np.clip((0.4 / surroundings) ** 0.65, 0.85, 2.4))
     strength, ambient = exposure * strength, exposure * ambient
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
     cosine = math.cos(elevation)
@@ -324,7 +326,7 @@ def _object(rng, place: str, frames: int, where: Place, tracks: list[Track], dev
         shape, make = str(rng.choice(compounds)), _compound
     else:
         shape, make = str(rng.choice(SHAPES)), _simple
-    for _ in range(12):
+    for _ in range(16):
         start = _spot(rng, where)
         way = None
         if where.road is not None and shape in ("car", "bus"):
@@ -345,9 +347,10 @@ def _inside(track: Track, where: Place) -> bool:
 def _spot(rng: np.random.Generator, where: Place) -> np.ndarray:
     """A point (x, z) on the ground in the view of the place's camera."""
     eye, target = np.array(where.viewpoint.eye), np.array(where.viewpoint.target)
-    forward = (target - eye)[[0, 2]] / np.hypot(*(target - eye)[[0, 2]])
+    away = float(np.hypot(*(target - eye)[[0, 2]]))
+    forward = (target - eye)[[0, 2]] / away
     side = np.array([forward[1], -forward[0]])
-    depth = rng.uniform(2.4, 7.0) * where.size
+    depth = rng.uniform(0.62, 1.55) * away
     across = rng.uniform(-0.85, 0.85) * math.tan(math.radians(where.viewpoint.angle) / 2)
     return eye[[0, 2]] + depth * (forward + across * side)
 
@@ -478,16 +481,17 @@ def _passing_behind(rng, frames: int, where: Place, device) -> tuple[Part | Soli
     size, above = where.size, -where.viewpoint.eye[1] / where.size
     eye, target = (np.array(p)[[0, 2]] for p in (where.viewpoint.eye, where.viewpoint.target))
     forward = (target - eye) / np.hypot(*(target - eye))
+    wide = float(np.clip(0.6 / math.tan(math.radians(where.viewpoint.angle) / 2), 0.85, 1.7))  # to be seen as a whole
     for _ in range(12):  # until nothing is in the way of the surroundings
         side = np.array([forward[1], -forward[0]])
         ray = forward + rng.uniform(-0.5, 0.5) * math.tan(math.radians(where.viewpoint.angle) / 2) * side
         ray = ray / np.hypot(*ray)
-        distance = rng.uniform(1.9, 2.8) * size * (1 + 0.35 * max(0.0, above - 1.2))  # in view from high up, too
+        distance = rng.uniform(1.9, 2.8) * size * wide * (1 + 0.35 * max(0.0, above - 1.2))
         stand = eye + distance * ray
         pillar = above > 1.3 or rng.uniform() < 0.4
         radius, half = rng.uniform(0.14, 0.35) * size, rng.uniform(0.7, 1.3) * size
         shape = str(rng.choice(["box", "cylinder"] if pillar else ["box", "cylinder", "egg"]))
-        build_front, front_track = _simple(rng, shape, stand, frames, size, "still")
+        build_front, front_track = _simple(rng, shape, stand, frames, 0.8 * size, "still")
         if pillar:
             front_track = Track(stand[None], 1.42 * radius)
         shape = str(rng.choice(["ball", "ball", "ring", "box", "pill", "person", "car"]))
@@ -762,7 +766,11 @@ def _street(rng: np.random.Generator, device) -> Place:
         _part("box", (pavement / 2 + 2, 0.05, 30), (side * (road + pavement / 2 + 2), -0.02, 25), slabs, casts=False)
         for side in (-1, 1)
     ]
-    fronts = [_surface(rng, "windows", rng.uniform(0.18, 0.5), device) for _ in range(3)]
+    plaster = [(0.75, 0.68, 0.55), (0.6, 0.6, 0.6), (0.5, 0.3, 0.24), (0.85, 0.84, 0.8), (0.4, 0.36, 0.33)]
+    fronts = []
+    for _ in range(3):
+        palette = _tones(rng, plaster[rng.integers(5)], (0.7, 0.7, 0.68)) if rng.uniform() < 0.7 else None
+        fronts.append(_surface(rng, "windows", rng.uniform(0.18, 0.5), device, palette))
     roof = _surface(rng, "tiles", 0.6, device, _tones(rng, (0.4, 0.2, 0.15), (0.2, 0.12, 0.1)))
     sides = (1,) if across else (-1, 1) if rng.uniform() < 0.75 else (int(rng.choice([-1, 1])),)
     for side in sides:
@@ -803,11 +811,11 @@ def _street(rng: np.random.Generator, device) -> Place:
         pose[0, :3, :3] = _tilt("y", -math.pi / 2).as_matrix()  # the road's right-hand side comes to lie beyond it
         pose[0, :3, 3] = (16, 0, middle)
         scenery = list(_moved(scenery, pose))
-        bounds, way = (-9, 9, middle - road - 0.2, middle + road + 0.2), (1.0, 0.0)
+        bounds, way = (-9, 9, middle - road - 0.8, middle + road + 0.8), (1.0, 0.0)
     else:
         x, y, z = view.target
         view = replace(view, target=(x + rng.uniform(-2.2, 2.2), y, z + 1.5), angle=max(view.angle, 42.0))
-        bounds, way = (-road - 0.2, road + 0.2, 0.5, 18), (0.0, 1.0)
+        bounds, way = (-road - 0.8, road + 0.8, 0.5, 18), (0.0, 1.0)
     far = _distance(rng, device)
     return Place("in a street", view, (ground, *far[0]), (*scenery, *far[1]), bounds, road=way)
 
