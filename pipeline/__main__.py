@@ -47,6 +47,11 @@ def recapture(options: argparse.Namespace) -> None:
     _render_to(_request(options), options)
 
 
+def replace_object(options: argparse.Namespace) -> None:
+    """Put something else in the place of an object that a mask shows, or nothing; along a new camera path, if asked."""
+    _render_to(_request(options), options)
+
+
 def render_file(options: argparse.Namespace) -> None:
     """Render a request as written in a JSON file."""
     from pipeline.render import RenderRequest
@@ -61,13 +66,13 @@ def render_file(options: argparse.Namespace) -> None:
         beside = path.parent / name
         return str(beside) if not Path(name).exists() and beside.exists() else name
 
-    depth = located(request.depth) if request.depth else None
-    _render_to(replace(request, clip=located(request.clip), depth=depth), options)
+    files = {name: getattr(request, name) for name in ("clip", "depth", "mask", "first_frame")}
+    _render_to(replace(request, **{name: located(path) for name, path in files.items() if path}), options)
 
 
 def warp(options: argparse.Namespace) -> None:
     """Stop at the measurement: the clip seen from the new camera, its holes as a grey checkerboard."""
-    from pipeline.render import Analysis, analyse, keep_measurement, make_writable, measure, show_holes, writing
+    from pipeline.render import Analysis, analyse, hide, keep_measurement, make_writable, measure, show_holes, writing
     from pipeline.video import Clip, write_video
 
     request, output = _request(options), _checked_output(options)
@@ -80,8 +85,13 @@ def warp(options: argparse.Namespace) -> None:
             if isinstance(event, Analysis):
                 analysis = event
             else:
-                progress.show(event.message, 10 * event.fraction)
+                progress.show(event.message, 5 * event.fraction)
         assert analysis is not None
+        for event in hide(analysis, request):
+            if isinstance(event, Analysis):
+                analysis = event
+            else:
+                progress.show(event.message, 5 * event.fraction)
         progress.show("Warping", 0.5)
         measurement = measure(analysis, request)
         progress.show("Writing the video", 0.8)
@@ -280,21 +290,21 @@ def _parser() -> argparse.ArgumentParser:
     def report(added: argparse.ArgumentParser) -> None:
         added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
 
-    def camera(added: argparse.ArgumentParser) -> None:
+    def camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
         from pipeline.moves import MOVES, SPEEDS
 
         add = added.add_argument
-        add("--camera", metavar="MOVE", help=f"{', '.join(MOVES)} (default orbit-left), or the file of a camera path")
+        add("--camera", metavar="MOVE", help=f"{', '.join(MOVES)}, or the file of a camera path (default {default})")
         add("--amount", type=float, help="of a named move, in degrees or percent of the distance (default: its own)")
         add("--speed", choices=SPEEDS, help="how the camera travels along its path")
         add("--frozen", type=float, metavar="MOMENT", help="time stands still at that moment of the clip, 0 to 1")
         add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
         add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
 
-    def source(added: argparse.ArgumentParser) -> None:
+    def source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
         add = added.add_argument
         add("clip", metavar="CLIP", help="a video file")
-        camera(added)
+        camera(added, default)
         add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
         add("--frames", type=int, help="number of frames (default: as many as the model was made for)")
         add("--start", type=int, help="first frame (default 0)")
@@ -303,28 +313,58 @@ def _parser() -> argparse.ArgumentParser:
         add("--backbone", help="model: a name, a folder or a Hugging Face id (default nano)")
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
 
+    def masked(added: argparse.ArgumentParser, *, required: bool) -> None:
+        add = added.add_argument
+        add("--mask", required=required, metavar="FILE", help="the object, in white: a picture, a video, or an npz")
+        add(
+            "--frame",
+            dest="mask_frame",
+            type=int,
+            help="the frame that a single picture shows (default: the first used)",
+        )
+        add("--invert", action="store_true", help="replace everything but what the mask shows")
+        add("--grow", type=float, help="widen the mask by so many percent of the shorter side (default 2)")
+        add("--remove", action="store_true", help="put nothing there: take what stood behind it from other frames")
+
+    def first_frame(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+
+    def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
+        add = added.add_argument
+        add("--prompt", help=prompt)
+        add("--negative-prompt", help="what it must not show")
+        add("--seed", type=int, help="of the noise (default 0); the same seed gives the same result")
+        add("--steps", type=int, help="sampling steps (default: the model's)")
+        add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
+        add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
+        add("--latent-mask", help="training-free (default), binary, or reference, for a camera that stands still")
+        add("--solver", help="data consistency: dds (default), dds_cg or none")
+        add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")
+        add("--cg-iterations", type=int, help="of dds_cg (default 5)")
+        add("--guide-from", type=float, help="noise level from which data consistency acts (default 1)")
+        add("--guide-until", type=float, help="noise level until which it acts (default 0)")
+        add("--condition", help="what the model is shown: warp (default), first-frame or none")
+        add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+
     added = command("recapture", recapture)
     source(added)
-    add = added.add_argument
-    add("--prompt", help="what the video shows")
-    add("--negative-prompt", help="what it must not show")
-    add("--seed", type=int, help="of the noise (default 0); the same seed gives the same result")
-    add("--steps", type=int, help="sampling steps (default: the model's)")
-    add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
-    add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
-    add("--latent-mask", help="training-free (default) or binary")
-    add("--solver", help="data consistency: dds (default), dds_cg or none")
-    add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")
-    add("--cg-iterations", type=int, help="of dds_cg (default 5)")
-    add("--guide-from", type=float, help="noise level from which data consistency acts (default 1)")
-    add("--guide-until", type=float, help="noise level until which it acts (default 0)")
-    add("--condition", help="what the model is shown: warp (default), first-frame or none")
-    add("--no-composite", dest="composite", action="store_false", help="leave the model's own pixels, at working size")
+    first_frame(added)
+    sampling(added, "what the video shows")
+    outputs(added, "measurement.npz, raw.npz and depth.npz")
+    report(added)
+
+    added = command("replace", replace_object)
+    source(added, "still")
+    added.set_defaults(camera="still")
+    masked(added, required=True)
+    first_frame(added)
+    sampling(added, "what stands there instead; with --remove, what the background is")
     outputs(added, "measurement.npz, raw.npz and depth.npz")
     report(added)
 
     added = command("warp", warp)
     source(added)
+    masked(added, required=False)
     outputs(added, "measurement.npz and depth.npz")
 
     added = command("render", render_file)

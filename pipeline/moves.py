@@ -268,17 +268,21 @@ def _point(values: Sequence[float] | np.ndarray) -> Point:
 # --- moves to start from ----------------------------------------------------------------------------------------------
 
 # The six of `camera.PRESETS` and what film people call the others. Positive goes the way that is named.
-MOVES: dict[str, Preset] = PRESETS | {
-    "pan": Preset("Pan (right)", "degrees", (-60.0, 60.0), 15.0),
-    "tilt": Preset("Tilt (up)", "degrees", (-45.0, 45.0), 10.0),
-    "truck": Preset("Truck (right)", "percent", (-100.0, 100.0), 25.0),
-    "pedestal": Preset("Pedestal (up)", "percent", (-100.0, 100.0), 20.0),
-    "roll": Preset("Roll (clockwise)", "degrees", (-90.0, 90.0), 15.0),
-    "dolly-zoom": Preset("Dolly zoom", "percent", (-60.0, 150.0), 50.0),
-    "arc-dolly-zoom": Preset("Arc with dolly zoom", "degrees", (-60.0, 60.0), 20.0),
-    "spiral": Preset("Spiral", "percent", (0.0, 60.0), 15.0),
-    "hand-held": Preset("Hand-held shake", "percent", (0.0, 20.0), 3.0),
-}
+MOVES: dict[str, Preset] = (
+    {"still": Preset("No move (as filmed)", "percent", (0.0, 0.0), 0.0)}
+    | PRESETS
+    | {
+        "pan": Preset("Pan (right)", "degrees", (-60.0, 60.0), 15.0),
+        "tilt": Preset("Tilt (up)", "degrees", (-45.0, 45.0), 10.0),
+        "truck": Preset("Truck (right)", "percent", (-100.0, 100.0), 25.0),
+        "pedestal": Preset("Pedestal (up)", "percent", (-100.0, 100.0), 20.0),
+        "roll": Preset("Roll (clockwise)", "degrees", (-90.0, 90.0), 15.0),
+        "dolly-zoom": Preset("Dolly zoom", "percent", (-60.0, 150.0), 50.0),
+        "arc-dolly-zoom": Preset("Arc with dolly zoom", "degrees", (-60.0, 60.0), 20.0),
+        "spiral": Preset("Spiral", "percent", (0.0, 60.0), 15.0),
+        "hand-held": Preset("Hand-held shake", "percent", (0.0, 20.0), 3.0),
+    }
+)
 
 
 def preset_move(name: str, amount: float | None = None, own_fov: float = 55.0) -> Move:
@@ -295,7 +299,9 @@ def preset_move(name: str, amount: float | None = None, own_fov: float = 55.0) -
     amount = preset.default if amount is None else float(amount)
     if not low <= amount <= high:  # also refuses NaN
         raise InputError(f"amount {amount:g} for {name}: give {preset.unit} from {low:g} to {high:g}")
-    count = {"spiral": 13, "hand-held": 17}.get(name, 5 if preset.unit == "degrees" or "zoom" in name else 2)
+    count = {"still": 1, "spiral": 13, "hand-held": 17}.get(
+        name, 5 if preset.unit == "degrees" or "zoom" in name else 2
+    )
     keyframes = []
     for time in np.linspace(0, 1, count):
         eye, target, roll, zoom = _at(name, amount, float(time))
@@ -314,6 +320,8 @@ def _at(name: str, amount: float, time: float) -> tuple[np.ndarray, np.ndarray, 
     turn = lambda axis: Rotation.from_rotvec(angle * np.array(axis, float)).as_matrix()
     orbits = {"orbit-left": (0, 1, 0), "orbit-right": (0, -1, 0), "orbit-up": (-1, 0, 0), "orbit-down": (1, 0, 0)}
     steps = {"dolly-in": (0, 0, 1), "dolly-out": (0, 0, -1), "truck": (1, 0, 0), "pedestal": (0, -1, 0)}
+    if name == "still":
+        return origin, subject, 0.0, 1.0
     if name in orbits:
         return subject - turn(orbits[name]) @ subject, subject, 0.0, 1.0
     if name in steps:

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError, models
@@ -30,11 +31,22 @@ from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, projec
 from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
-from pipeline.measurement import Measurement, composite, fill_unknown, warp_to_path
+from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
 from pipeline.sampler import Step, flow_sigmas, sample, within
+from pipeline.segment import grow, load_mask, propagate
 from pipeline.solvers import SOLVERS
-from pipeline.video import Clip, VideoInfo, crop_to_aspect, probe, read_video, resize, working_size, write_video
+from pipeline.video import (
+    Clip,
+    VideoInfo,
+    crop_to_aspect,
+    probe,
+    read_picture,
+    read_video,
+    resize,
+    working_size,
+    write_video,
+)
 
 REQUEST_VERSION = 1
 CONDITIONS = ("warp", "first-frame", "none")
@@ -43,7 +55,7 @@ LITTLE = 0.3  # share of a frame below which most of it would be invented
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
 NO_REFERENCE = (
     "The reference latent mask needs the clean target video, which a new camera path does not have; "
-    "choose the latent mask training-free or binary."
+    "choose the latent mask training-free or binary, or the camera still."
 )
 COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
 
@@ -62,6 +74,12 @@ class RenderRequest:
     latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; gamma > 0: how much the solver
         trusts the model over the measurement; guidance acts while guide_until <= sigma <= guide_from.
     condition: what the model's inpainting channels show: the warp, only its first frame, or nothing.
+    mask: a file that shows an object of the clip, which is replaced by what the prompt says, see `segment.load_mask`;
+        None replaces nothing. mask_frame: the frame of the clip that a single picture shows, None for the first that is
+        used; the object is followed from there. invert: everything but that object is replaced. grow: percent of the
+        picture's shorter side by which what is replaced is widened (shrunk, if negative).
+    remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
+    first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
     composite: put the untouched known pixels back, at the clip's full resolution.
     """
@@ -88,6 +106,12 @@ class RenderRequest:
     guide_from: float = 1.0
     guide_until: float = 0.0
     condition: str = "warp"
+    mask: str | None = None
+    mask_frame: int | None = None
+    invert: bool = False
+    grow: float = 2.0
+    remove: bool = False
+    first_frame: str | None = None
     backbone: str = "nano"
     depth: str | None = None
     composite: bool = True
@@ -175,6 +199,13 @@ def _validate(request: RenderRequest) -> None:
     one_of("solver", SOLVERS)
     one_of("condition", CONDITIONS)
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
+    optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
+    optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
+    optional("mask_frame", lambda value: _is_int(value) and value >= 0, "a whole number, 0 or more")
+    need(_is_number(request.grow) and -10 <= request.grow <= 25, "grow", "from -10 to 25 percent")
+    need(isinstance(request.remove, bool), "remove", "true or false")
+    need(isinstance(request.invert, bool), "invert", "true or false")
+    need(not request.remove or request.mask is not None, "remove", "false where there is no mask to say what to remove")
     need(isinstance(request.composite, bool), "composite", "true or false")
 
 
@@ -246,6 +277,8 @@ class Analysis:
     clip: T 3 h w at working size. full: T 3 H W, the same crop at the clip's resolution. depth: T h w.
     source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
     fps: of clip, full and the result. info: of the file. notes: choices made for the user, in plain words.
+    hidden: T H W, True where `full` is not to be used, see `hide`; None if all of it is.
+    picture: 3 H W, what the first frame of the result is to show where it is unknown.
     """
 
     clip: Clip
@@ -257,6 +290,8 @@ class Analysis:
     info: VideoInfo
     first: int
     notes: tuple[str, ...] = ()
+    hidden: Bool[Tensor, "T H W"] | None = None
+    picture: Float[Tensor, "3 H W"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,9 +343,69 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
 
 
+def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
+    """Take out of an analysis what the request replaces: yields stage events, then one `Analysis`.
+
+    A mask that shows the object in some frames only is followed through the others. Without a mask and a first frame
+    the analysis comes back as it is. Raises `InputError` for files that cannot be used.
+    """
+    if request.first_frame is not None:
+        analysis = replace(analysis, picture=_first_frame(request.first_frame, analysis))
+    if request.mask is None:
+        yield analysis
+        return
+    yield StageEvent("mask", "Reading the mask", 0.08)
+    given = read_mask(request.mask, analysis, start=request.start, stride=request.stride, frame=request.mask_frame)
+    notes = analysis.notes
+    if len(given) < len(analysis.full.frames):
+        notes += (f"The object was followed from {_painted_words(list(given))} through the clip.",)
+    followed = None
+    for event in propagate(analysis.full.frames, given):
+        if isinstance(event, Tensor):
+            followed = event
+        else:
+            yield StageEvent("mask", f"Following the object through the clip, frame {event[0]} of {event[1]}", 0.08)
+    assert followed is not None, "following ends with the mask"
+    pixels = round(request.grow / 100 * min(followed.shape[1:]))
+    hidden = grow(~followed if request.invert else followed, pixels)
+    if not hidden.any():
+        raise InputError(
+            f"Nothing is left of the mask {Path(request.mask).name} in the frames that are used; choose a larger one."
+        )
+    if hidden.float().mean() > 1 - VISIBLE_AT_LEAST:
+        raise InputError(f"The mask {Path(request.mask).name} hides the whole clip; leave something of it to see.")
+    analysis = replace(analysis, hidden=hidden, notes=notes)
+    if request.remove:
+        yield StageEvent("mask", "Looking for what stood behind the object", 0.09)
+        analysis = _see_behind(analysis)
+    yield analysis
+
+
+def read_mask(
+    path: str, analysis: Analysis, *, start: int, stride: int, frame: int | None = None
+) -> dict[int, Bool[Tensor, "H W"]]:
+    """A mask of the user's for the frames of an analysis that it shows, cut like its pictures; True is the object.
+
+    start, stride: of the request; frame: of the clip, which a single picture shows, None for the first that is used.
+    Raises `InputError`.
+    """
+    info, (height, width) = analysis.info, size_of(analysis.full.frames)
+    count = len(analysis.full.frames)
+    at, beside = divmod((start if frame is None else frame) - start, stride)
+    if beside or not 0 <= at < count:
+        raise InputError(
+            f"The mask's frame {frame} is not among the frames of the clip that are used, {start} to "
+            f"{start + (count - 1) * stride}{f', one in {stride}' if stride > 1 else ''}; choose one of those."
+        )
+    given = load_mask(path, count, (info.height, info.width), start=start, stride=stride, at=at)
+    top, left = (info.height - height) // 2, (info.width - width) // 2
+    return {frame: mask[top : top + height, left : left + width] for frame, mask in given.items()}
+
+
 def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int] | None = None) -> Measurement:
     """The clip seen from the requested camera path, T 3 h w, without any diffusion. size: (h, w), None: working size.
 
+    What is replaced is not in it if the analysis comes from `hide`.
     Raises `InputError` if nothing of the clip is visible from there.
     """
     measurement = _warp(at_moment(analysis, request), request, size or size_of(analysis.clip.frames), slice(None))
@@ -348,7 +443,9 @@ def at_moment(analysis: Analysis, request: RenderRequest) -> Analysis:
     frames = len(analysis.clip.frames)
     still = [round(frozen * (frames - 1))] * frames
     clip, full = (replace(video, frames=video.frames[still]) for video in (analysis.clip, analysis.full))
-    return replace(analysis, clip=clip, full=full, depth=replace(analysis.depth, z=analysis.depth.z[still]))
+    hidden = None if analysis.hidden is None else analysis.hidden[still]
+    depth = replace(analysis.depth, z=analysis.depth.z[still])
+    return replace(analysis, clip=clip, full=full, depth=depth, hidden=hidden)
 
 
 def path_warnings(analysis: Analysis, request: RenderRequest, known: Float[Tensor, "T"]) -> tuple[str, ...]:
@@ -462,8 +559,6 @@ def _render(
     request: RenderRequest, folder: Path, analysis: Analysis | None, keep: Path | None
 ) -> Generator[RenderEvent, None, None]:
     clock = _Clock()
-    if request.latent_mask == "reference" and request.solver != "none":
-        raise InputError(NO_REFERENCE)
     for place in filter(None, (folder, keep)):
         make_writable(place)
     (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
@@ -475,7 +570,18 @@ def _render(
             else:
                 analysis = event
     assert analysis is not None
-    filmed, analysis = analysis, at_moment(analysis, request)
+    filmed = analysis
+    for event in hide(analysis, request):
+        if isinstance(event, StageEvent):
+            clock.enter(event.stage)
+            yield event
+        else:
+            analysis = event
+    still_time = request.move is not None and request.move.frozen is not None
+    analysis = at_moment(analysis, request)
+    still_camera = _stands_still(analysis, request)
+    if request.latent_mask == "reference" and request.solver != "none" and not still_camera:
+        raise InputError(NO_REFERENCE)
     backbone = get_backbone(request.backbone)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
@@ -488,7 +594,7 @@ def _render(
     )
 
     yield clock.stage("encode", "Encoding the warp", 0.12)
-    problem = prepare(backbone, measurement, clip.frames, request)
+    problem = prepare(backbone, measurement, clip.frames, request, target=clip.frames if still_camera else None)
 
     yield clock.stage("sample", "Sampling", 0.18)
     begun, first_preview = time.perf_counter(), 0.0
@@ -521,9 +627,7 @@ def _render(
     yield clock.stage("write", "Writing the video", 0.95)
     files = RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {})
     shown = resize(filmed.full.frames, size_of(result)) if result is raw else filmed.full.frames
-    sound = (
-        {} if filmed is not analysis else {"audio_from": request.clip, "audio_start": request.start / filmed.info.fps}
-    )
+    sound = {} if still_time else {"audio_from": request.clip, "audio_start": request.start / filmed.info.fps}
     with writing(folder):
         write_video(files.video, Clip(result, analysis.fps), **sound)
         write_video(files.source, Clip(shown, analysis.fps), **sound)
@@ -565,13 +669,18 @@ def _render(
             "distance": analysis.distance,
         },
         "unknown": unknown.mean().item(),
-        "first_frame": {"complete": unknown[0].item() < COMPLETE_BELOW, "unknown": unknown[0].item()},
+        "hidden": None if analysis.hidden is None else analysis.hidden.float().mean().item(),
+        "first_frame": {
+            "complete": unknown[0].item() < COMPLETE_BELOW,
+            "unknown": unknown[0].item(),
+            "from": _first_frame_from(analysis, request, unknown[0].item()),
+        },
         "measurement": figures,
         "seconds": {**clock.seconds, "total": clock.total()},
         "first_preview_seconds": first_preview,
         "notes": [
             *analysis.notes,
-            *_notes(request, unknown, frames),
+            *_notes(analysis, request, unknown),
             *path_warnings(analysis, request, 1 - unknown),
         ],
     }
@@ -706,14 +815,25 @@ def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, fr
     return f"{which}: as asked." if request.frames else f"{which}: as many as the model was made for."
 
 
-def _notes(request: RenderRequest, unknown: Tensor, frames: int) -> list[str]:
-    notes = []
+def _first_frame_from(analysis: Analysis, request: RenderRequest, unknown: float) -> str:
+    """Where the prior's first frame comes from."""
+    if analysis.picture is not None:
+        return "your picture"
+    if unknown < COMPLETE_BELOW:
+        return "the clip"
+    return "the model"
+
+
+def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[str]:
+    notes, frames = [], len(unknown)
     if _padded(frames) != frames:
         notes.append(f"The model works on {_padded(frames)} frames: the last one was repeated, and cut off again.")
-    if request.depth is None:
+    if request.depth is None and not _stands_still(analysis, request):
         notes.append("The depth was estimated from the pictures.")
-    if unknown[0] >= COMPLETE_BELOW and request.condition != "none":
-        notes.append(f"The first frame is not complete: {unknown[0]:.1%} of it is unknown to the model.")
+    if analysis.picture is not None:
+        notes.append("What was unknown of the first frame was taken from your picture.")
+    elif unknown[0] >= COMPLETE_BELOW and request.condition != "none":
+        notes.append(f"The first frame is not complete: {unknown[0]:.1%} of it is unknown, and the model's own.")
     if (unknown > 1 - VISIBLE_AT_LEAST).any():
         notes.append("In some frames almost nothing of the clip is visible; the model invented them.")
     return notes
@@ -754,6 +874,12 @@ def _cameras(analysis: Analysis, request: RenderRequest) -> CameraPath:
     return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
 
 
+def _stands_still(analysis: Analysis, request: RenderRequest) -> bool:
+    """Whether the target camera is the one that filmed the clip, throughout."""
+    path = _cameras(analysis, request)
+    return torch.equal(path.world_from_cam, analysis.source.world_from_cam) and torch.equal(path.K, analysis.source.K)
+
+
 def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
     working = size_of(analysis.clip.frames)
     frames, z = analysis.clip.frames[span], analysis.depth.z[span]
@@ -764,7 +890,15 @@ def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], spa
         CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
         for path in (analysis.source, _cameras(analysis, request))
     )
-    return warp_to_path(frames, z, source, target)
+    hidden = analysis.hidden
+    if hidden is not None:
+        hidden = F.adaptive_max_pool2d(hidden[span, None].float(), size)[:, 0] > 0
+    measurement = warp_to_path(frames, z, source, target, hidden)
+    if analysis.picture is not None and span.start in (None, 0):
+        first = torch.where(measurement.mask[0], measurement.video[0], resize(analysis.picture[None], size)[0])
+        known = torch.cat([torch.ones_like(measurement.mask[:1]), measurement.mask[1:]])
+        measurement = Measurement(torch.cat([first[None], measurement.video[1:]]), known)
+    return measurement
 
 
 def _frames_words(hit: Tensor) -> str:
@@ -774,6 +908,41 @@ def _frames_words(hit: Tensor) -> str:
     if first == last:
         return f"in frame {first + 1} of {count}"
     return f"between frames {first + 1} and {last + 1} of {count}"
+
+
+def _painted_words(frames: list[int]) -> str:
+    numbers = [str(frame + 1) for frame in frames]
+    if len(numbers) == 1:
+        return f"frame {numbers[0]}"
+    return f"frames {', '.join(numbers[:-1])} and {numbers[-1]}" if len(numbers) < 6 else f"{len(numbers)} frames"
+
+
+def _first_frame(path: str, analysis: Analysis) -> Float[Tensor, "3 H W"]:
+    """A picture, cropped at its centre to the clip's aspect, at the clip's full resolution."""
+    size = size_of(analysis.full.frames)
+    return resize(crop_to_aspect(Clip(read_picture(path)[None], 1.0), size).frames, size)[0].clamp(0, 1)
+
+
+def _see_behind(analysis: Analysis) -> Analysis:
+    """The analysis with what stood behind the hidden object filled in, as far as other frames saw it."""
+    hidden = analysis.hidden
+    assert hidden is not None
+    frames, left = see_behind(analysis.full.frames, hidden)
+    size = size_of(analysis.clip.frames)
+    small = F.adaptive_max_pool2d(hidden[:, None].float(), size)[:, 0] > 0
+    clip = torch.where(small[:, None], resize(frames, size), analysis.clip.frames)
+    # nothing is known of the depth there: as far as what is around it
+    around = fill_unknown(Measurement((1 / analysis.depth.z * ~small)[:, None].expand(-1, 3, -1, -1), ~small[:, None]))
+    found = 1 - left.sum().item() / max(1, int(hidden.sum()))
+    note = f"Of what stood behind the object, {found:.0%} was seen in other frames and is taken from them."
+    return replace(
+        analysis,
+        full=replace(analysis.full, frames=frames),
+        clip=replace(analysis.clip, frames=clip),
+        depth=replace(analysis.depth, z=torch.where(small, 1 / around[:, 0].clamp(min=1e-6), analysis.depth.z)),
+        hidden=left,
+        notes=(*analysis.notes, note),
+    )
 
 
 def _seam(size: tuple[int, int]) -> int:

@@ -22,6 +22,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline import InputError
@@ -30,6 +31,7 @@ from pipeline import InputError
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,mxf,dv,3gp,webm,mp4,y4m,yuv4mpegpipe"
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
 _MAX_BYTES = 12 * 2**30  # of float frames; more is a mistake, or needs a choice of frames
+MAX_PICTURE = 2**26  # pixels
 _MAX_RATE = 1000  # Hz; containers with broken time bases claim 90000
 _AUDIO_RATE = 48000
 # Flags of swscale. By default it doubles chroma samples instead of interpolating them, which costs 5 dB or more.
@@ -162,6 +164,22 @@ def read_video(
     if any(image.shape != size for image in picked):  # a stream may change its size on the way
         picked = [_fit(image, size) for image in picked]
     return Clip(torch.stack(picked).permute(0, 3, 1, 2).contiguous().float().div_(255), fps / stride)
+
+
+def read_picture(path: str | os.PathLike) -> Float[Tensor, "3 H W"]:
+    """A picture of the user's in [0, 1], upright; transparency is ignored. Raises `InputError`."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PICTURE:
+                raise InputError(
+                    f"{_name(path)} has {image.width}x{image.height} pixels; give a picture of at most 64 megapixels."
+                )
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"There is no file {_name(path)}.") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{_name(path)} is not a picture that can be read: give a PNG, JPEG or WebP.") from error
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 255
 
 
 def write_video(

@@ -464,6 +464,9 @@ def test_a_loss_of_zero_up_to_one_scale_for_the_clip():
     truth = torch.randn(2, 3, 16, 16)
     assert depth_loss(truth + torch.tensor([1.0, -2.0]).view(2, 1, 1, 1), truth) < 1e-5
     assert depth_loss(truth + torch.randn(2, 3, 1, 1), truth) > 0.1  # a scale for each frame is an error
+    solid = torch.zeros_like(truth, dtype=torch.bool)
+    solid[..., :4] = True
+    assert depth_loss(truth + solid, truth, solid) > depth_loss(truth + solid.flip(-1), truth, solid)
 
 
 def test_validation_forgives_what_it_says():
@@ -480,9 +483,10 @@ def test_training_learns_and_goes_on_where_it_stopped(scenes, tmp_path, capsys):
     model = DepthNet(TINY, heads=2)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     clips = Clips(scenes, 1, 0)
-    frames, z = clips.collect(clips.draw([Shape(2, 3, 32, 48)]))
-    assert frames.shape == (2, 3, 3, 32, 48) and frames.min() >= 0 and frames.max() <= 1 and z.shape == (2, 3, 32, 48)
-    losses = [train_step(model, optimiser, frames, z).item() for _ in range(30)]
+    frames, z, solid = clips.collect(clips.draw([Shape(2, 3, 32, 48)]))
+    assert frames.shape == (2, 3, 3, 32, 48) and frames.min() >= 0 and frames.max() <= 1
+    assert z.shape == solid.shape == (2, 3, 32, 48) and 0 < solid.float().mean() < 1
+    losses = [train_step(model, optimiser, frames, z, solid).item() for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     assert depth_loss(relative_log(z), relative_log(z)) < 1e-5
 

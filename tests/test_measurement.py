@@ -16,7 +16,7 @@ from pipeline.camera import (
     static_path,
     transform,
 )
-from pipeline.measurement import Measurement, composite, fill_unknown, warp_to_path
+from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 
 H, W, T = 96, 160, 3
 K = default_intrinsics(H, W, T)
@@ -321,3 +321,77 @@ def test_the_gpu_agrees_with_the_cpu():
     assert ((here.video - there.video.cpu()) * both).abs().mean() < 1e-4
     assert fill_unknown(there).is_cuda
     assert composite(there.video, there, seam_pixels=4).is_cuda
+
+
+# --- an object taken out ----------------------------------------------------------------------------------------------
+
+
+def moving_square(
+    frames: int = 6, size: tuple[int, int] = (64, 96), *, shift: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A background, panned by `shift` pixels a frame; the clip with a square before it; where the square is."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 24, 40, generator=generator)
+    wide = F.interpolate(coarse, (size[0], size[1] + 40), mode="bicubic").clamp(0, 1)[0]
+    background = torch.stack([wide[..., shift * t : shift * t + size[1]] for t in range(frames)])
+    hidden = torch.zeros(frames, *size, dtype=torch.bool)
+    for t in range(frames):
+        hidden[t, 20:36, 8 + 12 * t : 22 + 12 * t] = True
+    return background, torch.where(hidden[:, None], torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1), background), hidden
+
+
+@pytest.mark.parametrize("move", ["orbit-left", "dolly-in", None])
+def test_without_the_hidden_objects_the_world_behind_them_is_seen(move):
+    """What is known then is what a camera sees of the same world without the balls; nothing of their colour is left."""
+    frames, z, _ = SCENES["two spheres"].render(source := static_path(K))
+    plane_z = SCENES["plane"].render(source)[1]
+    hidden = F.max_pool2d((z < plane_z - 1e-3).float(), 5, 1, 2) > 0
+    assert 0.05 < hidden.float().mean() < 0.6
+    clip = torch.where(hidden[:, None], torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1), frames)
+    target = source if move is None else follow(source, preset_motion(move, 20, T, DISTANCE))
+    found = warp_to_path(clip, z, source, target, hidden)
+    truth = SCENES["plane"].render(target)[0]
+    assert found.mask.float().mean() < 0.95 - hidden.float().mean() / 2
+    error = ((found.video - truth) * found.mask).abs().amax(1)
+    inner = F.max_pool2d((~found.mask).float(), 7, 1, 3)[:, 0] == 0  # the look-up of colours reaches two pixels far
+    assert inner.float().mean() > 0.2 and error[inner].max() < 0.05
+    if move is None:
+        assert torch.equal(found.mask[:, 0], ~hidden) and torch.equal(found.video, frames * ~hidden[:, None])
+
+
+def test_hiding_nothing_changes_nothing():
+    frames, z, _ = SCENES["sphere"].render(source := static_path(K))
+    target = follow(source, preset_motion("orbit-up", 15, T, DISTANCE))
+    plain, hidden = (warp_to_path(frames, z, source, target, h) for h in (None, torch.zeros_like(z, dtype=torch.bool)))
+    assert torch.equal(plain.video, hidden.video) and torch.equal(plain.mask, hidden.mask)
+
+
+def test_what_stood_behind_comes_back_exactly_before_a_camera_that_stands():
+    background, clip, hidden = moving_square()
+    found, left = see_behind(clip, hidden)
+    assert not left.any() and torch.equal(found, background)
+
+
+def test_what_stood_behind_comes_back_before_a_camera_that_pans():
+    background, clip, hidden = moving_square(shift=3)
+    found, left = see_behind(clip, hidden)
+    assert left.sum() < 0.2 * hidden.sum()
+    recovered = (hidden & ~left)[:, None].expand_as(found)
+    assert (found - background)[recovered].abs().mean() < 0.02
+    outside = ~hidden[:, None].expand_as(found)
+    assert torch.equal(found[outside], clip[outside])
+
+
+def test_what_nobody_saw_stays_hidden():
+    _, clip, hidden = moving_square()
+    hidden = hidden[:1].expand_as(hidden)
+    found, left = see_behind(clip, hidden)
+    assert torch.equal(left, hidden) and torch.equal(found, clip)
+
+
+def test_frames_that_do_not_agree_lend_nothing():
+    _, clip, hidden = moving_square()
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.rand(clip.shape, generator=generator)  # each frame shows another world
+    _, left = see_behind(noise, hidden)
+    assert torch.equal(left, hidden)

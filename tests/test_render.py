@@ -224,7 +224,11 @@ def test_a_render_from_clip_to_files(request_, tmp_path):
 
     figures = report["measurement"]
     assert figures["composited"]["psnr"] > figures["raw"]["psnr"]
-    assert 0 < report["unknown"] < 1 and report["first_frame"] == {"complete": True, "unknown": 0}
+    assert 0 < report["unknown"] < 1 and report["first_frame"] == {
+        "complete": True,
+        "unknown": 0,
+        "from": "the clip",
+    }
     assert report["frames"] | {"why": ""} == {
         "first": 0, "last": 4, "stride": 1, "count": 5, "in_clip": 12, "model": 5, "why": "",
     }  # fmt: skip
@@ -319,7 +323,7 @@ def test_what_cannot_be_used_ends_in_a_message(request_, tmp_path, changes, mess
 
 
 def test_a_path_that_shows_nothing_is_refused(request_, tmp_path, monkeypatch):
-    def nothing(frames, z, source, target):
+    def nothing(frames, z, source, target, hidden):
         return Measurement(torch.zeros_like(frames), torch.zeros_like(frames[:, :1], dtype=torch.bool))
 
     monkeypatch.setattr(room, "warp_to_path", nothing)

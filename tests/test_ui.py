@@ -292,9 +292,9 @@ def test_examples_are_found_with_their_requests(tmp_path):
 
 
 def test_visitors_do_not_see_places_on_the_server():
-    words = layout.without_paths("The clip /tmp/gradio/0123abcd/my clip.mp4 and /srv/jobs/x-1/clip.mp4 has no video.")
+    words = widgets.without_paths("The clip /tmp/gradio/0123abcd/my clip.mp4 and /srv/jobs/x-1/clip.mp4 has no video.")
     assert "/tmp" not in words and "/srv" not in words and "clip.mp4 has no video." in words
-    assert layout.without_paths("480x832, 3 / 4 and 24/7") == "480x832, 3 / 4 and 24/7"
+    assert widgets.without_paths("480x832, 3 / 4 and 24/7") == "480x832, 3 / 4 and 24/7"
     report = {"request": {"clip": "/srv/jobs/clip.mp4", "depth": None}, "depth": {"from": "/srv/d.npz"}, "seed": 3}
     public = layout.public_report(stand_in(report=report))
     assert "/srv" not in json.dumps(public) and public["seed"] == 3

@@ -89,9 +89,9 @@ class JobStore:
         job_id = secrets.token_hex(16)
         folder = self.new_folder("job", job_id)
         try:
-            request = replace(request, clip=_keep(request.clip, folder / "clip"))
-            if request.depth:
-                request = replace(request, depth=_keep(request.depth, folder / "depth"))
+            names = ("clip", "depth", "mask", "first_frame")
+            files = {name: getattr(request, name) for name in names if getattr(request, name)}
+            request = replace(request, **{name: _keep(path, folder / name) for name, path in files.items()})
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError("The uploaded file is no longer here; please upload it again.") from error

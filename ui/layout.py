@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import threading
 import uuid
 from collections import OrderedDict
@@ -22,7 +21,7 @@ from pipeline.latent_mask import LATENT_MASKS
 from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
 from pipeline.solvers import SOLVERS
-from ui import media, widgets
+from ui import mask_editor, media, widgets
 from ui.jobs import JobStore, JobView
 from ui.theme import CSS, theme
 
@@ -34,10 +33,12 @@ MAX_UPLOAD = "500mb"
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
+NO_MASK = "Say first what is to be replaced: paint over it on the tab Replace an object, then press Follow."
 NO_CLIP = "Choose a clip first: upload a video or press an example."
 EMPTY_CLOUD = "Your clip appears here as a point cloud, with the camera path in it."
 EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
+CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
 EMPTY_PREVIEW = "While a render runs, you see it form here."
 MAX_FRAMES, MAX_SIDE = 257, 1920  # what a visitor may ask of the memory of a server
 NUMBERS: dict[str, tuple[str, type]] = {
@@ -71,6 +72,17 @@ class Analyses:
         self._kept: OrderedDict[tuple, Analysis] = OrderedDict()
         self._keep = keep
         self._running = threading.Lock()
+        self._hidden: tuple[tuple, Analysis] | None = None
+
+    def hidden(self, request: RenderRequest, analysis: Analysis) -> Analysis:
+        """The analysis without what the request replaces."""
+        names = ("mask", "invert", "grow", "remove", "first_frame")
+        key = (self.key(request), *(getattr(request, name) for name in names))
+        if self._hidden is None or self._hidden[0] != key:
+            (*_, found) = render.hide(analysis, request)
+            assert isinstance(found, Analysis), "hiding ends with an analysis"
+            self._hidden = key, found
+        return self._hidden[1]
 
     @staticmethod
     def key(request: RenderRequest) -> tuple:
@@ -108,6 +120,11 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
         raise InputError(NO_CLIP)
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
+    change, mask = given.pop("change", "camera"), given.pop("mask", None)
+    if change == "camera":
+        given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
+    if change == "object":
+        given |= {"camera": "still", "amount": None, "move": None}
     for name, (label, kind) in NUMBERS.items():
         if name in given:
             given[name] = _number(given[name], label, kind)
@@ -120,7 +137,19 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
         given["size"] = (height, width)
     if given.get("frames", 1) > MAX_FRAMES:
         raise InputError(f"Frames: {given['frames']} is too many; give up to {MAX_FRAMES}.")
-    return RenderRequest(**given, backbone=backbone)
+    if change == "camera":
+        return RenderRequest(**given, backbone=backbone)
+    if mask is None:
+        raise InputError(NO_MASK)
+    request = RenderRequest(**given, mask=mask["path"], backbone=backbone)
+    if mask["of"] != frames_of(request):
+        raise InputError("The mask belongs to other frames of the clip; press Follow through the clip again.")
+    return request
+
+
+def frames_of(request: RenderRequest) -> tuple:
+    """What a mask belongs to: a clip, and which of its frames are used, and how they are cut."""
+    return request.clip, request.start, request.stride, request.frames, request.size
 
 
 def _number(value: Any, label: str, kind: type) -> int | float:
@@ -140,8 +169,12 @@ def own_move(editor: dict[str, Any] | None) -> Move | None:
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
-    values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size")}
+    values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size", "mask_frame")}
     values["height"], values["width"] = request.size or (None, None)
+    values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
+    values["change"] = "camera" if not request.mask else "object" if request.camera == "still" else "both"
+    if request.move is not None and request.mask:
+        values["change"] = "both"
     values["move"] = editor_value({"empty": EMPTY_CLOUD}, request.move, own=True)
     for name in NUMBERS:
         values[name] = (
@@ -158,7 +191,13 @@ def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
     low, high = preset.range
     how = f"{preset.unit} of the distance to the subject" if preset.unit == "percent" else preset.unit
     value = preset.default if amount is None else min(high, max(low, amount))
-    return {"minimum": low, "maximum": high, "value": value, "label": f"How far, in {how}"}
+    return {
+        "minimum": low,
+        "maximum": high if high > low else low + 1,  # a slider needs a range; one without a choice is put away
+        "value": value,
+        "label": f"How far, in {how}",
+        "visible": high > low,
+    }
 
 
 def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
@@ -221,19 +260,6 @@ def progress_words(view: JobView) -> str:
     return view.message + left
 
 
-def failure_words(error: Exception) -> str:
-    """What to tell the visitor; what we did not foresee goes to the log."""
-    if isinstance(error, InputError):
-        return without_paths(str(error))
-    log.exception("unexpected", exc_info=error)
-    return f"Something went wrong in the program ({type(error).__name__}). Nothing you set is lost; please try again."
-
-
-def without_paths(words: str) -> str:
-    """Words for a visitor, with the files named but not where the server keeps them."""
-    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][\w.+@~-]+)+[\\/]([\w.+@~-]+)", r"\1", words)
-
-
 def figures_html(report: dict[str, Any]) -> str:
     """The figures of a report in plain words; what a report lacks is left out."""
 
@@ -278,7 +304,7 @@ def public_report(result: RenderResult) -> dict[str, Any]:
     """The report without the places of files on the server: those are nobody's business."""
     report = dict(result.report)
     request = dict(report.get("request") or {})
-    for name in ("clip", "depth"):
+    for name in ("clip", "depth", "mask", "first_frame"):
         if request.get(name):
             request[name] = Path(request[name]).name
     if report.get("request"):
@@ -329,47 +355,57 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 analysis_notes = gr.HTML("", elem_id="analysis-notes")
 
         with gr.Column(elem_classes="rc-card"):
-            widgets.heading(3, "Camera path", "Start from a move, then drag what you like")
-            with gr.Row(elem_classes="rc-camera"):
-                with gr.Column(min_width=300, scale=2):
-                    camera = controls["camera"] = gr.Dropdown(
-                        [(preset.label, name) for name, preset in MOVES.items()], value=DEFAULTS["camera"],
-                        label="Start from", elem_id="camera",
-                    )  # fmt: skip
-                    amount = controls["amount"] = gr.Slider(
-                        **amount_slider(DEFAULTS["camera"]), step=1, buttons=[], elem_id="amount"
-                    )
-                    warp = widgets.loop_view(
-                        "Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp"]
-                    )
-                    warp_status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
-                    with gr.Accordion(
-                        "Open a camera file", open=False, elem_classes="rc-advanced", elem_id="open-path"
-                    ):
-                        formats = "; ".join(label for label, _ in FORMATS.values())
-                        gr.HTML(f'<p class="rc-caption">{escape(formats)}.</p>')
-                        camera_file = gr.File(
-                            label="Camera path", file_types=[".json", ".txt", ".npz"], type="filepath", height=120,
-                            elem_id="camera-file",
+            widgets.heading(3, "What to change", "A new camera path, another object, or both")
+            with gr.Tabs(elem_classes="rc-tabs"):
+                with gr.Tab("Camera path", render_children=True), gr.Row(elem_classes="rc-camera"):
+                    with gr.Column(min_width=300, scale=2):
+                        camera = controls["camera"] = gr.Dropdown(
+                            [(preset.label, name) for name, preset in MOVES.items()], value=DEFAULTS["camera"],
+                            label="Start from", elem_id="camera",
                         )  # fmt: skip
-                        with gr.Row(elem_classes="rc-fields"):
-                            camera_name = gr.Dropdown([], label="Camera in the file", min_width=130, interactive=True)
-                            camera_unit = gr.Textbox(
-                                label="Units to the subject",
-                                placeholder="1; ReCamMaster 5",
-                                max_length=20,
-                                min_width=130,
-                            )
-                with gr.Column(min_width=320, scale=3):
-                    # the path lives in the page, so that whatever is asked for next has the latest
-                    editor = controls["move"] = widgets.camera_editor(
-                        EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor"
-                    )
+                        amount = controls["amount"] = gr.Slider(
+                            **amount_slider(DEFAULTS["camera"]), step=1, buttons=[], elem_id="amount"
+                        )
+                        warp = widgets.loop_view(
+                            "Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp"]
+                        )
+                        warp_status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
+                        with gr.Accordion(
+                            "Open a camera file", open=False, elem_classes="rc-advanced", elem_id="open-path"
+                        ):
+                            formats = "; ".join(label for label, _ in FORMATS.values())
+                            gr.HTML(f'<p class="rc-caption">{escape(formats)}.</p>')
+                            camera_file = gr.File(
+                                label="Camera path", file_types=[".json", ".txt", ".npz"], type="filepath", height=120,
+                                elem_id="camera-file",
+                            )  # fmt: skip
+                            with gr.Row(elem_classes="rc-fields"):
+                                camera_name = gr.Dropdown(
+                                    [], label="Camera in the file", min_width=130, interactive=True
+                                )
+                                camera_unit = gr.Textbox(
+                                    label="Units to the subject",
+                                    placeholder="1; ReCamMaster 5",
+                                    max_length=20,
+                                    min_width=130,
+                                )
+                    with gr.Column(min_width=320, scale=3):
+                        # the path lives in the page, so that whatever is asked for next has the latest
+                        editor = controls["move"] = widgets.camera_editor(
+                            EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor"
+                        )
+                with gr.Tab("Replace an object", render_children=True, elem_id="replace-tab"):
+                    tab = mask_editor.replace_tab(DEFAULTS["grow"])
+                    controls |= tab.controls
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(4, "Render", "The model fills what your clip did not see")
             with gr.Row(elem_classes="rc-camera"):
                 with gr.Column(min_width=320, scale=3):
+                    controls["change"] = gr.Radio(
+                        [(words, name) for name, words in CHANGES.items()], value="camera", label="Change",
+                        elem_id="change",
+                    )  # fmt: skip
                     controls["prompt"] = gr.Textbox(
                         label="Prompt (optional)", placeholder="What is in the scene, in a few words", lines=1,
                         max_lines=4, max_length=2000, elem_id="prompt",
@@ -398,6 +434,16 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         def request_of(values: tuple) -> RenderRequest:
             return request_from(dict(zip(controls, values, strict=True)), backbone)
+
+        def camera_request(values: tuple) -> RenderRequest:
+            """The request without what it replaces: all that an analysis needs."""
+            return request_from(dict(zip(controls, values, strict=True)) | {"change": "camera"}, backbone)
+
+        def warp_request(values: tuple) -> RenderRequest:
+            """What the warp shows: the camera path, and what is replaced where the render will have both."""
+            given = dict(zip(controls, values, strict=True))
+            both = given["change"] == "both" and given["mask"] is not None
+            return request_of(values) if both else camera_request(values)
 
         def has_clip(values: tuple) -> bool:
             return bool(dict(zip(controls, values, strict=True))["clip"])
@@ -432,7 +478,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 return
             yield {analysis_status: widgets.status_html("Reading the clip …", "busy"), analyse_button: button_off}
             try:
-                request = request_of(values)
+                request = camera_request(values)
                 for event in analyses.find(request):
                     if isinstance(event, StageEvent):
                         yield {analysis_status: widgets.status_html(f"{event.message} …", "busy")}
@@ -451,18 +497,18 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
                     }
             except Exception as error:
-                words = widgets.status_html(failure_words(error), "error")
+                words = widgets.status_html(widgets.failure_words(error), "error")
                 yield nothing(values) | {analysis_status: words, analyse_button: button_on}
 
         def show_if_new(known, *values):
             """As `show_analysis`, unless a field was left as it was."""
             try:
-                wanted = analyses.key(request_of(values)) if has_clip(values) else None
+                wanted = analyses.key(camera_request(values)) if has_clip(values) else None
             except InputError as error:  # half typed, perhaps: what stands on the page stays
-                yield {analysis_status: widgets.status_html(failure_words(error), "error")}
+                yield {analysis_status: widgets.status_html(widgets.failure_words(error), "error")}
                 return
             if wanted is None or wanted == known:
-                standing = analyses.get(request_of(values)) if wanted else None
+                standing = analyses.get(camera_request(values)) if wanted else None
                 words = widgets.status_html(analysis_words(standing), "done") if standing else gr.skip()
                 yield {analysis_status: words}
             else:
@@ -474,7 +520,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 yield {warp_status: widgets.status_html("")}
                 return
             try:
-                request = request_of(values)
+                request = warp_request(values)
             except InputError:  # a setting is wrong, and its message stands already
                 yield {warp_status: gr.skip()}
                 return
@@ -487,6 +533,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         else:
                             analysis = event
                 assert analysis is not None, "an analysis ends with its result or an error"
+                analysis = analyses.hidden(request, analysis)
                 measurement = render.measure(analysis, request)
                 unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
                 frames = render.to_uint8(render.show_holes(measurement))
@@ -502,7 +549,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                     warp_status: words + widgets.unknown_strip(unknown.tolist()) + warnings,
                 }
             except Exception as error:
-                words = widgets.status_html(failure_words(error), "error")
+                words = widgets.status_html(widgets.failure_words(error), "error")
                 yield {warp_status: words, warp: {"empty": EMPTY_WARP}}
 
         def show_named(known, *values):
@@ -511,7 +558,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             standing = given["move"] or {"empty": EMPTY_CLOUD}
             given["move"] = editor_value(standing, None, own=False)
             try:
-                request = request_from(given, backbone)
+                request = request_from(given | {"change": "camera"}, backbone)
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
                     given["move"] = editor_value(standing, render.move_of(request, analysis), own=False)
@@ -523,20 +570,20 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def show_edited(event: gr.EventData, known, *values):
             """The visitor's own path: one frame of the warp at once, then all of it."""
             try:
-                request = request_of(values)
+                request = warp_request(values)
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
-                    picture = render.preview(analysis, request, float(event.at))
+                    picture = render.preview(analyses.hidden(request, analysis), request, float(event.at))
                     yield {warp: {"url": media.picture_url(picture), "alt": "One frame of your clip from the new path"}}
             except (InputError, TypeError, ValueError) as error:
-                yield {warp_status: widgets.status_html(failure_words(error), "error")}
+                yield {warp_status: widgets.status_html(widgets.failure_words(error), "error")}
                 return
             yield from show_warp(known, *values)
 
         def save_path(event: gr.EventData, known, *values):
             """The camera path as a file that the page downloads."""
             try:
-                request = request_of(values)
+                request = camera_request(values)
                 analysis = analyses.get(request)
                 standing = dict(zip(controls, values, strict=True))["move"]
                 if known is None or standing is None or analysis is None:
@@ -551,7 +598,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 file.write_bytes(content)
                 return standing | {"download": widgets.file_url(file)}, gr.skip()
             except Exception as error:
-                return gr.skip(), widgets.status_html(failure_words(error), "error")
+                return gr.skip(), widgets.status_html(widgets.failure_words(error), "error")
 
         def open_path(file, name, unit, standing):
             """The move in a file: the names in it, and the path for the editor."""
@@ -565,7 +612,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                     camera_name: gr.Dropdown(list(moves), value=name),
                 }
             except Exception as error:
-                return {warp_status: widgets.status_html(failure_words(error), "error")}
+                return {warp_status: widgets.status_html(widgets.failure_words(error), "error")}
 
         analysis_outputs = [
             shown, analysis_status, analysis_notes, analyse_button, editor, depth, warp, warp_status,
@@ -575,12 +622,26 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def then_warp(event):
             return event.then(show_warp, [shown, *inputs], [warp, warp_status], **quiet)
 
+        def analysis_at_hand(values: tuple) -> Analysis:
+            analysis = analyses.get(camera_request(values))
+            if analysis is None:
+                raise InputError("The clip is not analysed yet; wait until it is.")
+            return analysis
+
+        start_painting = mask_editor.connect(
+            tab, controls, analysis_at_hand, lambda values: frames_of(camera_request(values)), store.new_folder
+        )
+
+        def then_all(event):
+            """What follows an analysis: the warp, and the picture to paint on."""
+            return start_painting(then_warp(event))
+
         for trigger in (clip.upload, clip.clear, analyse_button.click):
-            then_warp(trigger(show_analysis, inputs, analysis_outputs, **quiet))
+            then_all(trigger(show_analysis, inputs, analysis_outputs, **quiet))
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
         changes += [controls["depth"].upload, controls["depth"].clear]
-        then_warp(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
+        then_all(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
 
         # While a warp is computed only the latest of the changes that come meanwhile is kept.
         latest: Any = quiet | {"trigger_mode": "always_last"}
@@ -590,6 +651,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         )
         amount.input(show_named, *named, **latest)
         editor.reset(show_named, *named, **quiet)
+        controls["change"].input(show_warp, [shown, *inputs], [warp, warp_status], **latest)
         editor.edit(show_edited, [shown, *inputs], [warp, warp_status], **latest)
         editor.save(save_path, [shown, *inputs], [editor, warp_status], **quiet)
         opened = [camera_file, camera_name, camera_unit, editor], [editor, camera_name, warp_status]
@@ -603,7 +665,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                 own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip}
                 return set_controls(request) if described else list(own.values())
 
-            then_warp(strip.pick(pick, None, inputs, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
+            then_all(strip.pick(pick, None, inputs, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
 
         # --- renders as jobs -----------------------------------------------------------------------------------
 
@@ -611,7 +673,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             try:
                 return store.submit(request_of(values)), widgets.status_html("Starting …", "busy", 0.0)
             except Exception as error:
-                return gr.skip(), widgets.status_html(failure_words(error), "error")
+                return gr.skip(), widgets.status_html(widgets.failure_words(error), "error")
 
         def follow(wanted):
             """Bring the page to where the job is, until it ends. A closed page ends this, never the job."""
@@ -630,7 +692,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         update[result_card] = gr.Column(elem_classes=["rc-card", "rc-away"])
                 else:
                     kind = {"done": "done", "failed": "error"}.get(view.state, "")
-                    update[progress] = widgets.status_html(without_paths(view.message), kind)
+                    update[progress] = widgets.status_html(widgets.without_paths(view.message), kind)
                 if view.preview is not None and (last is None or view.step != last.step):
                     update[preview] = {"url": media.preview_url(view.preview), "alt": f"Preview of step {view.step}"}
                 if view.result is not None:
@@ -682,7 +744,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         page.load(follow, job_id, job_outputs, **quiet)
         restored = page.load(restore, job_id, inputs, **quiet)
-        then_warp(restored.then(show_analysis, inputs, analysis_outputs, **quiet))
+        then_all(restored.then(show_analysis, inputs, analysis_outputs, **quiet))
 
     page.queue(default_concurrency_limit=None)
     return page

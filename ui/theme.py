@@ -139,7 +139,7 @@ footer { opacity: .7; }
 .rc-empty[hidden] { display: none; }
 .rc-label { font-size: .8rem; font-weight: 550; margin: 0 0 5px; color: var(--body-text-color); }
 .rc-depth .rc-well { flex: 1 1 240px; min-height: 240px; }
-.rc-warp .rc-well { aspect-ratio: 16 / 10; max-height: 420px; }
+.rc-warp .rc-well, .rc-mask .rc-well { aspect-ratio: 16 / 10; max-height: 420px; }
 .rc-preview .rc-well { aspect-ratio: 16 / 10; max-height: 300px; }
 .rc-grow, .rc-grow .html-container { flex: 1 1 auto !important; display: flex; flex-direction: column; }
 .rc-depth-row { gap: 16px !important; align-items: center; flex-wrap: nowrap !important; }

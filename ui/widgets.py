@@ -5,6 +5,8 @@ Each is a plain `gr.HTML` with a static template and a script; Python talks to i
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -12,8 +14,11 @@ from typing import Any
 
 import gradio as gr
 
+from pipeline import InputError
 from pipeline.camera_files import FORMATS
 from pipeline.moves import SPEEDS
+
+log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 
@@ -55,6 +60,19 @@ def status_html(words: str, kind: str = "", fraction: float | None = None) -> st
         bar = f'<div class="rc-track"><i style="width:{percent}%"></i></div>'
     role = "alert" if kind == "error" else "status"
     return f'<div class="rc-status {kind}" role="{role}" aria-live="polite"><span>{escape(words)}</span>{bar}</div>'
+
+
+def failure_words(error: Exception) -> str:
+    """What to tell the visitor; what we did not foresee goes to the log."""
+    if isinstance(error, InputError):
+        return without_paths(str(error))
+    log.exception("unexpected", exc_info=error)
+    return f"Something went wrong in the program ({type(error).__name__}). Nothing you set is lost; please try again."
+
+
+def without_paths(words: str) -> str:
+    """Words for a visitor, with the files named but not where the server keeps them."""
+    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][\w.+@~-]+)+[\\/]([\w.+@~-]+)", r"\1", words)
 
 
 def loop_view(label: str, empty: str, **options: Any) -> gr.HTML:

@@ -33,6 +33,7 @@ class Stored:
     source_z: torch.Tensor
     target_z: torch.Tensor
     source_objects: torch.Tensor
+    target_objects: torch.Tensor
     source_path: CameraPath
     target_path: CameraPath
     caption: str
@@ -53,6 +54,7 @@ def render_to(folder: Path, seed: int, frames: int, size: tuple[int, int]) -> Pa
             source_z=sample.source.z.half().numpy(),
             target_z=sample.target.z.half().numpy(),
             source_objects=np.packbits(sample.source.objects.numpy(), axis=-1),
+            target_objects=np.packbits(sample.target.objects.numpy(), axis=-1),
             source_pose=sample.source.path.world_from_cam.numpy(),
             target_pose=sample.target.path.world_from_cam.numpy(),
             K=sample.source.path.K.numpy(),
@@ -71,11 +73,16 @@ def load(path: Path) -> Stored:
             target=torch.from_numpy(data["target"]),
             source_z=torch.from_numpy(data["source_z"]),
             target_z=torch.from_numpy(data["target_z"]),
-            source_objects=torch.from_numpy(np.unpackbits(data["source_objects"], axis=-1)).bool(),
+            source_objects=_unpacked(data["source_objects"]),
+            target_objects=_unpacked(data["target_objects"]),
             source_path=CameraPath(torch.from_numpy(data["source_pose"]), K),
             target_path=CameraPath(torch.from_numpy(data["target_pose"]), K),
             caption=str(data["caption"]),
         )
+
+
+def _unpacked(bits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.unpackbits(bits, axis=-1)).bool()
 
 
 def _bytes(frames: torch.Tensor) -> np.ndarray:

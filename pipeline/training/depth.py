@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from pipeline.video import read_video
 
 # The nearest hundredth of a clip to its farthest: the sky is as far as this, no farther.
 RANGE = 40.0
+SOLID = 4.0  # how much more a pixel of a solid counts than one of the surroundings: they are few, and a warp tears them
 SHARED = (0.5, 1.0)  # a crop's side as a share of the picture's
 
 
@@ -53,9 +54,10 @@ class Figures:
 
 
 def cut_out(
-    frames: Tensor, z: Tensor, count: int, size: tuple[int, int], generator: torch.Generator
-) -> tuple[Float[Tensor, "T 3 h w"], Float[Tensor, "T h w"]]:
-    """A random piece of a clip (uint8 T 3 H W, depth T H W): `count` frames in [0, 1] at `size`, and their depth.
+    frames: Tensor, z: Tensor, solid: Tensor, count: int, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Float[Tensor, "T 3 h w"], Float[Tensor, "T h w"], Bool[Tensor, "T h w"]]:
+    """A random piece of a clip (uint8 T 3 H W, depth and mask of the solids T H W): `count` frames in [0, 1] at `size`,
+    their depth, and where a solid is.
 
     Random stride, direction, crop, aspect and mirroring; sometimes one frame repeated, which must give steady depth.
     """
@@ -76,10 +78,12 @@ def cut_out(
     h, w = round(height * min(1, share * aspect)), round(width * min(1, share / aspect))
     top, left = draw(height - h + 1), draw(width - w + 1)
     frames = frames[index, :, top : top + h, left : left + w].float() / 255
-    z = z[index, top : top + h, left : left + w].float()
     frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
-    z = F.interpolate(z[:, None], size, mode="nearest-exact")[:, 0]  # a mean over an edge would be nowhere
-    return (frames.flip(-1), z.flip(-1)) if draw(2) else (frames, z)
+    both = torch.stack([z, solid], 1)[index, :, top : top + h, left : left + w].float()
+    both = F.interpolate(both, size, mode="nearest-exact")  # a mean over an edge would be nowhere
+    if draw(2):
+        frames, both = frames.flip(-1), both.flip(-1)
+    return frames, both[:, 0], both[:, 1] > 0.5
 
 
 def recolour(frames: Float[Tensor, "T 3 h w"], generator: torch.Generator) -> Float[Tensor, "T 3 h w"]:
@@ -143,7 +147,7 @@ class Clips:
         self.folder, self.held_out = folder, held_out
         self.generator = torch.Generator().manual_seed(seed)
         self.pool = ThreadPoolExecutor(workers)
-        self.kept: dict[Path, list[tuple[Tensor, Tensor]]] = {}
+        self.kept: dict[Path, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self.keep = keep
         self.paths: list[Path] = []
         self.refresh()
@@ -154,23 +158,26 @@ class Clips:
         if not self.paths:
             raise SystemExit(f"{self.folder} has no scenes besides the {self.held_out} held out")
 
-    def _views(self, path: Path) -> list[tuple[Tensor, Tensor]]:
+    def _views(self, path: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
         if path not in self.kept:
             while len(self.kept) >= self.keep:
                 self.kept.pop(next(iter(self.kept)), None)
             stored = load(path)
-            self.kept[path] = [(stored.source, stored.source_z), (stored.target, stored.target_z)]
+            self.kept[path] = [
+                (stored.source, stored.source_z, stored.source_objects.any(1)),
+                (stored.target, stored.target_z, stored.target_objects.any(1)),
+            ]
         return self.kept[path]
 
-    def _one(self, seed: int, shape: Shape) -> tuple[Tensor, Tensor]:
+    def _one(self, seed: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         draw = lambda n: int(torch.randint(n, (), generator=generator))
         try:
-            frames, z = self._views(self.paths[draw(len(self.paths))])[draw(2)]
+            view = self._views(self.paths[draw(len(self.paths))])[draw(2)]
         except KeyError:  # another thread has just dropped it
             return self._one(seed + 1, shape)
-        frames, z = cut_out(frames, z, shape.frames, (shape.height, shape.width), generator)
-        return recolour(frames, generator), z
+        frames, z, solid = cut_out(*view, shape.frames, (shape.height, shape.width), generator)
+        return recolour(frames, generator), z, solid
 
     def draw(self, shapes: list[Shape]) -> list[Future]:
         """Start on a batch of one of `shapes`."""
@@ -179,10 +186,10 @@ class Clips:
         return [self.pool.submit(self._one, draw(2**31), shape) for _ in range(shape.clips)]
 
     @staticmethod
-    def collect(jobs: list[Future]) -> tuple[Float[Tensor, "B T 3 h w"], Float[Tensor, "B T h w"]]:
-        """The frames in [0, 1] and depth of a batch that `draw` has started on."""
-        frames, z = zip(*(job.result() for job in jobs), strict=True)
-        return torch.stack(frames), torch.stack(z)
+    def collect(jobs: list[Future]) -> tuple[Tensor, Tensor, Tensor]:
+        """A batch that `draw` has started on: frames B T 3 h w in [0, 1], depth and mask of the solids B T h w."""
+        frames, z, solid = zip(*(job.result() for job in jobs), strict=True)
+        return torch.stack(frames), torch.stack(z), torch.stack(solid)
 
 
 # --- what is asked of it ----------------------------------------------------------------------------------------------
@@ -196,17 +203,21 @@ def relative_log(z: Float[Tensor, "B T h w"]) -> Float[Tensor, "B T h w"]:
     return (log_z - sample.median(dim=1, keepdim=True).values).view_as(z)
 
 
-def depth_loss(predicted: Float[Tensor, "B T h w"], truth: Float[Tensor, "B T h w"]) -> Tensor:
+def depth_loss(
+    predicted: Float[Tensor, "B T h w"], truth: Float[Tensor, "B T h w"], solid: Bool[Tensor, "B T h w"] | None = None
+) -> Tensor:
     """Distance of log depths up to one offset (scale) per clip: of values, slopes at several scales, changes in time.
 
     The values count both as they are and as disparity: a warp moves pixels by disparity, so near things matter more.
+    solid: where pixels count SOLID times.
     """
     error = predicted - truth
     offset = error.detach().flatten(1)
     offset = offset[:, :: max(1, offset.shape[1] // 10_000)].median(dim=1).values.view(-1, 1, 1, 1)
     error = error - offset
     disparity = torch.exp(-(predicted - offset).clamp(-4, 4)) - torch.exp(-truth)
-    loss = error.abs().mean() + 0.5 * disparity.abs().mean()
+    weight = 1.0 if solid is None else (1 + (SOLID - 1) * solid) / (1 + (SOLID - 1) * solid.float().mean())
+    loss = (weight * (error.abs() + 0.5 * disparity.abs())).mean()
     pyramid = error.flatten(0, 1)[:, None]
     for level in range(4):
         if level:
@@ -271,13 +282,14 @@ def train_step(
     optimiser: torch.optim.Optimizer,
     frames: Tensor,
     z: Tensor,
+    solid: Tensor,
     *,
     bf16: bool = False,
 ) -> Tensor:
-    """One step of the optimiser on frames B T 3 h w in [0, 1] and depth B T h w; the loss before it."""
+    """One step of the optimiser on frames B T 3 h w in [0, 1], depth and solids B T h w; the loss before it."""
     with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
         predicted = model(frames)
-    loss = depth_loss(predicted.float(), relative_log(z))
+    loss = depth_loss(predicted.float(), relative_log(z), solid)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
@@ -326,14 +338,14 @@ def train(args: argparse.Namespace) -> Figures:
     draw = lambda: clips.draw(curriculum(progress(), height, width, args.batch))
     ahead = [draw() for _ in range(2)]
     while ran() < budget and step < args.steps:
-        frames, z = (x.to(device) for x in clips.collect(ahead.pop(0)))
+        frames, z, solid = (x.to(device) for x in clips.collect(ahead.pop(0)))
         ahead.append(draw())
         # full speed for long, and slow at the end: averages of slow steps are what is kept
         cooling = max(0.0, (progress() - 0.6) / 0.4)
         rate = min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * cooling)))
         for group in optimiser.param_groups:
             group["lr"] = args.lr * rate
-        losses.append(train_step(forward, optimiser, frames, z, bf16=args.bf16))
+        losses.append(train_step(forward, optimiser, frames, z, solid, bf16=args.bf16))
         step += 1
         average(mean, model, step)
         if time.time() - last_log > 30:

@@ -1,0 +1,210 @@
+"""An object taken out of a clip and replaced: the request, what is measured, what is left alone, and its files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from synthetic import write_depth
+
+import pipeline.render as room
+from pipeline import InputError
+from pipeline.__main__ import main
+from pipeline.render import Analysis, DoneEvent, FailedEvent, RenderRequest, analyse, hide, measure, render
+from pipeline.video import Clip, read_video, write_video
+
+FRAMES, SIZE = 9, (64, 96)
+
+
+def square(t: int) -> tuple[slice, slice]:
+    return slice(16, 32), slice(8 + 7 * t, 24 + 7 * t)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A clip of a red square that crosses a coarse pattern, and masks of it."""
+    folder = tmp_path_factory.mktemp("replace")
+    rng = np.random.default_rng(0)
+    pattern = np.kron(rng.uniform(0.2, 0.8, (3, 8, 12)), np.ones((1, 8, 8))).astype(np.float32)
+    frames, mask = torch.from_numpy(pattern).repeat(FRAMES, 1, 1, 1), np.zeros((FRAMES, *SIZE), bool)
+    for t in range(FRAMES):
+        mask[t][square(t)] = True
+        frames[(t, slice(None), *square(t))] = torch.tensor([0.9, 0.1, 0.1]).view(3, 1, 1)
+    write_video(folder / "clip.mp4", Clip(frames, 12.0))
+    np.savez(folder / "mask.npz", mask=mask)
+    Image.fromarray((255 * mask[2]).astype(np.uint8)).save(folder / "frame2.png")
+    write_depth(folder / "depth.npz", FRAMES, *SIZE)
+    Image.fromarray(np.full((*SIZE, 3), [0, 0, 255], np.uint8)).save(folder / "blue.png")
+    return folder
+
+
+@pytest.fixture
+def request_(folder, tiny_backbone_folder, tmp_path, monkeypatch) -> RenderRequest:
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+    return RenderRequest(
+        str(folder / "clip.mp4"),
+        camera="still",
+        backbone=str(tiny_backbone_folder),
+        depth=str(folder / "depth.npz"),
+        mask=str(folder / "mask.npz"),
+        size=SIZE,
+        frames=FRAMES,
+        steps=2,
+    )
+
+
+def hidden(request: RenderRequest) -> Analysis:
+    *_, analysis = analyse(request)
+    assert isinstance(analysis, Analysis)
+    *_, found = hide(analysis, request)
+    assert isinstance(found, Analysis)
+    return found
+
+
+def report(request: RenderRequest, folder: Path) -> dict:
+    *_, last = render(request, folder)
+    assert isinstance(last, DoneEvent), last
+    return last.result.report
+
+
+def failure(request: RenderRequest, folder: Path) -> str:
+    *_, last = render(request, folder)
+    assert isinstance(last, FailedEvent), last
+    return last.message
+
+
+def test_the_clip_outside_of_the_object_is_what_is_measured(request_):
+    analysis = hidden(replace(request_, grow=0))
+    measurement = measure(analysis, request_)
+    for t in range(FRAMES):
+        inside = torch.zeros(SIZE, dtype=torch.bool)
+        inside[square(t)] = True
+        assert torch.equal(measurement.mask[t, 0], ~inside)
+    assert torch.equal(measurement.video, analysis.clip.frames * measurement.mask)
+    grown = measure(hidden(replace(request_, grow=5)), request_).mask
+    assert (grown <= measurement.mask).all() and grown.sum() < measurement.mask.sum()
+    inverted = measure(hidden(replace(request_, grow=0, invert=True)), request_).mask
+    assert torch.equal(inverted, ~measurement.mask)
+
+
+def test_nothing_outside_of_the_object_changes(request_, tmp_path, monkeypatch):
+    """Before video compression: bit for bit, but for the soft seam around what is replaced."""
+    written = {}
+    write = room.write_video
+    keep = lambda path, clip, **options: written.update({path.name: clip.frames}) or write(path, clip, **options)
+    monkeypatch.setattr(room, "write_video", keep)
+    figures = report(replace(request_, latent_mask="reference"), tmp_path)
+    source, result = written["source.mp4"], written["result.mp4"]
+    mask = torch.from_numpy(np.load(request_.mask)["mask"])
+    near = torch.nn.functional.max_pool2d(mask[:, None].float(), 13, 1, 6)[:, 0] > 0  # grown by 1, and a seam of 2
+    assert torch.equal(result.permute(0, 2, 3, 1)[~near], source.permute(0, 2, 3, 1)[~near])
+    assert not torch.equal(result, source)
+    assert figures["hidden"] > 0 and figures["first_frame"]["from"] == "the model"
+
+
+def test_the_reference_mask_is_the_training_free_one_where_the_camera_stands(request_):
+    analysis, backbone = hidden(request_), room.get_backbone(request_.backbone)
+    measurement, clip = measure(analysis, request_), analysis.clip.frames
+    prepared = [
+        room.prepare(backbone, measurement, clip, replace(request_, latent_mask=name), target=clip)
+        for name in ("training-free", "reference")
+    ]
+    assert torch.equal(prepared[0].h, prepared[1].h)
+
+
+def test_a_new_path_and_a_new_object_in_one_render(request_, tmp_path):
+    both = report(replace(request_, camera="orbit-left", amount=10), tmp_path / "both")
+    camera = report(replace(request_, camera="orbit-left", amount=10, mask=None), tmp_path / "camera")
+    assert both["unknown"] > camera["unknown"] + 0.5 * both["hidden"] and camera["hidden"] is None
+    wrong = replace(request_, camera="orbit-left", latent_mask="reference")
+    assert "camera still" in failure(wrong, tmp_path / "wrong")
+
+
+def test_what_stood_behind_a_removed_object_is_found_in_other_frames(request_, folder, tmp_path):
+    removed = replace(request_, remove=True)
+    analysis = hidden(removed)
+    assert analysis.hidden is not None and analysis.hidden.float().mean() < 0.01
+    pattern = read_video(request_.clip).frames
+    behind = pattern[(-1, slice(None), *square(0))]  # where the square was first, seen in the last frame
+    error = (analysis.full.frames[(0, slice(None), *square(0))] - behind).abs().mean()
+    assert error < 0.03
+    notes = report(removed, tmp_path)["notes"]
+    assert any("seen in other frames" in note for note in notes)
+
+
+def test_one_painted_frame_is_followed(request_, folder):
+    analysis = hidden(replace(request_, mask=str(folder / "frame2.png"), mask_frame=2, grow=0))
+    truth = torch.from_numpy(np.load(folder / "mask.npz")["mask"])
+    assert analysis.hidden is not None
+    overlap = (analysis.hidden & truth).sum() / (analysis.hidden | truth).sum()
+    assert overlap > 0.8
+    assert any("frame 3" in note for note in analysis.notes)
+
+
+def test_the_first_frame_is_the_visitors_picture_where_it_is_unknown(request_, folder, tmp_path):
+    request = replace(request_, first_frame=str(folder / "blue.png"), grow=0)
+    analysis = hidden(request)
+    measurement = measure(analysis, request)
+    assert measurement.mask[0].all() and not measurement.mask[1].all()
+    inside = measurement.video[(0, slice(None), *square(0))]
+    assert torch.allclose(inside.mean((1, 2)), torch.tensor([0.0, 0.0, 1.0]), atol=0.02)
+    assert torch.equal(measurement.video[0, :, 40:], analysis.clip.frames[0, :, 40:])
+    assert report(request, tmp_path)["first_frame"]["from"] == "your picture"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": "nowhere.png"}, "nowhere.png"),
+        ({"mask": "{folder}/empty.npz"}, "empty.npz"),
+        ({"mask": "{folder}/full.npz"}, "full.npz"),
+        ({"mask": "{folder}/clip.txt"}, "clip.txt"),
+        ({"mask": "{folder}/short.npz"}, "short.npz"),
+        ({"mask": "{folder}/square.npz"}, "square.npz"),
+        ({"mask": "{folder}/frame2.png", "mask_frame": 40}, "frame 40"),
+        ({"grow": -10.0, "mask": "{folder}/thin.npz"}, "Nothing is left"),
+        ({"first_frame": "{folder}/clip.txt"}, "clip.txt"),
+        ({"first_frame": "nowhere.png"}, "nowhere.png"),
+    ],
+)
+def test_masks_that_cannot_be_used_end_in_a_message(request_, folder, tmp_path, changes, message):
+    masks = {"empty": np.zeros((FRAMES, *SIZE), bool), "full": np.ones((FRAMES, *SIZE), bool)}
+    masks |= {"short": np.ones((4, *SIZE), bool), "square": np.eye(64, dtype=bool), "thin": np.zeros(SIZE, bool)}
+    masks["thin"][10:12] = True
+    for name, mask in masks.items():
+        np.savez(folder / f"{name}.npz", mask=mask)
+    (folder / "clip.txt").write_text("not a picture")
+    changes = {k: v.format(folder=folder) if isinstance(v, str) else v for k, v in changes.items()}
+    words = failure(replace(request_, **changes), tmp_path)
+    assert message in words and len(words) < 400
+    assert not (tmp_path / "result.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mask": ""}, {"mask_frame": -1}, {"grow": 90.0}, {"grow": None}, {"remove": True, "mask": None}, {"invert": 1}],
+)
+def test_values_out_of_range_are_refused(changes):
+    with pytest.raises(InputError):
+        RenderRequest(**({"clip": "a.mp4", "mask": "m.png"} | changes))
+
+
+def test_the_command_line(request_, folder, tmp_path, capsys):
+    common = ["--backbone", request_.backbone, "--size", "64x96", "--frames", str(FRAMES), "--depth", request_.depth]
+    out, kept = tmp_path / "out.mp4", tmp_path / "kept"
+    command = ["replace", request_.clip, "--mask", str(folder / "frame2.png"), "--frame", "2", "--steps", "1"]
+    assert main([*command, *common, "--prompt", "a blue ball", "--output", str(out), "--keep", str(kept)]) == 0
+    assert len(read_video(out).frames) == FRAMES
+    assert 0.7 < np.load(kept / "measurement.npz")["mask"].mean() < 1
+    command = ["replace", request_.clip, "--mask", request_.mask, "--remove", "--steps", "1"]
+    assert main([*command, *common, "--output", str(out)]) == 0
+    assert "seen in other frames" in capsys.readouterr().out
+    assert (
+        main(["warp", request_.clip, "--camera", "still", "--mask", request_.mask, *common, "--output", str(out)]) == 0
+    )
+    assert main(["replace", request_.clip, "--mask", "nowhere.png", *common, "--output", str(out)]) == 2
+    assert "nowhere.png" in capsys.readouterr().err
