@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from pipeline import InputError
@@ -36,6 +36,8 @@ _MAX_BYTES = 2 * 2**30
 _SIDE = 432  # pixels of the longer side at which the object is followed
 _SAMPLES = (700, 1400)  # pixels of the object and of its surroundings that are kept of one frame
 _RECENT = 2  # frames that are remembered besides the painted one
+_BLUR, _CONTRAST = 0.7, 0.25  # of the colours that are compared: pixels, and units per unit of CIELAB
+_SURE, _TRUSTED, _LIKE, _WHERE, _SMOOTH, _COL = 3.0, 0.9, 0.9, 6.0, 0.7, 8.0
 _BANDWIDTH = 2.0  # of squared feature distances
 # Log-likelihood, negated, of a pixel that is like nothing remembered. New things are rather part of the surroundings:
 # every camera move brings some, and an object seldom changes its colours.
@@ -133,7 +135,8 @@ def _read_array(path: Path) -> np.ndarray:
                     f"The mask {path.name} has the arrays {', '.join(sorted(headers)[:8]) or 'none'}; give one named "
                     "mask, of shape frames x height x width."
                 )
-            _check_array(*headers[key], path.name)
+            shape, dtype = headers[key]
+            _check_array(shape, dtype, path.name)
             with np.load(path, allow_pickle=False) as data:
                 values = data[key]
     except InputError:
@@ -270,7 +273,7 @@ def propagate(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[t
 
     Each frame inherits its probabilities from the one before by dense optical flow (DIS), as far as the flow agrees
     with its inverse. Where it does not, and against drift, every pixel is compared with pixels remembered of the
-    painted frame and the last few: in colour and texture, and in place, which moves on with the object or with its
+    painted frame and the last few: in colour and in place, which moves on with the object or with its
     surroundings. The object's motion is that of its flow, or found by looking for its remembered pixels, so that it is
     found again behind what hid it. Raises ValueError if shapes do not match.
     """
@@ -314,7 +317,7 @@ def _checked(frames: Tensor, painted: _Painted) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A frame at working size: `grey` H W uint8 for flow; `features` H W 9, colours at three scales."""
+    """A frame at working size: `grey` H W uint8 for flow; `features` H W 3, colours."""
 
     grey: np.ndarray
     features: np.ndarray
@@ -322,7 +325,7 @@ class _Picture:
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """Remembered pixels: features N 9, where they should be now N 2 (x, y), label N bool (True = object)."""
+    """Remembered pixels: features N 3, where they should be now N 2 (x, y), label N bool (True = object)."""
 
     features: np.ndarray
     place: np.ndarray
@@ -334,8 +337,7 @@ def _picture(frame: np.ndarray) -> _Picture:
     rgb = np.ascontiguousarray(frame.transpose(1, 2, 0), np.float32)
     grey = (cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) * 255).round().clip(0, 255).astype(np.uint8)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab) * np.array([0.6, 1, 1], np.float32)  # light and shade change most
-    scales = [cv2.GaussianBlur(lab, (0, 0), sigma) * weight for sigma, weight in ((0.6, 0.12), (1.5, 0.16), (4, 0.16))]
-    return _Picture(grey, np.concatenate(scales, 2))
+    return _Picture(grey, cv2.GaussianBlur(lab, (0, 0), _BLUR) * _CONTRAST)
 
 
 def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndarray]:
@@ -344,7 +346,7 @@ def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndar
     shape = first.shape
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     grid = np.stack([x, y], -1)
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     before = _picture(next(frames))
     p = first.astype(np.float32)
     size = math.sqrt(max(float(p.sum()), 1.0))  # of the object, in pixels
@@ -374,10 +376,10 @@ def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndar
 
         expected = np.maximum(flowed, rigid)
         region = cv2.dilate((expected > 0.1).astype(np.uint8), disc) > 0
-        prior = trust * _logit(flowed, 3) + (1 - trust) * 0.7 * _logit(0.1 + 0.7 * rigid, 4)
-        odds = prior * (0.6 + 0.9 * trust)
+        prior = trust * _logit(flowed, _SURE) + (1 - trust) * 0.7 * _logit(0.1 + 0.7 * rigid, 4)
+        odds = prior * (0.6 + _TRUSTED * trust)
         odds += 1.5 * trust * _moves_along(back, grid, motion, ground)
-        odds += 0.9 * _alike(now, memory, region, grid, 6 / size)
+        odds += _LIKE * _alike(now, memory, region, grid, _WHERE / size)
         p = np.where(region, 1 / (1 + np.exp(-odds)), 0).astype(np.float32)
         p = _drop_islands(p, expected)
 
@@ -406,9 +408,8 @@ def _trust(before: _Picture, now: _Picture, back: np.ndarray, forth: np.ndarray,
     height, width = now.grey.shape
     x, y = there[..., 0], there[..., 1]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    colours = np.ascontiguousarray(before.features[..., :3])
-    change = np.square(now.features[..., :3] - _look_up(colours, there, cv2.BORDER_REPLICATE)).sum(-1)
-    return np.exp(-np.square(error / 1.5) - cv2.blur(change, (3, 3)) / 8) * inside
+    change = np.square(now.features - _look_up(before.features, there, cv2.BORDER_REPLICATE)).sum(-1)
+    return np.exp(-np.square(error / 1.5) - cv2.blur(change, (3, 3)) / _COL) * inside
 
 
 def _motion_of(
@@ -518,14 +519,14 @@ def _alike(now: _Picture, memory: list[_Samples], region: np.ndarray, grid: np.n
         label = np.concatenate([s.label for s in memory])
         likely = lambda samples, novel: np.logaddexp(-_nearest(query, samples) / (2 * _BANDWIDTH), -novel)
         odds[region] = likely(known[label], _NOVEL_OBJECT) - likely(known[~label], _NOVEL_GROUND)
-    return cv2.GaussianBlur(odds, (0, 0), 0.7)
+    return cv2.GaussianBlur(odds, (0, 0), _SMOOTH)
 
 
 def _nearest(features: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """Squared distance to the nearest sample, about; at most _NOWHERE."""
     if not len(samples):
         return np.full(len(features), _NOWHERE, np.float32)
-    tree = cKDTree(samples, leafsize=32, balanced_tree=False, compact_nodes=False)
+    tree = KDTree(samples, leafsize=32, balanced_tree=False, compact_nodes=False)
     distance, _ = tree.query(features, eps=0.3, distance_upper_bound=math.sqrt(_NOWHERE))
     return np.minimum(np.square(distance), _NOWHERE).astype(np.float32)
 
@@ -537,55 +538,62 @@ def _drop_islands(p: np.ndarray, expected: np.ndarray) -> np.ndarray:
     support = np.bincount(labels.ravel(), (expected > 0.3).ravel(), count)
     keep = (support >= 0.1 * area) & (area >= 3)
     keep[0] = True
-    return np.where(np.take(keep, labels), p, np.minimum(p, 0.3))
+    return np.where(keep[np.asarray(labels, np.intp)], p, np.minimum(p, 0.3))
 
 
 # --- SAM 2 ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Sam2:
-    """SAM 2 for video, of transformers, with its processor."""
-
-    model: Any
-    processor: Any
-
-
-def load_sam2(ref: str = SAM2, device: str | torch.device = "cpu", *, download: bool = False) -> Sam2:
-    """A folder or hub id with a Sam2VideoModel. Weights are read from safetensors only, never from pickles.
+def load_sam2(ref: str = SAM2, device: str | torch.device = "cpu", *, download: bool = False) -> Any:
+    """The Sam2VideoModel of a folder or hub id. Weights are read from safetensors only, never from pickles.
 
     The hub is asked only with `download`; else the model has to be in the folder or in the hub's cache on this machine.
     Raises InputError.
     """
-    from transformers import Sam2VideoModel, Sam2VideoProcessor
+    from transformers import Sam2VideoModel
 
     try:
-        where: dict[str, Any] = {"local_files_only": not download}
-        processor = Sam2VideoProcessor.from_pretrained(ref, **where)
-        model = Sam2VideoModel.from_pretrained(ref, use_safetensors=True, **where)
+        model: Any = Sam2VideoModel.from_pretrained(ref, use_safetensors=True, local_files_only=not download)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"The segmentation model {ref!r} could not be loaded: {str(error).splitlines()[0]} Give a folder with a "
             f"Sam2VideoModel, download {SAM2} first, or follow the object without a model."
         ) from error
-    return Sam2(model.eval().requires_grad_(False).to(torch.device(device)), processor)
+    return model.eval().requires_grad_(False).to(device)
 
 
 @torch.no_grad()
 def track_with_sam2(
-    frames: Float[Tensor, "T 3 H W"], painted: _Painted, sam2: Sam2
+    frames: Float[Tensor, "T 3 H W"], painted: _Painted, model: Any
 ) -> Iterator[tuple[int, int] | Bool[Tensor, "T H W"]]:
-    """As `propagate`, by SAM 2: every painted mask is a prompt, and the clip is walked both ways from the first one."""
+    """As `propagate`, by a model of `load_sam2`: painted masks are its prompts, the walk goes both ways from the first.
+
+    The model keeps the clip at its own size on the CPU, 12 MB a frame at 1024x1024.
+    """
+    # Not by its processor, which asks for torchvision: scaling and these means and deviations are all that it does.
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
     T, H, W = _checked(frames, painted)
-    model, processor = sam2.model, sam2.processor
-    pixels = (frames.detach().cpu().float().clamp(0, 1) * 255).round().byte()
-    session = processor.init_video_session(
-        video=pixels, inference_device=model.device, video_storage_device="cpu", dtype=model.dtype
+    side = model.config.image_size
+    size = (side, side) if isinstance(side, int) else (side[0], side[1])
+    mean, deviation = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    video = torch.cat([resize(frame[None].detach().cpu().float(), size) for frame in frames])
+    session = Sam2VideoInferenceSession(
+        video=video.sub_(mean).div_(deviation),
+        video_height=H,
+        video_width=W,
+        inference_device=model.device,
+        inference_state_device=model.device,
+        video_storage_device="cpu",
+        dtype=model.dtype,
     )
+    thing = session.obj_id_to_idx(1)
     times = sorted(painted)
     for t in times:
-        processor.add_inputs_to_inference_session(session, frame_idx=t, obj_ids=1, input_masks=painted[t])
-        model(session, frame_idx=t)  # at once: the model takes up one new prompt of an object, and forgets others
+        prompt = resize(painted[t][None, None].float(), size) >= 0.5
+        session.add_mask_inputs(thing, t, prompt.to(model.device, torch.float32))
+        session.obj_with_new_inputs = [1]
+        model(session, frame_idx=t)  # at once: the model takes up one new prompt of an object, and forgets the others
 
     mask = torch.zeros(T, H, W, dtype=torch.bool)
     done = 0
