@@ -36,8 +36,7 @@ _MAX_BYTES = 2 * 2**30
 _SIDE = 432  # pixels of the longer side at which the object is followed
 _SAMPLES = (700, 1400)  # pixels of the object and of its surroundings that are kept of one frame
 _RECENT = 2  # frames that are remembered besides the painted one
-_BLUR, _CONTRAST = 0.7, 0.25  # of the colours that are compared: pixels, and units per unit of CIELAB
-_SURE, _TRUSTED, _LIKE, _WHERE, _SMOOTH, _COL = 3.0, 0.9, 0.9, 6.0, 0.7, 8.0
+_BLUR, _CONTRAST = 0.5, 0.3  # of the colours that are compared: pixels, and units per unit of CIELAB
 _BANDWIDTH = 2.0  # of squared feature distances
 # Log-likelihood, negated, of a pixel that is like nothing remembered. New things are rather part of the surroundings:
 # every camera move brings some, and an object seldom changes its colours.
@@ -376,10 +375,10 @@ def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndar
 
         expected = np.maximum(flowed, rigid)
         region = cv2.dilate((expected > 0.1).astype(np.uint8), disc) > 0
-        prior = trust * _logit(flowed, _SURE) + (1 - trust) * 0.7 * _logit(0.1 + 0.7 * rigid, 4)
-        odds = prior * (0.6 + _TRUSTED * trust)
+        prior = trust * _logit(flowed, 3) + (1 - trust) * 0.7 * _logit(0.1 + 0.7 * rigid, 4)
+        odds = prior * (0.6 + 0.9 * trust)
         odds += 1.5 * trust * _moves_along(back, grid, motion, ground)
-        odds += _LIKE * _alike(now, memory, region, grid, _WHERE / size)
+        odds += 0.9 * _alike(now, memory, region, grid, 6 / size)
         p = np.where(region, 1 / (1 + np.exp(-odds)), 0).astype(np.float32)
         p = _drop_islands(p, expected)
 
@@ -409,7 +408,7 @@ def _trust(before: _Picture, now: _Picture, back: np.ndarray, forth: np.ndarray,
     x, y = there[..., 0], there[..., 1]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
     change = np.square(now.features - _look_up(before.features, there, cv2.BORDER_REPLICATE)).sum(-1)
-    return np.exp(-np.square(error / 1.5) - cv2.blur(change, (3, 3)) / _COL) * inside
+    return np.exp(-np.square(error / 1.5) - cv2.blur(change, (3, 3)) / 8) * inside
 
 
 def _motion_of(
@@ -519,7 +518,7 @@ def _alike(now: _Picture, memory: list[_Samples], region: np.ndarray, grid: np.n
         label = np.concatenate([s.label for s in memory])
         likely = lambda samples, novel: np.logaddexp(-_nearest(query, samples) / (2 * _BANDWIDTH), -novel)
         odds[region] = likely(known[label], _NOVEL_OBJECT) - likely(known[~label], _NOVEL_GROUND)
-    return cv2.GaussianBlur(odds, (0, 0), _SMOOTH)
+    return cv2.GaussianBlur(odds, (0, 0), 0.5)
 
 
 def _nearest(features: np.ndarray, samples: np.ndarray) -> np.ndarray:
