@@ -37,6 +37,7 @@ _MAX_BYTES = 2 * 2**30
 _SIDE = 432  # pixels of the longer side at which the object is followed
 _SAMPLES = (700, 1400)  # pixels of the object and of its surroundings that are kept of one frame
 _RECENT = 2  # frames that are remembered besides the painted one
+_BLUR, _CONTRAST = 0.5, 0.3  # of the colours that are compared: pixels, and units per unit of CIELAB
 _BANDWIDTH = 2.0  # of squared feature distances
 # Log-likelihood, negated, of a pixel that is like nothing remembered. New things are rather part of the surroundings:
 # every camera move brings some, and an object seldom changes its colours.
@@ -272,7 +273,7 @@ def propagate(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[t
 
     Each frame inherits its probabilities from the one before by dense optical flow (DIS), as far as the flow agrees
     with its inverse. Where it does not, and against drift, every pixel is compared with pixels remembered of the
-    painted frame and the last few: in colour and texture, and in place, which moves on with the object or with its
+    painted frame and the last few: in colour and in place, which moves on with the object or with its
     surroundings. The object's motion is that of its flow, or found by looking for its remembered pixels, so that it is
     found again behind what hid it. Raises ValueError if shapes do not match.
     """
@@ -316,7 +317,7 @@ def _checked(frames: Tensor, painted: _Painted) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
-    """A frame at working size: `grey` H W uint8 for flow; `features` H W 9, colours at three scales."""
+    """A frame at working size: `grey` H W uint8 for flow; `features` H W 3, colours."""
 
     grey: np.ndarray
     features: np.ndarray
@@ -324,7 +325,7 @@ class _Picture:
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """Remembered pixels: features N 9, where they should be now N 2 (x, y), label N bool (True = object)."""
+    """Remembered pixels: features N 3, where they should be now N 2 (x, y), label N bool (True = object)."""
 
     features: np.ndarray
     place: np.ndarray
@@ -336,8 +337,7 @@ def _picture(frame: np.ndarray) -> _Picture:
     rgb = np.ascontiguousarray(frame.transpose(1, 2, 0), np.float32)
     grey = (cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY) * 255).round().clip(0, 255).astype(np.uint8)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab) * np.array([0.6, 1, 1], np.float32)  # light and shade change most
-    scales = [cv2.GaussianBlur(lab, (0, 0), sigma) * weight for sigma, weight in ((0.6, 0.12), (1.5, 0.16), (4, 0.16))]
-    return _Picture(grey, np.concatenate(scales, 2))
+    return _Picture(grey, cv2.GaussianBlur(lab, (0, 0), _BLUR) * _CONTRAST)
 
 
 def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndarray]:
@@ -408,8 +408,7 @@ def _trust(before: _Picture, now: _Picture, back: np.ndarray, forth: np.ndarray,
     height, width = now.grey.shape
     x, y = there[..., 0], there[..., 1]
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    colours = np.ascontiguousarray(before.features[..., :3])
-    change = np.square(now.features[..., :3] - _look_up(colours, there, cv2.BORDER_REPLICATE)).sum(-1)
+    change = np.square(now.features - _look_up(before.features, there, cv2.BORDER_REPLICATE)).sum(-1)
     return np.exp(-np.square(error / 1.5) - cv2.blur(change, (3, 3)) / 8) * inside
 
 
@@ -520,7 +519,7 @@ def _alike(now: _Picture, memory: list[_Samples], region: np.ndarray, grid: np.n
         label = np.concatenate([s.label for s in memory])
         likely = lambda samples, novel: np.logaddexp(-_nearest(query, samples) / (2 * _BANDWIDTH), -novel)
         odds[region] = likely(known[label], _NOVEL_OBJECT) - likely(known[~label], _NOVEL_GROUND)
-    return cv2.GaussianBlur(odds, (0, 0), 0.7)
+    return cv2.GaussianBlur(odds, (0, 0), 0.5)
 
 
 def _nearest(features: np.ndarray, samples: np.ndarray) -> np.ndarray:
@@ -627,7 +626,7 @@ def complete(frame: Float[Tensor, "3 H W"], marks: Bool[Tensor, "H W"]) -> Bool[
     sure = F.adaptive_max_pool2d(marks[None, None].float().cpu(), size)[0, 0].numpy() > 0
     rows, columns = np.nonzero(sure)
     extent = max(np.ptp(rows), np.ptp(columns), max(size) / 4)
-    near = ndimage.distance_transform_edt(~sure) < extent
+    near = _distance_to(sure) < extent
     labels = np.where(sure, cv2.GC_FGD, np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
     # begin with what looks like the marks: GrabCut only refines
     lab = cv2.cvtColor(cv2.GaussianBlur(bgr, (0, 0), 1.0), cv2.COLOR_BGR2Lab).astype(np.float32)
@@ -636,7 +635,7 @@ def complete(frame: Float[Tensor, "3 H W"], marks: Bool[Tensor, "H W"]) -> Bool[
     cv2.setRNGSeed(0)
     cv2.grabCut(bgr, labels, None, np.zeros((1, 65)), np.zeros((1, 65)), 5, cv2.GC_INIT_WITH_MASK)  # type: ignore
     found = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    parts = np.asarray(ndimage.label(found)[0])
+    parts = cv2.connectedComponents(found.astype(np.uint8))[1]
     found = ndimage.binary_fill_holes(np.isin(parts, np.unique(parts[sure])) & found)
     whole = torch.from_numpy(found)[None, None].float()
     return (resize(whole, (H, W))[0, 0] > 0.5) | marks.cpu()
