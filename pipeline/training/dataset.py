@@ -19,14 +19,17 @@ import torch
 from tqdm import tqdm
 
 from pipeline.camera import CameraPath
-from pipeline.training.world import render_sample
+from pipeline.training.world import object_name, render_sample
 
 TRAIN_FROM = 100_000
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """What a file holds: frames uint8 T 3 H W, depth T H W, object masks T N H W, poses and the caption."""
+    """What a file holds: frames uint8 T 3 H W, depth T H W, object masks T N H W, poses and the caption.
+
+    names: of the N objects, such as "a red ball".
+    """
 
     source: torch.Tensor
     target: torch.Tensor
@@ -37,6 +40,7 @@ class Stored:
     source_path: CameraPath
     target_path: CameraPath
     caption: str
+    names: list[str]
 
 
 def render_to(folder: Path, seed: int, frames: int, size: tuple[int, int]) -> Path:
@@ -59,6 +63,7 @@ def render_to(folder: Path, seed: int, frames: int, size: tuple[int, int]) -> Pa
             target_pose=sample.target.path.world_from_cam.numpy(),
             K=sample.source.path.K.numpy(),
             caption=np.array(sample.caption),
+            names=np.array([object_name(solid) for solid in sample.scene.solids], dtype=str),
         )
     os.replace(partial, path)
     return path
@@ -78,6 +83,7 @@ def load(path: Path) -> Stored:
             source_path=CameraPath(torch.from_numpy(data["source_pose"]), K),
             target_path=CameraPath(torch.from_numpy(data["target_pose"]), K),
             caption=str(data["caption"]),
+            names=[str(name) for name in data["names"]],
         )
 
 

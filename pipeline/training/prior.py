@@ -4,8 +4,9 @@
 
 Flow matching on the frozen VAE's latents. The input is packed as for Wan2.1-Fun-InP: noisy latent, four mask channels,
 latent of the masked video, whose unknown pixels are filled smoothly here (`fill_condition`). What is known varies:
-another view's warp onto this path (as in re-capture), the first frame, first and last, random frames, boxes and
-ellipses, or nothing; prompts are dropped for classifier-free guidance.
+another view's warp onto this path (as in re-capture), all but one object (as in replacement; the prompt may then name
+that object alone), the first frame, first and last, random frames, boxes and ellipses, or nothing; prompts are dropped
+for classifier-free guidance.
 
 It goes on from its checkpoint, or else from the weights in `--out`. Latents are cached beside the data (`--cache`), and
 scenes that are rendered while the training runs join it.
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
@@ -32,6 +34,7 @@ from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
 from pipeline.training import save_state, text
 from pipeline.training.dataset import Stored, load
+from pipeline.training.textures import COLOURS
 from pipeline.training.vae import encode_once
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
@@ -83,23 +86,54 @@ def random_mask(rng: np.random.Generator, frames: int, height: int, width: int) 
     return mask
 
 
-@torch.no_grad()
-def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Tensor]]:
-    """Both recordings of a scene as training targets, each with two things that may be known of it.
+def object_mask(rng: np.random.Generator, objects: Tensor) -> tuple[int, Tensor] | None:
+    """One of the objects (T N H W) that can be seen well, and what is known without it: 1 outside, T 1 H W.
 
-    Each example, float16: `z` C t h w; `known` 2 (4+C) t h w (0: the other view's warp, 1: itself behind a mask).
+    Its outline is widened as a person paints, from a little to its whole box, so that it does not give the shape away.
+    """
+    share = objects.float().mean((0, 2, 3))
+    seen = [i for i in range(objects.shape[1]) if 0.004 < share[i] < 0.35]
+    if not seen:
+        return None
+    index = int(rng.choice(seen))
+    hidden = objects[:, index : index + 1].float()
+    if rng.uniform() < 0.4:
+        rows, columns = hidden.amax(-1, keepdim=True), hidden.amax(-2, keepdim=True)
+        hidden = rows * columns
+    reach = int(rng.integers(1, 9))
+    return index, 1 - F.max_pool2d(hidden, 2 * reach + 1, 1, reach)
+
+
+def short_name(name: str) -> str:
+    """Colour and shape of an object alone: "a red ball" of "a glossy red striped ball"."""
+    words = name.split()
+    if "in" in words:  # "a person in red"
+        return name
+    colour = next(word for word in words if word in COLOURS)
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {words[-1]}"
+
+
+@torch.no_grad()
+def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
+    """Both recordings of a scene as training targets, each with two or three things that may be known of it.
+
+    Each example: float16 `z` C t h w and `known` n (4+C) t h w (0: the other view's warp, 1: itself behind a random
+    mask, 2: itself without one object), and the `name` of that object, "" if there is none to be seen (n = 2).
     """
     views = [
-        (stored.target, stored.source, stored.source_z, stored.source_path, stored.target_path),
-        (stored.source, stored.target, stored.target_z, stored.target_path, stored.source_path),
+        (stored.target, stored.source, stored.source_z, stored.source_path, stored.target_path, stored.target_objects),
+        (stored.source, stored.target, stored.target_z, stored.target_path, stored.source_path, stored.source_objects),
     ]
     flip = rng.uniform() < 0.5
     examples = []
-    for clean, other, z, path, along in views:
+    for clean, other, z, path, along, objects in views:
         clean, other = clean.float() / 255, other.float() / 255
         warped = warp_to_path(other, z.float(), path, along)
         knowns = [(warped.video, warped.mask.float())]
         knowns.append((clean, random_mask(rng, len(clean), *clean.shape[-2:])))
+        cut = object_mask(rng, objects)
+        if cut is not None:
+            knowns.append((clean, cut[1]))
         clips = [clean] + [fill_unknown(Measurement(video * mask, mask > 0)) for video, mask in knowns]
         masks = [mask for _, mask in knowns]
         if flip:
@@ -107,7 +141,8 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
         batch = torch.stack(clips).to(device).mul(2).sub(1).transpose(1, 2)
         latents = torch.cat([normalise(vae, encode_once(vae, clip[None])) for clip in batch]).cpu()
         known = torch.stack([torch.cat([group_mask(m), c]) for m, c in zip(masks, latents[1:], strict=True)])
-        examples.append({"z": latents[0].half(), "known": known.half()})
+        name = stored.names[cut[0]] if cut is not None else ""
+        examples.append({"z": latents[0].half(), "known": known.half(), "name": name})
     return examples
 
 
@@ -148,7 +183,7 @@ class Examples:
 
     def __init__(self, cache: Path) -> None:
         self.cache, self.seen = cache, set()
-        self.items: list[tuple[dict[str, Tensor], str]] = []
+        self.items: list[tuple[dict[str, Any], str]] = []
 
     def refresh(self) -> None:
         for path in sorted(self.cache.glob("*.pt")):
@@ -163,15 +198,19 @@ def draw(
 ) -> tuple[Tensor, Tensor, list[str]]:
     """A batch of z (B C t h w), known (B 4+C t h w) and captions; cut to `window` latent cells if given.
 
-    Known is the warp in half of the examples, nothing in a sixth; every eighth prompt is empty.
+    Known is the warp in two fifths of the examples, all but an object in another quarter, nothing in an eighth. Every
+    eighth prompt is empty; where an object is to be made, two thirds name just that.
     """
     zs, knowns, captions = [], [], []
     for index in rng.integers(len(items), size=count):
         example, caption = items[index]
-        choice = rng.choice(3, p=[0.5, 0.34, 0.16])
+        choice = rng.choice(4, p=[0.4, 0.2, 0.28, 0.12])
         z = example["z"].float()
-        if choice < 2:
-            known = example["known"][choice].float()
+        if choice == 2 and example["name"]:
+            name = example["name"] if rng.uniform() < 0.5 else short_name(example["name"])
+            caption = name if rng.uniform() < 0.67 else f"{name}, {caption}"
+        if choice < 3:
+            known = example["known"][choice if choice < 2 or example["name"] else 1].float()
         else:
             known = torch.cat([torch.zeros(4, *z.shape[1:]), grey.expand_as(z)])
         if window is not None:
@@ -225,11 +264,14 @@ def noise_levels(count: int, generator: torch.Generator, shift: float = SHIFT**2
 def validation(transformer, encoder, tokenizer, items: list, grey: Tensor, device) -> dict[str, float]:
     """Velocity error on held-out scenes at fixed noise, by what is known: warp, random, nothing."""
     out = {}
-    for name, choice in (("warp", 0), ("random", 1), ("nothing", None)):
+    for name, choice in (("warp", 0), ("random", 1), ("object", 2), ("nothing", None)):
         total = []
         for sigma in (0.9, 0.6, 0.3):
             generator = torch.Generator().manual_seed(1)
             for example, caption in items:
+                if choice == 2 and not example["name"]:
+                    continue
+                caption = short_name(example["name"]) if choice == 2 else caption
                 z = example["z"].float()[None]
                 blank = torch.cat([torch.zeros(4, *z.shape[2:]), grey.expand_as(z[0])])
                 known = (blank if choice is None else example["known"][choice].float())[None]

@@ -171,7 +171,8 @@ def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _name(solid: Solid) -> str:
+def object_name(solid: Solid) -> str:
+    """Such as "a glossy red striped ball", as captions say it."""
     if solid.shape == "person":
         return f"a person in {solid.colour}"
     glossy = "glossy " if solid.parts[0].material.gloss > GLOSSY else ""
@@ -179,7 +180,7 @@ def _name(solid: Solid) -> str:
 
 
 def _phrase(solid: Solid) -> str:
-    return f"{_name(solid)} {MOTIONS[solid.motion]}"
+    return f"{object_name(solid)} {MOTIONS[solid.motion]}"
 
 
 def _light(rng: np.random.Generator, place: str, planes: tuple[Plane, ...], device) -> tuple[Light, Tensor, str]:
@@ -506,7 +507,7 @@ def _passing_behind(rng, frames: int, where: Place, device) -> tuple[Part | Soli
     mover = build(device)
     if not pillar:
         front = build_front(device)
-        return front, mover, f"{_phrase(mover)} {_name(front)}", [front_track, track]
+        return front, mover, f"{_phrase(mover)} {object_name(front)}", [front_track, track]
     colour, kind = str(rng.choice(["grey", "white", "brown", "red"])), str(rng.choice(["bricks", "plain", "cracks"]))
     shape = str(rng.choice(["cylinder", "box"]))
     post = _part(shape, (radius, half, radius), (stand[0], -half, stand[1]), _paint(rng, colour, kind, device))
