@@ -80,17 +80,33 @@ def test_random_masks_are_of_every_kind():
     assert any(((f > 0) & (f < 1)).all() for f in by_frame)  # shapes
 
 
+def test_a_mask_of_one_object_hides_it_and_its_short_name_names_it():
+    objects = torch.zeros(5, 3, 32, 48, dtype=torch.bool)
+    objects[:, 0, 10:18, 10:22] = True
+    objects[:, 1, 0, 0] = True  # too small to be asked for
+    for seed in range(8):
+        index, known = prior.object_mask(np.random.default_rng(seed), objects)
+        assert index == 0 and known.shape == (5, 1, 32, 48) and not (known[:, 0] * objects[:, 0]).any()
+        assert 0.3 < known.mean() < 1
+    assert prior.object_mask(np.random.default_rng(0), objects[:, 1:]) is None
+    assert prior.short_name("an orange egg") == "an orange egg"
+    assert prior.short_name("a glossy red striped ball") == "a red ball"
+    assert prior.short_name("a person in white") == "a person in white"
+
+
 def test_prior_examples_and_loss(tmp_path, started):
     stored = load(render_to(tmp_path, 4, FRAMES, SIZE))
     examples = prior.make_examples(stored, started, np.random.default_rng(0), "cpu")
     channels = vae.CONFIG["z_dim"]
     assert [e["z"].shape for e in examples] == [(channels, 3, 4, 6)] * 2
-    assert [e["known"].shape for e in examples] == [(2, 4 + channels, 3, 4, 6)] * 2
+    assert [e["known"].shape for e in examples] == [(3 if e["name"] else 2, 4 + channels, 3, 4, 6) for e in examples]
     items = [(example, stored.caption) for example in examples]
     grey = torch.zeros(channels, 3, 1, 1)
     z, known, captions = prior.draw(items, 8, (2, 4), np.random.default_rng(1), grey)
     assert z.shape == (8, channels, 3, 2, 4) and known.shape == (8, 4 + channels, 3, 2, 4)
-    assert set(captions) <= {"", stored.caption}
+    names = {e["name"] for e in examples}
+    said = {"", stored.caption} | names | {prior.short_name(name) for name in names if name}
+    assert all(c in said or c.endswith(f", {stored.caption}") for c in captions)
 
     text.train_tokenizer([stored.caption], tmp_path / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")

@@ -1,0 +1,294 @@
+"""How good the small models are, on scenes and clips that no training saw: one table, next to what is aimed at.
+
+    python -m pipeline.evaluation.nano [--clips CLIP ...] [--depth-of CLIP DEPTH]
+
+Scenes are of the procedural world, seeds below 100000; all come from `--first-seed` on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.backbone import Backbone, read_settings
+from pipeline.camera import invert_rigid, project, transform, unproject
+from pipeline.depth import estimate_depth, load_depth, load_depth_model
+from pipeline.evaluation.metrics import psnr
+from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
+from pipeline.measurement import Measurement
+from pipeline.models import resolve
+from pipeline.render import DoneEvent, RenderRequest, get_backbone, prepare, render, solve
+from pipeline.segment import grow
+from pipeline.training import classifier
+from pipeline.training.depth import affine_disparity
+from pipeline.training.textures import COLOURS
+from pipeline.training.world import FAR, SHAPES, Sample, View, object_name, render_sample
+from pipeline.video import Clip, crop_to_aspect, read_video, resize, write_video
+
+FRAMES, SIZE = 17, (128, 208)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure: what was reached, in words with its unit, and what is aimed at."""
+
+    name: str
+    reached: str
+    aim: str
+
+
+def table(rows: list[Row]) -> str:
+    lines = ["| figure | reached | aim |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {row.name} | {row.reached} | {row.aim} |" for row in rows])
+
+
+def scenes(first_seed: int, count: int) -> Iterator[Sample]:
+    for seed in range(first_seed, first_seed + count):
+        yield render_sample(seed, frames=FRAMES, size=SIZE)
+
+
+def mean_with_error(values: list[float], form: str = ".2f") -> str:
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return f"{np.mean(values):{form}} ± {error:{form.lstrip('+')}}"
+
+
+# --- the VAE ----------------------------------------------------------------------------------------------------------
+
+
+def reconstruction(backbone: Backbone, frames: Float[Tensor, "T 3 H W"]) -> float:
+    """PSNR in dB of a clip encoded and decoded."""
+    return psnr(backbone.decode(backbone.encode(frames)).cpu(), frames)
+
+
+def blocks(frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "N D"]:
+    """The 4x8x8-pixel blocks of a clip after its first frame, as rows."""
+    whole = frames[1 : 1 + (len(frames) - 1) // 4 * 4]
+    return rearrange(whole, "(t a) c (h b) (w d) -> (t h w) (c a b d)", a=4, b=8, d=8).double()
+
+
+def principal_components(fit_on: list[Tensor], frames: Tensor, count: int) -> float:
+    """PSNR in dB of a clip's blocks from `count` principal components fitted on other clips: the linear floor."""
+    rows = torch.cat([blocks(clip) for clip in fit_on])
+    mean = rows.mean(0)
+    _, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean))
+    basis = vectors[:, -count:]
+    own = blocks(frames) - mean
+    error = (own - own @ basis @ basis.T).square().mean().item()
+    return -10 * math.log10(error)
+
+
+def real_clip(path: str) -> Float[Tensor, "T 3 H W"]:
+    """The first frames of a clip at the size at which the nano models work."""
+    clip = crop_to_aspect(read_video(path, frames=FRAMES), SIZE)
+    return resize(clip.frames, SIZE).clamp(0, 1)
+
+
+# --- holes ------------------------------------------------------------------------------------------------------------
+
+
+def flow_error(video: Float[Tensor, "T 3 H W"], view: View, holes: Bool[Tensor, "T 1 H W"]) -> float | None:
+    """Mean absolute change of colour along the true motion of what stands still in the scene, where holes are; or None.
+
+    The motion follows from the view's true depth and cameras; objects that move by themselves are left out, and what is
+    hidden in the next frame.
+    """
+    z, path = view.z, view.path
+    points = transform(path.world_from_cam, unproject(z, path.K))[:-1]
+    uv, ahead = project(transform(invert_rigid(path.world_from_cam[1:]), points), path.K[1:])
+    height, width = z.shape[1:]
+    grid = torch.stack([uv[..., 0] * (2 / width) - 1, uv[..., 1] * (2 / height) - 1], -1)
+    next_z = F.grid_sample(z[1:, None], grid, mode="nearest", align_corners=False)[:, 0]
+    next_colour = F.grid_sample(video[1:], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    inside = (grid.abs() <= 1).all(-1) & ((next_z - ahead).abs() < 0.02 * ahead) & (z[:-1] < 0.99 * FAR)
+    counted = inside & holes[:-1, 0] & ~view.objects[:-1].any(1)
+    if counted.sum() < 200:
+        return None
+    return (next_colour - video[:-1]).abs().mean(1)[counted].mean().item()
+
+
+# --- replacement ------------------------------------------------------------------------------------------------------
+
+
+def replacement(
+    backbone: Backbone, sample: Sample, rng: np.random.Generator, request: RenderRequest = BASE
+) -> tuple[Tensor, Tensor, str] | None:
+    """A well seen solid of a scene replaced by one of another colour and shape: the raw result, what was hidden
+    T H W, and the prompt; None if the scene has no such solid."""
+    view = sample.source
+    share = view.objects.float().mean((0, 2, 3))
+    seen = [i for i, s in enumerate(sample.scene.solids) if s.shape in SHAPES and 0.01 < share[i] < 0.3]
+    if not seen:
+        return None
+    index = int(rng.choice(seen))
+    solid = sample.scene.solids[index]
+    colour = str(rng.choice([c for c in COLOURS if c != solid.colour]))
+    shape = str(rng.choice([s for s in SHAPES if s != solid.shape]))
+    prompt = f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
+    hidden = view.objects[:, index]
+    # its box, so that the outline of the old one does not decide on the new one
+    hidden = grow(hidden.any(2, keepdim=True) & hidden.any(1, keepdim=True), 3)
+    measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None])
+    request = replace(request, prompt=prompt)
+    problem = prepare(backbone, measurement, view.frames, request, target=view.frames)
+    z = problem.noise
+    for step in solve(backbone, problem, request):
+        z = step.z
+    return backbone.decode(z).cpu(), hidden, prompt
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    backbone_ref: str,
+    *,
+    first_seed: int,
+    count: int,
+    replacements: int,
+    clips: list[str],
+    depth_of: tuple[str, str] | None,
+    say: Callable[[str], None],
+) -> list[Row]:
+    """All figures that can be had from what is given; the others say what they need."""
+    backbone, folder = get_backbone(backbone_ref), Path(resolve(backbone_ref))
+    channels = backbone.latent_channels
+    rows: list[Row] = []
+    over, over_prior, flicker, vae, errors = [], [], [], [], []
+    settings = read_settings(folder)
+    depth_model = load_depth_model(settings.depth, "cpu") if settings.depth else None
+    for number, sample in enumerate(scenes(first_seed, count), 1):
+        measurement, truth = measure_sample(sample), sample.target.frames
+        holes = ~measurement.mask
+        vae.append(reconstruction(backbone, truth))
+        if depth_model is not None:
+            for view in (sample.source, sample.target):
+                found, solid = estimate_depth(view.frames, depth_model).z, view.z < 0.99 * FAR
+                scaled = affine_disparity(found[solid], view.z[solid])
+                errors.append(((scaled - view.z[solid]).abs() / view.z[solid]).mean().item())
+        if holes.float().mean() > 0.005:
+            result = recapture_sample(backbone, sample, measurement, BASE)
+            alone = recapture_sample(backbone, sample, measurement, replace(BASE, solver="none"))
+            over.append(psnr(result, truth, holes) - psnr(telea(measurement), truth, holes))
+            over_prior.append(psnr(result, truth, holes) - psnr(alone, truth, holes))
+            ours, true = (flow_error(video, sample.target, holes) for video in (result, truth))
+            if ours is not None and true is not None:
+                flicker.append(ours / max(true, 1e-4))
+        say(f"scene {number} of {count}")
+    rows.append(Row(f"VAE, {count} unseen scenes", f"{mean_with_error(vae)} dB", "≥ 32 dB"))
+    if clips:
+        videos = {path: real_clip(path) for path in clips}
+        own = {path: reconstruction(backbone, video) for path, video in videos.items()}
+        rows.append(Row(f"VAE, {len(clips)} real clips", f"{np.mean(list(own.values())):.2f} dB", "≥ 29 dB"))
+        if len(clips) > 1:
+            linear = [
+                principal_components([v for p, v in videos.items() if p != path], videos[path], channels)
+                for path in clips
+            ]
+            gain = float(np.mean([own[path] - floor for path, floor in zip(clips, linear, strict=True)]))
+            note = f"{gain:+.2f} dB ({np.mean(linear):.2f} dB)"
+            rows.append(Row(f"the same above {channels} principal components of the other clips", note, "≥ +2 dB"))
+    else:
+        rows.append(Row("VAE, real clips", "not measured: give --clips", "≥ 29 dB"))
+    rows.append(Row("holes, above OpenCV's Telea", f"{mean_with_error(over, '+.2f')} dB", "≥ +4 dB"))
+    rows.append(Row("holes, above the prior without guidance", f"{mean_with_error(over_prior, '+.2f')} dB", "≥ +2 dB"))
+    rows.append(Row("flicker in the holes, times the true video's", f"{np.median(flicker):.2f} (median)", "≤ 1.3"))
+    rows += _replacements(backbone, folder, first_seed, replacements, say)
+    if errors:
+        rows.append(Row("depth, AbsRel after scale and shift, surfaces", mean_with_error(errors, ".3f"), "≤ 0.06"))
+    if depth_of and depth_model is not None:
+        frames = read_video(depth_of[0], max_side=416).frames
+        found = estimate_depth(frames, depth_model).z.flatten()[::7]
+        given = load_depth(depth_of[1], len(frames), (frames.shape[-2], frames.shape[-1])).z.flatten()[::7]
+        rank = float(np.corrcoef(rankdata(found.numpy()), rankdata(given.numpy()))[0, 1])
+        rows.append(Row(f"depth, rank correlation on {Path(depth_of[0]).parent.name}", f"{rank:.2f}", "≥ 0.7"))
+    else:
+        rows.append(Row("depth, rank correlation on a real clip", "not measured: give --depth-of", "≥ 0.7"))
+    seconds = render_seconds(backbone_ref)
+    rows.append(Row(f"a render of {FRAMES} frames at {SIZE[0]}x{SIZE[1]}", f"{seconds:.1f} s", "≤ 20 s"))
+    return rows
+
+
+def _replacements(backbone: Backbone, folder: Path, first_seed: int, count: int, say) -> list[Row]:
+    path = folder / "classifier"
+    if not path.is_dir():
+        return [Row("replacement, colour and shape both right", "not measured: no classifier", "≥ 85 %")]
+    judge = classifier.Classifier.from_pretrained(path).float().eval()
+    rng, seed, asked = np.random.default_rng(0), first_seed, []
+    true: list[tuple[bool, bool]] = []
+    while len(asked) < count:
+        sample = render_sample(seed, frames=FRAMES, size=SIZE)
+        seed += 1
+        made = replacement(backbone, sample, rng)
+        if made is None:
+            continue
+        result, hidden, prompt = made
+        asked.append(_judged(judge, result, hidden, prompt))
+        for i, solid in enumerate(sample.scene.solids):  # what the classifier says of true objects
+            objects = sample.source.objects[:, i]
+            if solid.shape in SHAPES and 0.01 < objects.float().mean() < 0.3:
+                true.append(_judged(judge, sample.source.frames, grow(objects, 3), object_name(solid)))
+        say(f"replacement {len(asked)} of {count}")
+    share = lambda found: " / ".join(f"{100 * v:.0f} %" for v in (*np.mean(found, 0), np.mean(np.all(found, 1))))
+    return [
+        Row(f"replacement, {count} scenes: colour / shape / both right", share(asked), "≥ 85 % both"),
+        Row(f"the classifier itself, {len(true)} true objects of these scenes", share(true), ""),
+    ]
+
+
+@torch.no_grad()
+def _judged(judge: classifier.Classifier, frames: Tensor, hidden: Tensor, name: str) -> tuple[bool, bool]:
+    wanted = classifier.labels(name)
+    assert wanted is not None
+    colour, shape = judge(classifier.cut_outs(frames, hidden)[None])
+    return int(colour.argmax()) == wanted[0], int(shape.argmax()) == wanted[1]
+
+
+def render_seconds(backbone_ref: str) -> float:
+    """From a video file to a video file, the models being loaded already."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        write_video(clip, Clip(render_sample(1, frames=FRAMES, size=SIZE).source.frames, 12.0))
+        started = time.perf_counter()
+        *_, last = render(RenderRequest(str(clip), backbone=backbone_ref, size=SIZE), Path(folder) / "out")
+        assert isinstance(last, DoneEvent), last
+        return time.perf_counter() - started
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="nano")
+    parser.add_argument("--scenes", type=int, default=16)
+    parser.add_argument("--replacements", type=int, default=40)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--clips", nargs="+", default=[], metavar="CLIP", help="real clips, for the VAE")
+    parser.add_argument("--depth-of", nargs=2, metavar=("CLIP", "DEPTH"), help="a real clip and its given depth")
+    args = parser.parse_args(arguments)
+    say = lambda words: print(words, file=sys.stderr, flush=True)
+    rows = evaluate(
+        args.backbone,
+        first_seed=args.first_seed,
+        count=args.scenes,
+        replacements=args.replacements,
+        clips=args.clips,
+        depth_of=args.depth_of,
+        say=say,
+    )
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
