@@ -1,0 +1,135 @@
+"""An object painted over with a mouse, followed, and replaced, in a real browser."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.browser.test_app import analysed, upload, wait_other_picture, wait_words
+
+pytestmark = pytest.mark.browser
+
+
+def open_tab(page) -> None:
+    page.click("button[role=tab]:has-text('Replace an object')")
+    page.wait_for_selector("#paint canvas", state="visible")
+    page.wait_for_timeout(800)  # the editor fits the picture into its frame
+    page.evaluate("document.querySelector('#paint').scrollIntoView({block: 'center'})")
+
+
+def stroke(page, *points: tuple[float, float], size=(240, 416)) -> None:
+    """A stroke through points in shares of the picture, of size (h, w), that the canvas shows as large as fits."""
+    box = page.locator("#paint canvas").first.bounding_box()
+    height, width = size
+    scale = min(box["width"] / width, box["height"] / height)
+    place = lambda u, v: (
+        box["x"] + box["width"] / 2 + (u - 0.5) * width * scale,
+        box["y"] + box["height"] / 2 + (v - 0.5) * height * scale,
+    )
+    page.mouse.move(*place(*points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*place(*point), steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(400)
+
+
+def share_replaced(page) -> float:
+    words = page.inner_text("#mask-status")
+    return float(re.search(r"([\d.]+) %", words)[1])
+
+
+def test_paint_follow_correct_and_render(visit, clip):
+    page = visit()
+    upload(page, clip)
+    analysed(page)
+    page.wait_for_selector("#editor[data-points], #editor [data-points]")
+    open_tab(page)
+
+    # nothing painted yet: it says what to do, both here and at Render
+    page.click("#paint-follow")
+    wait_words(page, "mask-status", "Paint over the object first")
+    page.click("#change label:has-text('The object')")
+    page.click("#render")
+    wait_words(page, "progress", "paint over it")
+
+    # the disc of the clip stands at (100, 120) of 416x240 at first: a dot on it, completed, followed
+    stroke(page, (0.24, 0.5), (0.26, 0.5))
+    page.click("#paint-complete")
+    wait_words(page, "mask-status", "follow it through the clip")
+    page.click("#paint-follow")
+    wait_words(page, "mask-status", "will be replaced", timeout=90_000)
+    disc = 100 * np.pi * 45**2 / (240 * 416)
+    assert 0.8 * disc < share_replaced(page) < 2 * disc  # widened, and with some like-coloured neighbours
+    page.wait_for_selector("#mask[data-shown], #mask [data-shown]")
+    with_mask = page.get_attribute("#mask img", "src")
+    page.click("#mask-shown input")
+    wait_other_picture(page, "mask", with_mask)
+
+    # wider; then a second object on another frame, and followed again
+    before = share_replaced(page)
+    page.fill("#grow input[type=number]", "6")
+    page.press("#grow input[type=number]", "Enter")
+    page.locator("#grow input[type=range]").dispatch_event("pointerup")
+    page.wait_for_timeout(300)
+    page.fill("#paint-frame input[type=number]", "5")
+    page.press("#paint-frame input[type=number]", "Enter")
+    page.locator("#paint-frame input[type=range]").dispatch_event("pointerup")
+    page.wait_for_timeout(2500)
+    stroke(page, (0.75, 0.75), (0.9, 0.75), (0.9, 0.85), (0.75, 0.85))
+    page.click("#paint-follow")
+    page.wait_for_function(
+        "before => parseFloat(document.getElementById('mask-status').innerText) > before + 1",
+        arg=before,
+        timeout=90_000,
+    )
+
+    # replaced, and what came of it
+    page.fill("#prompt textarea, #prompt input", "a blue box")
+    page.click("#render")
+    wait_words(page, "progress", "^Done", timeout=120_000)
+    page.wait_for_selector("#result", state="visible")
+    page.wait_for_function("[...document.querySelectorAll('#compare video')].every(v => v.readyState >= 2)")
+    assert "followed" not in page.inner_text("#progress")
+    assert "model's own" in page.inner_text("#figures")
+
+    # clearing returns to the camera path
+    page.click("#paint-clear")
+    page.wait_for_function("document.querySelector('#change input:checked').value === 'camera'")
+
+
+def test_masks_from_files(visit, clip, tmp_path):
+    page = visit()
+    upload(page, clip)
+    analysed(page)
+    open_tab(page)
+    page.click("#replace-files > button")
+    page.wait_for_timeout(600)
+    page.set_input_files("#mask-file input[type=file]", str(_picture(tmp_path / "empty.png", 0)))
+    wait_words(page, "mask-status", "empty.png")
+    assert page.query_selector("#mask-status [role=alert]") and "/tmp" not in page.inner_text("#mask-status")
+    page.click("#mask-file button[aria-label=Clear], #mask-file button[aria-label='Remove this file']")
+    page.set_input_files("#mask-file input[type=file]", str(_picture(tmp_path / "disc.png", 255)))
+    wait_words(page, "mask-status", "will be replaced", timeout=90_000)
+    assert page.is_checked("#change input[value=object]")
+
+
+def _picture(path, value: int):
+    y, x = np.mgrid[:240, :416]
+    disc = (x - 100) ** 2 + (y - 120) ** 2 < 45**2
+    Image.fromarray(np.where(disc, value, 0).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_tab_fits_its_page(visit, clip, width):
+    page = visit(width, 900)
+    upload(page, clip)
+    analysed(page)
+    open_tab(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for name in ("paint", "paint-follow", "mask", "grow", "remove"):
+        box = page.locator(f"#{name}").bounding_box()
+        assert box["width"] > 80 and box["x"] >= 0 and box["x"] + box["width"] <= width, name
