@@ -345,6 +345,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
         add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+        add("--seam", type=float, help="percent of the shorter side over which clip and model fade (default 1)")
 
     added = command("recapture", recapture)
     source(added)

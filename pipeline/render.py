@@ -34,7 +34,7 @@ from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
 from pipeline.sampler import Step, flow_sigmas, sample, within
-from pipeline.segment import grow, load_mask, propagate
+from pipeline.segment import follow, follower, grow, load_mask
 from pipeline.solvers import SOLVERS
 from pipeline.video import (
     Clip,
@@ -81,7 +81,8 @@ class RenderRequest:
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
-    composite: put the untouched known pixels back, at the clip's full resolution.
+    composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
+        over which they fade into the model's, inside of what is known; 0 is a hard cut.
     """
 
     clip: str
@@ -115,6 +116,7 @@ class RenderRequest:
     backbone: str = "nano"
     depth: str | None = None
     composite: bool = True
+    seam: float = 1.0
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -207,6 +209,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.invert, bool), "invert", "true or false")
     need(not request.remove or request.mask is not None, "remove", "false where there is no mask to say what to remove")
     need(isinstance(request.composite, bool), "composite", "true or false")
+    need(_is_number(request.seam) and 0 <= request.seam <= 20, "seam", "from 0 to 20 percent")
 
 
 @dataclass(frozen=True)
@@ -358,9 +361,9 @@ def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | An
     given = read_mask(request.mask, analysis, start=request.start, stride=request.stride, frame=request.mask_frame)
     notes = analysis.notes
     if len(given) < len(analysis.full.frames):
-        notes += (f"The object was followed from {_painted_words(list(given))} through the clip.",)
+        notes += (f"The object was followed from {_painted_words(list(given))} through the clip by {follower()}.",)
     followed = None
-    for event in propagate(analysis.full.frames, given):
+    for event in follow(analysis.full.frames, given):
         if isinstance(event, Tensor):
             followed = event
         else:
@@ -616,7 +619,7 @@ def _render(
     result, composited = raw, None
     if request.composite:
         yield clock.stage("composite", f"Compositing at {full_size[0]}x{full_size[1]}", 0.88)
-        composited = composite(raw, measurement, seam_pixels=_seam(size))
+        composited = composite(raw, measurement, seam_pixels=_seam(request, size))
         result = composited if full_size == size else _composite_full(raw, analysis, request)
 
     yield clock.stage("measure", "Measuring", 0.92)
@@ -945,8 +948,9 @@ def _see_behind(analysis: Analysis) -> Analysis:
     )
 
 
-def _seam(size: tuple[int, int]) -> int:
-    return max(2, round(min(size) / 100))
+def _seam(request: RenderRequest, size: tuple[int, int]) -> int:
+    pixels = request.seam / 100 * min(size)
+    return max(2, round(pixels)) if pixels else 0  # less than two could not be seen
 
 
 def _composite_full(raw: Tensor, analysis: Analysis, request: RenderRequest) -> Float[Tensor, "T 3 H W"]:
@@ -954,7 +958,7 @@ def _composite_full(raw: Tensor, analysis: Analysis, request: RenderRequest) -> 
     parts = []
     for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
         span = slice(first, first + 4)
-        parts.append(composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(size)))
+        parts.append(composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(request, size)))
     return torch.cat(parts)
 
 

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -235,12 +236,6 @@ def grow(mask: Bool[Tensor, "*T H W"], pixels: float) -> Bool[Tensor, "*T H W"]:
     if pixels < 0:
         return ~grow(~mask, -pixels)
     return _each(lambda m: _distance_to(m) <= pixels, mask).bool()
-
-
-def feather(mask: Bool[Tensor, "*T H W"], pixels: float) -> Float[Tensor, "*T H W"]:
-    """1 on the object (True), falling smoothly to 0 at a distance of more than `pixels` from it."""
-    ramp = _each(lambda m: 1 - _distance_to(m) / (pixels + 1), mask).clamp(0, 1) if pixels > 0 else mask.float()
-    return ramp * ramp * (3 - 2 * ramp)
 
 
 def fill_holes(mask: Bool[Tensor, "*T H W"]) -> Bool[Tensor, "*T H W"]:
@@ -607,6 +602,36 @@ def track_with_sam2(
     for t in times:
         mask[t] = painted[t]
     yield mask.to(frames.device)
+
+
+# --- whichever there is -----------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _sam2_at_hand() -> Any:
+    try:
+        return load_sam2(SAM2, "cuda" if torch.cuda.is_available() else "cpu")
+    except InputError:
+        return None
+
+
+def follower() -> str:
+    """What `follow` uses on this machine, in words."""
+    return "optical flow" if _sam2_at_hand() is None else "SAM 2"
+
+
+def follow(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[tuple[int, int] | Bool[Tensor, "T H W"]]:
+    """The painted object through a clip, by SAM 2 if its weights are in the hub's cache, else as `propagate` does.
+
+    Nothing is downloaded: `hf download facebook/sam2-hiera-tiny-hf` brings the weights. What surrounds itself in a
+    frame that was not painted is filled.
+    """
+    model = _sam2_at_hand()
+    for event in propagate(frames, painted) if model is None else track_with_sam2(frames, painted, model):
+        if isinstance(event, Tensor):
+            given = torch.tensor([t in painted for t in range(len(event))]).view(-1, 1, 1)
+            event = torch.where(given, event, fill_holes(event))
+        yield event
 
 
 def complete(frame: Float[Tensor, "3 H W"], marks: Bool[Tensor, "H W"]) -> Bool[Tensor, "H W"]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import InputError
+from pipeline import InputError, segment
 from pipeline.segment import (
-    feather,
+    complete,
     fill_holes,
     grow,
     load_mask,
@@ -193,14 +193,6 @@ def test_growing_and_shrinking():
     assert grow(full, -5).all() and not grow(~full, 5).any()
 
 
-def test_feathering_is_one_on_the_object_and_falls_to_zero():
-    mask = square()[None]
-    soft = feather(mask, 4)
-    assert soft.shape == mask.shape and (soft[mask] == 1).all()
-    assert torch.equal(soft > 0, grow(mask, 4.9)) and (soft[0, 18, 31:].diff() <= 0).all()
-    assert torch.equal(feather(mask, 0), mask.float())
-
-
 def test_holes_are_filled_in_each_frame():
     ring = square() & ~square(top=14, left=19, side=8)
     open_ring = ring & ~square(top=17, left=10, side=2)
@@ -308,3 +300,27 @@ def test_damaged_and_missing_files_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"neither this nor that" * 9)
     with pytest.raises(InputError, match=f"{name} cannot be read"):
         load_mask(tmp_path / name, 1, SIZE)
+
+
+def test_a_dot_is_completed_to_the_object():
+    y, x = np.mgrid[:96, :160]
+    disc = torch.from_numpy((x - 60) ** 2 + (y - 50) ** 2 < 28**2)
+    generator = torch.Generator().manual_seed(0)
+    ground = 0.45 + 0.1 * torch.rand(3, 96, 160, generator=generator)
+    frame = torch.where(disc, torch.tensor([0.8, 0.2, 0.2]).view(3, 1, 1) + 0.05 * ground, ground)
+    dot = torch.zeros(96, 160, dtype=torch.bool)
+    dot[48:52, 58:62] = True
+    found = complete(frame, dot)
+    assert (found & disc).sum() / (found | disc).sum() > 0.93
+    with pytest.raises(InputError, match="no mark"):
+        complete(frame, torch.zeros_like(dot))
+
+
+def test_without_weights_of_sam2_optical_flow_follows(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert segment.follower() == "optical flow"
+    ring = square() & ~square(top=14, left=19, side=8)
+    clip = torch.where(ring, 0.9, 0.3).expand(3, 3, *SIZE).clone()
+    *_, mask = segment.follow(clip, {1: ring})
+    assert torch.equal(mask[1], ring), "what was painted stays as it was"
+    assert mask[0, 18, 23] and mask[2, 18, 23], "what is surrounded is filled in the other frames"

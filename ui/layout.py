@@ -56,6 +56,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "height": ("Working height", int),
     "width": ("Working width", int),
     "fov": ("Field of view (degrees)", float),
+    "seam": ("Soft seam (percent)", float),
 }
 CHOICES: dict[str, dict[str, str]] = {
     "latent_mask": {"training-free": "Continuous", "binary": "Binary"},
@@ -778,7 +779,7 @@ def _advanced() -> dict[str, Any]:
         choice("condition", "The model is shown", CONDITIONS)
     numbers("gamma", "cg_iterations", "guide_from", "guide_until")
     numbers("frames", "start", "stride")
-    numbers("height", "width", "fov")
+    numbers("height", "width", "fov", "seam")
     controls["composite"] = gr.Checkbox(
         value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
     )

@@ -17,7 +17,7 @@ import torch
 
 from pipeline import InputError
 from pipeline.render import Analysis, read_mask, size_of, to_uint8
-from pipeline.segment import complete, grow, propagate
+from pipeline.segment import complete, follow, grow
 from pipeline.video import resize
 from ui import media, widgets
 
@@ -279,7 +279,7 @@ def connect(
     def follow_from(paint: dict[int, np.ndarray], values: tuple, analysis: Analysis):
         yield {tab.status: widgets.status_html("Following the object …", "busy", 0.0)}
         masks = {frame: torch.from_numpy(mask) for frame, mask in paint.items()}
-        for event in propagate(analysis.full.frames, masks):
+        for event in follow(analysis.full.frames, masks):
             if isinstance(event, torch.Tensor):
                 path = write_mask(new_folder() / "mask.npz", event.numpy(), analysis)
                 mask = {"path": str(path), "of": frames_of(values)}

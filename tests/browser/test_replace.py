@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+
 from tests.browser.test_app import analysed, upload, wait_other_picture, wait_words
 
 pytestmark = pytest.mark.browser
