@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from pipeline.training import prior, text, vae
+from pipeline.training import classifier, prior, text, vae
 from pipeline.training.dataset import load, render_to
 from pipeline.training.world import render_sample
 
@@ -141,3 +141,29 @@ def test_velocity_levels_are_shifted():
     levels = prior.noise_levels(4000, torch.Generator().manual_seed(0), shift=3.0)
     assert levels.min() > 0 and levels.max() <= 1
     assert levels.median() == pytest.approx(3 * 0.5 / (1 + 2 * 0.5), abs=0.03)
+
+
+def test_the_classifier_sees_the_box_and_learns(tmp_path):
+    assert classifier.labels("a glossy red striped ball") == (classifier.NAMES.index("red"), 0)
+    assert classifier.labels("a person in red") is None and classifier.labels("a blue table") is None
+    frames, hidden = torch.zeros(6, 3, 40, 60), torch.zeros(6, 40, 60, dtype=torch.bool)
+    hidden[2:, 4:12, 50:60] = True
+    frames[2:, :, 4:12, 50:60] = 1.0
+    seen = classifier.cut_outs(frames, hidden)
+    assert seen.shape == (classifier.VIEWS, 3, classifier.SIDE, classifier.SIDE)
+    assert 0.6 < seen.mean() < 1, "the box, its border repeated where it leaves the picture"
+    assert classifier.cut_outs(frames[:1], hidden[:1]).shape == seen.shape, "nothing hidden, a single frame"
+
+    torch.manual_seed(0)
+    model = classifier.Classifier(width=8)
+    colours = torch.rand(12, 1, 3, 1, 1).expand(12, classifier.VIEWS, 3, classifier.SIDE, classifier.SIDE)
+    numbers = torch.stack([torch.arange(12), torch.arange(12) % 8], 1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        colour, shape = model(colours)
+        loss = torch.nn.functional.cross_entropy(colour, numbers[:, 0])
+        loss = loss + torch.nn.functional.cross_entropy(shape, numbers[:, 1])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert classifier.accuracy(model, (colours * 255).byte(), numbers)["both"] > 0.8

@@ -130,7 +130,7 @@ def replace_tab(grow: float) -> ReplaceTab:
             )
             editor = mask_editor(elem_id="paint", elem_classes="rc-paint", height=430)
             frame = gr.Slider(1, 2, value=1, step=1, label="Frame", buttons=[], elem_id="paint-frame")
-            with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
+            with gr.Row(elem_classes=["rc-buttons", "rc-paint-buttons"]):
                 follow = gr.Button("Follow through the clip", variant="primary", elem_id="paint-follow", scale=3)
                 complete = gr.Button("Complete", elem_id="paint-complete", scale=1)
                 clear = gr.Button("Clear", elem_id="paint-clear", scale=1)

@@ -308,6 +308,9 @@ footer { opacity: .7; }
   .rc-step p { display: none; }
   .rc-actions { flex-wrap: nowrap !important; }
   .rc-actions button { min-width: 0 !important; }
+  .rc-paint-buttons { display: grid !important; grid-template-columns: 1fr 1fr; }
+  .rc-paint-buttons button:first-child { grid-column: 1 / -1; }
+  #paint, #paint > * { height: 300px !important; }
   .rc-figures { grid-template-columns: 1fr 1fr; }
   .rc-bar .rc-time { order: 5; }
 }

@@ -1,0 +1,48 @@
+"""The figures of the small models: the linear floor, flicker along the true motion, the table."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from pipeline.evaluation import nano
+from pipeline.training.world import render_sample
+
+
+def test_principal_components_reconstruct_what_they_span():
+    torch.manual_seed(0)
+    basis, size = torch.randn(6, 3, 4, 8, 8), (9, 16, 24)
+
+    def clip() -> torch.Tensor:
+        weights = 0.02 * torch.randn(2, 2, 3, 6)
+        block = torch.einsum("thwk,kcabd->tahbwdc", weights, basis).reshape(8, 16, 24, 3).permute(0, 3, 1, 2)
+        return torch.cat([torch.zeros(1, 3, *size[1:]), 0.5 + block])
+
+    fit_on, unseen = [clip(), clip()], clip()
+    assert nano.principal_components(fit_on, unseen, 6) > 60
+    few, more = (nano.principal_components(fit_on, unseen, count) for count in (2, 5))
+    assert few < more < 60
+
+
+def test_flicker_is_none_in_a_still_world_and_seen_in_noise():
+    sample = render_sample(8, frames=5, size=(64, 96))
+    view = sample.target
+    everywhere = torch.ones(5, 1, 64, 96, dtype=torch.bool)
+    true = nano.flow_error(view.frames, view, everywhere)
+    noisy = nano.flow_error((view.frames + 0.1 * torch.randn_like(view.frames)).clamp(0, 1), view, everywhere)
+    constant = nano.flow_error(torch.full_like(view.frames, 0.3), view, everywhere)
+    assert constant == pytest.approx(0, abs=1e-6) and true is not None and noisy is not None
+    assert true < 0.06 and noisy > true + 0.04
+    assert nano.flow_error(view.frames, view, ~everywhere) is None
+
+
+@pytest.mark.slow
+def test_the_table_of_the_small_models(capsys):
+    nano.main(["--scenes", "1", "--replacements", "1", "--first-seed", "1"])
+    table = capsys.readouterr().out
+    assert re.search(r"\| VAE, 1 unseen scenes \| \d\d\.\d\d ± nan dB \| ≥ 32 dB \|", table)
+    for name in ("holes, above OpenCV", "flicker", "replacement", "depth, AbsRel", "a render of 17 frames"):
+        assert name in table
+    assert table.count("not measured") <= 3
