@@ -41,14 +41,14 @@ def test_round_trips_return_the_same_cameras(tmp_path, format, move, size):
     assert torch.allclose(fov_again, fov, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_trajectorycrafter_says_the_six_moves(tmp_path, name):
+@pytest.mark.parametrize("name", (*PRESETS, "still"))
+def test_trajectorycrafter_says_the_orbits_and_dollies(tmp_path, name):
     poses, _ = sample_move(preset_move(name), FRAMES, FOV)
     again, _ = sample_move(read_move(written(tmp_path, "trajectorycrafter", preset_move(name))), FRAMES, FOV)
     assert torch.allclose(again, poses, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in MOVES if name not in PRESETS])
+@pytest.mark.parametrize("name", [name for name in MOVES if name not in (*PRESETS, "still")])
 def test_trajectorycrafter_says_no_more_than_it_can(tmp_path, name):
     with pytest.raises(InputError, match="knows only orbits"):
         written(tmp_path, "trajectorycrafter", preset_move(name))

@@ -209,8 +209,9 @@ def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
         file, described = clip.with_suffix(".json"), False
         if file.exists():
             try:
-                request = replace(RenderRequest.from_json(file.read_text(encoding="utf-8")), clip=str(clip))
-                described = True
+                request = RenderRequest.from_json(file.read_text(encoding="utf-8"))
+                mask = str(folder / request.mask) if request.mask else None
+                request, described = replace(request, clip=str(clip), mask=mask), True
             except InputError as error:
                 log.warning("%s: %s", file.name, error)
         examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request, described))
@@ -639,6 +640,9 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         for trigger in (clip.upload, clip.clear, analyse_button.click):
             then_all(trigger(show_analysis, inputs, analysis_outputs, **quiet))
+        # words that came with an example say nothing of a clip of one's own
+        said = {request.prompt for _, request, _ in found}
+        clip.upload(lambda words: "" if words in said else gr.skip(), controls["prompt"], controls["prompt"], **quiet)
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
         changes += [controls["depth"].upload, controls["depth"].clear]

@@ -86,13 +86,6 @@ def write_mask(path: Path, mask: np.ndarray, analysis: Analysis) -> Path:
     return path
 
 
-def cropped(mask: np.ndarray | torch.Tensor, analysis: Analysis) -> np.ndarray:
-    """A mask of the whole picture, ... H W, cut to the part of it that is used."""
-    height, width = size_of(analysis.full.frames)
-    top, left = (mask.shape[-2] - height) // 2, (mask.shape[-1] - width) // 2
-    return np.asarray(mask)[..., top : top + height, left : left + width]
-
-
 def _shown_size(analysis: Analysis) -> tuple[int, int]:
     height, width = size_of(analysis.full.frames)
     scale = min(1.0, MAX_SIDE / max(height, width))
@@ -197,8 +190,11 @@ def connect(
         mask = given(values)["mask"]
         if mask is None or tuple(mask["of"]) != frames_of(values):
             return None
-        with np.load(mask["path"]) as file:
-            return cropped(file["mask"], analysis)
+        _, start, stride, *_ = mask["of"]
+        frames = read_mask(mask["path"], analysis, start=start, stride=stride)
+        return (
+            np.stack([frames[t].numpy() for t in sorted(frames)]) if len(frames) == len(analysis.clip.frames) else None
+        )
 
     def with_paint(value, frame: int, paint: dict, mask: np.ndarray | None, analysis: Analysis) -> dict:
         """What the visitor has painted, with what is new in the editor."""

@@ -1,4 +1,7 @@
-"""Render the clips in examples/ from the procedural world: `python -m pipeline.training.examples`."""
+"""Render the clips in examples/ from the procedural world, and the mask of an object that an example replaces.
+
+    python -m pipeline.training.examples
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pipeline.video import Clip, write_video
 
 FOLDER = Path(__file__).parents[2] / "examples"
 CLIPS = {"ball-behind-pillar": 1044, "street": 1093, "crab-on-sand": 1056}  # name: seed, none of them trained on
+MASKS = {"crab-on-sand": "crab"}  # name: shape of the object
 FRAMES, FPS, SIZE = 25, 12.0, (480, 832)
 
 
@@ -22,6 +26,9 @@ def main() -> None:
         path, words = source_path(rng, scene, FRAMES, SIZE)
         view = render_view(scene, path, SIZE)
         write_video(FOLDER / f"{name}.mp4", Clip(view.frames, FPS))
+        if name in MASKS:
+            index = [solid.shape for solid in scene.solids].index(MASKS[name])
+            np.savez_compressed(FOLDER / f"{name}-mask.npz", mask=view.objects[:, index].numpy())
         print(f"{name}: {scene.caption}, {words}")
 
 

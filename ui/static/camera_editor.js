@@ -128,10 +128,11 @@ async function drawScene(value) {
       camera: { eye: vector(toScene([0, 0, 0])), center: vector(toScene([0, 0, 1])), up: vector([0, 0, 1]) },
     },
   }, { displayModeBar: false, responsive: true, scrollZoom: true, plotGlPixelRatio: 1 });
+  if (scene !== value) return false;
   shownCloud = 0;
   setFov(scene.fov);
   overview();
-  watchView();
+  if (!watching) watchView();
   element.dataset.points = first.n;
   return true;
 }
@@ -159,11 +160,12 @@ async function showCloud() {
   showCloud();
 }
 
-let lastView = '';
+let lastView = '', watching = false;
 function watchView() {
   // Plotly tells of a turned view only when it comes to rest; the overlay has to go with it.
   const p = plot();
-  if (!p || !element.isConnected) return;
+  watching = Boolean(p && element.isConnected);
+  if (!watching) return;
   const now = [...p.glplot.cameraParams.view].map((v) => v.toFixed(5)).join() + view.clientWidth + view.clientHeight + p.glplot.fovy;
   if (now !== lastView) { lastView = now; draw(); }
   requestAnimationFrame(watchView);
@@ -172,7 +174,7 @@ function watchView() {
 // --- the overlay ------------------------------------------------------------------------------------------------------
 
 function draw() {
-  if (!scene || !plot() || !view.clientWidth) return;
+  if (!scene || !affine || !plot() || !view.clientWidth) return; // nothing is drawn yet, or a newer clip is on its way
   const { to } = projector();
   const line = (points) => points.map((p) => p && to(p)).reduce(([d, pen], q) =>
     [q ? `${d}${pen ? 'L' : 'M'}${q[0].toFixed(1)} ${q[1].toFixed(1)}` : d, Boolean(q)], ['', false])[0];
@@ -238,7 +240,7 @@ function changed(tell = true) {
   refresh();
   draw();
   showCloud();
-  if (through && scene && plot()) lookFrom(path(moment), false);
+  if (through && scene && affine && plot()) lookFrom(path(moment), false);
   if (tell) {
     const at = move.keyframes[selected] ? move.keyframes[selected].time : 0;
     props.value = { ...scene, move: { ...copy(move), version: 1 }, own: true };
