@@ -170,11 +170,13 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
             if level >= 2:
                 x = self.up_times[level - 2](x, count)
 
-        out = self.head(x).float()
+        with torch.autocast(x.device.type, enabled=False):  # depths far from 0 would be coarse in bfloat16
+            out = self.head(x.float())
         coarse, weights = out[:, :1], out[:, 1:].unflatten(1, (9, 4)).softmax(1)
         around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, coarse.shape[-2:])
         fine = F.pixel_shuffle((around[:, :, None] * weights).sum(1), 2)
-        return fine[:, 0, :height, :width].unflatten(0, (batch, count))
+        log_z = fine[:, 0, :height, :width].unflatten(0, (batch, count))
+        return log_z - log_z.mean((1, 2, 3), keepdim=True)  # the constant is nobody's: left free, it drifts away in training
 
 
 def _places(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 H W"]:
