@@ -9,6 +9,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline import InputError, render
+from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.moves import MOVES, Move, fov_of
@@ -149,8 +151,18 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
 
 
 def frames_of(request: RenderRequest) -> tuple:
-    """What a mask belongs to: a clip, and which of its frames are used, and how they are cut."""
-    return request.clip, request.start, request.stride, request.frames, request.size
+    """What a mask belongs to: a clip, and which of its frames are used, and how they are cut.
+
+    The clip counts by its content, since Gradio keeps copies of the files that it shows.
+    """
+    clip = Path(request.clip)
+    content = _clip_key(clip, clip.stat().st_mtime_ns) if clip.is_file() else request.clip
+    return content, request.start, request.stride, request.frames, request.size
+
+
+@lru_cache(maxsize=64)
+def _clip_key(clip: Path, changed: int) -> str:
+    return content_key(clip)
 
 
 def _number(value: Any, label: str, kind: type) -> int | float:
@@ -358,8 +370,8 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(3, "What to change", "A new camera path, another object, or both")
-            with gr.Tabs(elem_classes="rc-tabs"):
-                with gr.Tab("Camera path", render_children=True), gr.Row(elem_classes="rc-camera"):
+            with gr.Tabs(elem_classes="rc-tabs") as tabs:
+                with gr.Tab("Camera path", id="camera", render_children=True), gr.Row(elem_classes="rc-camera"):
                     with gr.Column(min_width=300, scale=2):
                         camera = controls["camera"] = gr.Dropdown(
                             [(preset.label, name) for name, preset in MOVES.items()], value=DEFAULTS["camera"],
@@ -396,7 +408,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         editor = controls["move"] = widgets.camera_editor(
                             EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor"
                         )
-                with gr.Tab("Replace an object", render_children=True, elem_id="replace-tab"):
+                with gr.Tab("Replace an object", id="object", render_children=True, elem_id="replace-tab"):
                     tab = mask_editor.replace_tab(DEFAULTS["grow"])
                     controls |= tab.controls
 
@@ -668,9 +680,11 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             def pick(event: gr.EventData):
                 request, described = found[int(event.index)][1:]
                 own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip}
-                return set_controls(request) if described else list(own.values())
+                tab = gr.Tabs(selected="object" if request.mask else "camera")
+                return [*(set_controls(request) if described else own.values()), tab]
 
-            then_all(strip.pick(pick, None, inputs, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
+            picked = strip.pick(pick, None, [*inputs, tabs], **quiet)
+            then_all(picked.then(show_analysis, inputs, analysis_outputs, **quiet))
 
         # --- renders as jobs -----------------------------------------------------------------------------------
 
