@@ -346,7 +346,7 @@ def load_backbone(
                 if found["missing_keys"]:  # which the libraries would fill with noise, and only warn
                     raise InputError(
                         f"The weights of the {component} of the model {ref!r} are not complete: "
-                        f"{', '.join(sorted(found['missing_keys'])[:3])} ... are missing. Fetch them again."
+                        f"{', '.join(sorted(found['missing_keys'])[:3])} ... are missing; fetch them again."
                     )
         except InputError:
             raise
@@ -556,6 +556,8 @@ def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
     from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
 
+    if missing := models.lacking(files[0].parent, [models.ORIGINAL_FILES]):
+        raise InputError(f"Of the weights of the model {ref!r} {', '.join(missing)} are missing; fetch them again.")
     given = _read_json(files[0].parent / "config.json")
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
@@ -571,7 +573,7 @@ def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
             named = [*misfits, *sorted(set(wanted) - set(renamed))]
             raise InputError(
                 f"The weights of the model {ref!r} are not complete, or of another shape than they should be: "
-                f"{', '.join(named[:3])} and {max(0, len(named) - 3)} more. Fetch them again."
+                f"{', '.join(named[:3])} and {max(0, len(named) - 3)} more; fetch them again."
             )
         kept = set(transformer._keep_in_fp32_modules or ())
         weights = {

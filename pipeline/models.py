@@ -242,18 +242,27 @@ _SPECS = (
         ),
     ),
     ModelSpec(
-        name="blip-base",
+        name="blip",
         role="captions",
         classes=("BlipForConditionalGeneration",),
         licence="BSD-3-Clause",
         note="Suggests a prompt from the clip's middle frame.",
         parts=(
             Part(
-                "Salesforce/blip-image-captioning-base",
+                "Salesforce/blip-image-captioning-large",
                 ("*.json", "vocab.txt", "model.safetensors"),
-                990_000_000,
+                1_880_000_000,
             ),
         ),
+    ),
+    ModelSpec(
+        name="blip-2",
+        role="captions",
+        classes=("Blip2ForConditionalGeneration",),
+        licence="MIT; its language model: Meta's OPT-175B licence",
+        note="The captioner of the InverseCrafter paper.",
+        terms="Its language model, OPT, may be used for research only, not commercially.",
+        parts=(Part("Salesforce/blip2-opt-2.7b", ("*.json", "merges.txt", "*.safetensors"), 15_500_000_000),),
     ),
     ModelSpec(
         name="taew2.1",
@@ -368,7 +377,7 @@ def cached(part: Part) -> Path | None:
         folder = Path(snapshot_download(part.repo, revision=part.revision, local_files_only=True))
     except (OSError, ValueError):
         return None
-    return None if _lacking(folder, part.files) else folder
+    return None if lacking(folder, part.files) else folder
 
 
 def in_cache(spec: ModelSpec) -> bool:
@@ -407,7 +416,7 @@ def fetch(hub_id: str, files: Sequence[str], revision: str | None = None) -> Pat
     if folder := cached(Part(hub_id, tuple(files), 0, revision)):
         return folder
     folder = fetch_any(hub_id, files, revision)
-    if missing := _lacking(folder, files):
+    if missing := lacking(folder, files):
         raise InputError(f"{_unreachable(hub_id)} Missing: {', '.join(missing)}.")
     return folder
 
@@ -433,6 +442,18 @@ def fetch_any(hub_id: str, files: Sequence[str], revision: str | None = None) ->
         raise InputError(f"{_unreachable(hub_id)} {str(error).splitlines()[0]}") from error
 
 
+def loading(ref: str) -> str:
+    """What happens next when a model is loaded, in words; with what has to be downloaded for it first."""
+    spec = MODELS.get(ref)
+    if spec is None or spec.local:
+        return f"Loading the model {ref}"
+    missing = [part for part in spec.parts if cached(part) is None]
+    if not missing:
+        return f"Loading the model {ref}"
+    needed = size(sum(part.download_bytes for part in missing))
+    return f"Downloading the model {ref} ({needed}, {spec.licence}), then loading it"
+
+
 def command_for(spec: ModelSpec) -> str:
     """The command that gets a model of the table."""
     return f"python -m pipeline models --download {spec.name}" + (f" --accept {spec.name}" if spec.terms else "")
@@ -453,7 +474,7 @@ def _unreachable(hub_id: str) -> str:
     )
 
 
-def _lacking(folder: Path, files: Sequence[str]) -> list[str]:
+def lacking(folder: Path, files: Sequence[str]) -> list[str]:
     """The patterns that nothing in the folder matches, and the shards of weights that are missing by others' names."""
     missing = [pattern for pattern in files if not any(folder.glob(pattern))]
     for path in folder.glob("**/*.safetensors"):
