@@ -13,6 +13,7 @@ try:  # on a shared GPU this must come before anything that touches CUDA; elsewh
 except ImportError:
     spaces = None
 
+from pipeline.models import default_backbone
 from pipeline.render import analyse, render
 from ui.jobs import JobStore
 from ui.layout import build, launch_options
@@ -22,11 +23,14 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="nano", help="a name, a folder or a hub id (default: nano)")
+    parser.add_argument("--backbone", help="a name, a folder or a hub id (default: by what this machine has)")
     parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=None, help="port to listen on (default: the first free from 7860)")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio")
     args = parser.parse_args()
+    if args.backbone is None:
+        args.backbone, why = default_backbone()
+        print(why, flush=True)
 
     on_gpu = spaces.GPU(duration=120) if spaces else lambda function: function
     store = JobStore(on_gpu(render))

@@ -132,6 +132,20 @@ def evaluate(options: argparse.Namespace) -> None:
     print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
 
 
+def list_models(options: argparse.Namespace) -> None:
+    """Show the models: what for, licence, size, whether they are on this machine; or download one of them."""
+    from pipeline import models
+
+    if options.download is None:
+        print(models.table())
+        return
+    spec = models.MODELS.get(options.download)
+    if spec is None:
+        raise InputError(f"Unknown model {options.download!r}: give one of {', '.join(models.MODELS)}.")
+    for folder in models.download(spec, options.accept):
+        print(folder)
+
+
 class _Progress:
     """A bar on a terminal, else a line for each new stage."""
 
@@ -220,11 +234,15 @@ def _checked_output(options: argparse.Namespace) -> Path:
 
 
 def _request(options: argparse.Namespace) -> Any:
+    from pipeline import models
     from pipeline.render import RenderRequest
 
     # only what was given on the command line is there (argparse.SUPPRESS): the defaults stand in one place
     names = {field.name for field in fields(RenderRequest)}
     given = {name: value for name, value in vars(options).items() if name in names}
+    if "backbone" not in given:
+        given["backbone"], why = models.default_backbone()
+        print(why)
     if move := _move(options):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     return RenderRequest(**given)
@@ -310,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--start", type=int, help="first frame (default 0)")
         add("--stride", type=int, help="use every n-th frame (default 1)")
         add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")
-        add("--backbone", help="model: a name, a folder or a Hugging Face id (default nano)")
+        add("--backbone", help="model: a name, a folder or a Hugging Face id (default: by what this machine has)")
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
 
     def masked(added: argparse.ArgumentParser, *, required: bool) -> None:
@@ -387,6 +405,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--depth", default=None, metavar="FILE", help="depth of the benchmark's clip, where no model is")
     added.add_argument("--size", type=_size, default=None, metavar="HxW", help="size the model works at")
+
+    added = command("models", list_models)
+    added.add_argument("--download", default=None, metavar="NAME", help="get a model of the table from the hub")
+    added.add_argument("--accept", action="append", default=[], metavar="NAME", help="accept the terms of that model")
 
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")

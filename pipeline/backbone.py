@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import html
 import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib import import_module
@@ -18,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline import InputError, models
@@ -312,7 +317,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone, downloading it first if it is on the hub and not yet in its cache.
 
-    ref: a name of `models.MODELS`, a folder in the diffusers layout, or a hub id. device: default CUDA, else the CPU.
+    ref: a name of `models.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
+    layout, as VideoX-Fun publishes it. device: default CUDA, else the CPU.
     dtype: of the transformer, see `default_dtype`; the text encoder takes it on CUDA and is float32 on the CPU.
     Weights are read from safetensors only, never from pickles. Raises `InputError` when `ref` is no such model.
     """
@@ -326,37 +332,54 @@ def load_backbone(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
     text_dtype = dtype if device.type == "cuda" else torch.float32
-    folder = _fetch(models.resolve(ref))
-    _check_index(ref, folder)
+    root, folders = _fetch(ref)
 
     def load(cls: Any, component: str, **options: Any) -> Any:
+        folder = folders.get(component)
+        if folder is None:
+            raise InputError(f"The model {ref!r} has no folder {component}.")
         try:
-            model = cls.from_pretrained(folder / component, use_safetensors=True, **options)
-        except OSError as error:
+            if component == "transformer" and (files := original_files(folder)):
+                model = load_original(ref, files, options["torch_dtype"])
+            else:
+                model, found = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+                if found["missing_keys"]:  # which the libraries would fill with noise, and only warn
+                    raise InputError(
+                        f"The weights of the {component} of the model {ref!r} are not complete: "
+                        f"{', '.join(sorted(found['missing_keys'])[:3])} ... are missing; fetch them again."
+                    )
+        except InputError:
+            raise
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"The model {ref!r} has no usable {component}: {error}") from error
         return model.eval().requires_grad_(False).to(device)
 
-    has_image_encoder = (folder / "image_encoder").is_dir()
+    # First the one that may turn out to be of another kind: an error should not come after the text encoder's minutes.
+    transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
+    has_image_encoder = "image_encoder" in folders and transformer.config["image_dim"] is not None
     image_encoder = load(CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
     return Backbone(
         ref,
-        read_settings(folder),
+        read_settings(root, folders.get("scheduler")),
         vae=load(AutoencoderKLWan, "vae", torch_dtype=torch.float32),
-        transformer=load(WanTransformer3DModel, "transformer", torch_dtype=dtype),
+        transformer=transformer,
         text_encoder=load(UMT5EncoderModel, "text_encoder", dtype=text_dtype),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"]),
         image_encoder=image_encoder,
-        image_processor=_load_image_processor(folder) if has_image_encoder else None,
+        image_processor=_load_image_processor(folders["image_processor"]) if has_image_encoder else None,
     )
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults."""
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
+    """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults.
+
+    scheduler: its folder, where it is another than the sub-folder of that name.
+    """
+    scheduling = _read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
     given = _read_json(folder / "recapture.json")
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     # diffusers' Euler scheduler calls it `shift`, its multistep ones `flow_shift`.
-    shift = scheduler.get("shift", scheduler.get("flow_shift"))
+    shift = scheduling.get("shift", scheduling.get("flow_shift"))
     if shift is not None:
         values.setdefault("shift", shift)
     if factors := values.get("latent_rgb"):
@@ -366,16 +389,40 @@ def read_settings(folder: Path) -> Settings:
     return Settings(**values)
 
 
-def _fetch(resolved: str) -> Path:
-    if Path(resolved).is_dir():
-        return Path(resolved)
-    from huggingface_hub import snapshot_download
+def _fetch(ref: str) -> tuple[Path, dict[str, Path]]:
+    """The folder of a backbone, and that of each of its components; fetched first where need be."""
+    spec = models.MODELS.get(ref)
+    if spec is not None and spec.role != "backbone":
+        raise InputError(f"The model {ref!r} is for {spec.role}, not a video model.")
+    if spec is not None and not spec.local:
+        downloaded = models.download(spec)
+        return downloaded[0], _components(spec.parts, downloaded)
+    resolved = models.resolve(ref)
+    root = Path(resolved)
+    if not root.is_dir():
+        patterns = [f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors", "model")]
+        root = models.fetch_any(resolved, ["*.json", models.ORIGINAL_FILES, *patterns])
+    found = {name: root / name for name in COMPONENTS if (root / name).is_dir()}
+    if (root / "model_index.json").is_file():
+        _check_index(ref, root)
+        return root, found
+    if "transformer" not in found:
+        if not original_files(root):
+            raise InputError(
+                f"The model {ref!r} has neither a model_index.json nor a {models.ORIGINAL_FILES} with the names of "
+                "Wan's own layout; give a Wan 2.1 image-to-video or inpainting model."
+            )
+        found["transformer"] = root
+    # In that layout the encoders are pickles, which are never read: those of the Wan team's diffusers folders stand in.
+    lacking = [part for part in models.WAN_ENCODERS if not set(part.components) <= set(found)]
+    fetched = _components(lacking, [models.fetch(part.repo, part.files, part.revision) for part in lacking])
+    return root, fetched | found
 
-    patterns = ["*.json", *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors", "model"))]
-    try:
-        return Path(snapshot_download(resolved, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise InputError(f"The model {resolved!r} could not be fetched from the Hugging Face hub: {error}") from error
+
+def _components(parts: Sequence[models.Part], folders: Sequence[Path]) -> dict[str, Path]:
+    """The folder of each component in the parts: the sub-folder of its name, or else the part's."""
+    pairs = [(name, folder) for part, folder in zip(parts, folders, strict=True) for name in part.components]
+    return {name: folder / name if (folder / name).is_dir() else folder for name, folder in pairs}
 
 
 def _check_index(ref: str, folder: Path) -> None:
@@ -387,8 +434,154 @@ def _check_index(ref: str, folder: Path) -> None:
             raise InputError(f"The model {ref!r} is not a Wan image-to-video model: its {component} is {found}.")
     if (index.get("transformer_2") or [None, None])[1] is not None or index.get("expand_timesteps"):
         raise InputError(
-            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not known."
+            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not served. {_GIVE}"
         )
+
+
+# --- Wan's own layout -------------------------------------------------------------------------------------------------
+
+# What the modules are called in Wan-Video/Wan2.1 (wan/modules/model.py), which VideoX-Fun keeps, and in diffusers'
+# WanTransformer3DModel, of which each is the same: {block} is the number of a block.
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_IMAGE_ATTENTION = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
+_BLOCK = {
+    **{f"self_attn.{old}": f"attn1.{new}" for old, new in _ATTENTION.items()},
+    **{f"cross_attn.{old}": f"attn2.{new}" for old, new in (_ATTENTION | _IMAGE_ATTENTION).items()},
+    "norm3": "norm2",  # the one with weights, before the cross-attention; norm1 and the other have none
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+}
+_OUTSIDE = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_HEAD_DIM = 128  # of all published Wan models, where no config.json says how many heads there are
+
+
+def diffusers_key(key: str) -> str | None:
+    """What diffusers calls a tensor of Wan's own layout; None if a plain image-to-video transformer has no such tensor.
+
+    A pure renaming: no tensor is changed, split or joined.
+    """
+    place, names, prefix = key, _OUTSIDE, ""
+    if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
+        place, names, prefix = found[2], _BLOCK, f"blocks.{found[1]}."
+    if place in names:  # a tensor by itself
+        return prefix + names[place]
+    module, _, kind = place.rpartition(".")
+    return f"{prefix}{names[module]}.{kind}" if module in names and kind in ("weight", "bias") else None
+
+
+def original_files(folder: Path) -> list[Path]:
+    """The weight files of a transformer in Wan's own layout in a folder; none if there is no such transformer."""
+    files = sorted(folder.glob(models.ORIGINAL_FILES))
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                if any(".self_attn." in key for key in list(tensors.keys())):
+                    return files
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"The weights {file} cannot be read ({error}); fetch them again.") from error
+    return []
+
+
+def original_config(ref: str, shapes: Mapping[str, Sequence[int]], heads: int | None = None) -> dict[str, Any]:
+    """The configuration of the diffusers transformer that fits the tensors of Wan's own layout, by their shapes.
+
+    heads: their number, if it is known. Raises `InputError` for what is no image-to-video or inpainting transformer.
+    """
+    try:
+        dim, channels, *patch = shapes["patch_embedding.weight"]
+        ffn_dim = shapes["blocks.0.ffn.0.weight"][0]
+        freq_dim, text_dim = shapes["time_embedding.0.weight"][1], shapes["text_embedding.0.weight"][1]
+        out_channels = shapes["head.head.weight"][0] // math.prod(patch)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"The model {ref!r} is no Wan transformer: it lacks or has misshapen {error}.") from error
+    wrong = sorted(key for key in shapes if diffusers_key(key) is None)
+    if wrong:
+        kind = next((kind for part, kind in _RELATIVES.items() if any(part in key for key in wrong)), "another model")
+        raise InputError(
+            f"The model {ref!r} is {kind}, not a plain image-to-video or inpainting model: it has {len(wrong)} tensors "
+            f"that those have not, such as {', '.join(wrong[:3])}. {_GIVE}"
+        )
+    if channels == out_channels:
+        raise InputError(
+            f"The model {ref!r} is a text-to-video model: it takes {channels} channels, the noisy video alone, where "
+            f"an image-to-video or inpainting model takes {2 * out_channels + 4}. {_GIVE}"
+        )
+    has_image_branch = "img_emb.proj.1.weight" in shapes
+    heads = heads or max(1, dim // _HEAD_DIM)
+    return {
+        "patch_size": tuple(patch),
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": channels,
+        "out_channels": out_channels,
+        "text_dim": text_dim,
+        "freq_dim": freq_dim,
+        "ffn_dim": ffn_dim,
+        "num_layers": len({key.split(".")[1] for key in shapes if key.startswith("blocks.")}),
+        "image_dim": shapes["img_emb.proj.1.weight"][1] if has_image_branch else None,
+        "added_kv_proj_dim": dim if has_image_branch else None,
+    }
+
+
+_RELATIVES = {
+    "vace": "a VACE model",
+    "control_adapter": "a camera control model",
+    "ref_conv": "a control model",
+    "emb_pos": "a model of first and last frames",
+    "scale_weight": "a model in scaled fp8",
+}
+_GIVE = "Give one such as wan2.1-fun-1.3b-inp."
+
+
+def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
+    """A WanTransformer3DModel on the CPU from the files of a transformer in Wan's own layout.
+
+    dtype: of its weights, but for those that diffusers keeps in float32. Each tensor is renamed, and checked by its
+    shape; none may be missing or left over. Raises `InputError`.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
+
+    if missing := models.lacking(files[0].parent, [models.ORIGINAL_FILES]):
+        raise InputError(f"Of the weights of the model {ref!r} {', '.join(missing)} are missing; fetch them again.")
+    given = _read_json(files[0].parent / "config.json")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        place = {key: tensors for tensors in opened for key in list(tensors.keys())}
+        shapes = {key: tensors.get_slice(key).get_shape() for key, tensors in place.items()}
+        config = original_config(ref, shapes, given.get("num_heads"))
+        with init_empty_weights():  # which leaves the tables of the rotary embedding alone: no file has them
+            transformer: Any = WanTransformer3DModel(**config, eps=given.get("eps", 1e-6))
+        wanted = {key: list(tensor.shape) for key, tensor in transformer.state_dict().items()}
+        renamed = {diffusers_key(key): key for key in place}
+        misfits = [key for new, key in renamed.items() if wanted.get(new) != list(shapes[key])]
+        if misfits or len(wanted) != len(renamed):
+            named = [*misfits, *sorted(set(wanted) - set(renamed))]
+            raise InputError(
+                f"The weights of the model {ref!r} are not complete, or of another shape than they should be: "
+                f"{', '.join(named[:3])} and {max(0, len(named) - 3)} more; fetch them again."
+            )
+        kept = set(transformer._keep_in_fp32_modules or ())
+        weights = {
+            new: place[key].get_tensor(key).to(torch.float32 if kept.intersection(str(new).split(".")) else dtype)
+            for new, key in renamed.items()
+        }
+    transformer.load_state_dict(weights, strict=True, assign=True)
+    return transformer
 
 
 def _load_image_processor(folder: Path) -> Any:
@@ -396,7 +589,7 @@ def _load_image_processor(folder: Path) -> Any:
     import transformers
 
     cls = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    return cls.from_pretrained(folder / "image_processor")
+    return cls.from_pretrained(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -358,10 +358,16 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
     """The depth model `ref`: a name of `models.MODELS`, a folder, or the hub id of a model of transformers.
 
     A folder holds a `DepthNet` or a depth model of transformers, or is a backbone's with a sub-folder `depth`. Of the
-    hub's models those of type depth_anything and dpt are known, for example depth-anything/Depth-Anything-V2-Small-hf
+    hub's models those of type depth_anything and dpt are known, for example depth-anything-v2-small of the table
     (Apache-2.0). Weights are read from safetensors only, never from pickles. Raises InputError.
     """
-    folder = Path(models.resolve(ref) if ref in models.MODELS else ref).expanduser()
+    spec = models.MODELS.get(ref)
+    if spec is None or spec.local:
+        folder = Path(models.resolve(ref) if spec else ref).expanduser()
+    elif spec.role == "depth":
+        folder = models.download(spec)[0]
+    else:
+        raise InputError(f"The model {ref!r} is for {spec.role}, not for depth.")
     if (folder / "depth" / "config.json").is_file():
         folder = folder / "depth"
     if folder.is_dir():
@@ -386,7 +392,7 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
         except InputError:
             raise InputError(
                 f"Unknown depth model {ref!r}: give nano, a folder with a depth model, or a Hugging Face id such as "
-                "depth-anything/Depth-Anything-V2-Small-hf."
+                f"{models.MODELS['depth-anything-v2-small'].ref}."
             ) from None
     return _load_hub_model(ref, str(folder) if folder.is_dir() else ref, device)
 

@@ -312,7 +312,7 @@ class Problem:
 def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`."""
     info = probe(request.clip)
-    yield StageEvent("load", f"Loading the model {request.backbone}", 0.0)
+    yield StageEvent("load", models.loading(request.backbone), 0.0)
     backbone = get_backbone(request.backbone)
     yield StageEvent("read", "Reading the clip", 0.02)
     wanted = request.frames or backbone.frames

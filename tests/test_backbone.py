@@ -252,7 +252,7 @@ def test_pickles_are_refused(tiny_backbone_folder, tmp_path):
 def test_hub_models_take_the_same_path(tiny_backbone_folder, monkeypatch):
     fetched = []
 
-    def download(hub_id, allow_patterns):
+    def download(hub_id, allow_patterns, **_):
         fetched.append(hub_id)
         assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in allow_patterns)
         return str(tiny_backbone_folder)
@@ -261,7 +261,7 @@ def test_hub_models_take_the_same_path(tiny_backbone_folder, monkeypatch):
     assert load_backbone("someone/tiny", **CPU).latent_channels == 16
     assert fetched == ["someone/tiny"]
 
-    def fail(hub_id, allow_patterns):
+    def fail(hub_id, **_):
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
