@@ -40,14 +40,16 @@ class LatentRgb:
 class Settings:
     """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
 
-    frames, pixels: default clip length and H*W. text_tokens: length of the embedded prompt. strength: noise level to
-    start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model that goes with
-    the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the known
-    ones, not grey as Wan's were.
+    frames, pixels: default clip length and H*W. window: frames that the transformer sees at once, None for `frames`;
+    longer clips are sampled in overlapping windows. text_tokens: length of the embedded prompt. strength: noise level
+    to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model that goes
+    with the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the
+    known ones, not grey as Wan's were.
     """
 
     frames: int = 81
     pixels: int = 480 * 832
+    window: int | None = None
     steps: int = 50
     guidance_scale: float = 5.0
     strength: float = 1.0
@@ -91,6 +93,7 @@ class Backbone:
         self.spatial: int = vae.config["scale_factor_spatial"]
         self.multiple: int = self.spatial * transformer.config["patch_size"][-1]
         self.frames, self.pixels, self.steps = settings.frames, settings.pixels, settings.steps
+        self.window = settings.window or settings.frames
         self.guidance_scale, self.shift, self.depth = settings.guidance_scale, settings.shift, settings.depth
         self.has_image_branch: bool = transformer.config["image_dim"] is not None
 
@@ -214,11 +217,13 @@ class Backbone:
         negative: Float[Tensor, "L D"] | None,
         guidance_scale: float,
         image: Float[Tensor, "N D"] | None = None,
+        context: str = "",
     ) -> Float[Tensor, "C t h w"]:
         """v = eps - z0 at z_t = (1 - sigma) z0 + sigma eps, with classifier-free guidance v = u + s (c - u).
 
         condition: of `condition`; prompt, negative: of `embed`, negative may be None when guidance_scale is 1, which
-        costs one pass instead of two; image: of `embed_image`, None for no image. Never waits for the device.
+        costs one pass instead of two; image: of `embed_image`, None for no image. context: under which a step cache
+        remembers, one for each window of a long clip. Never waits for the device.
         """
         if image is None:
             image = self.embed_image(None)
@@ -237,12 +242,12 @@ class Backbone:
                 )[0][0].float()
 
         # Two passes rather than a batch of two: half the memory, and no slower where a pass fills the device.
-        conditional = predict(prompt, "cond")
+        conditional = predict(prompt, f"cond{context}")
         if guidance_scale == 1:
             return conditional
         if negative is None:
             raise ValueError("Classifier-free guidance needs a negative prompt embedding; an empty prompt will do.")
-        unconditional = predict(negative, "uncond")
+        unconditional = predict(negative, f"uncond{context}")
         return unconditional + guidance_scale * (conditional - unconditional)
 
     def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 h w"]:
