@@ -40,16 +40,14 @@ class LatentRgb:
 class Settings:
     """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
 
-    frames, pixels: default clip length and H*W. window: frames that the transformer sees at once, None for `frames`;
-    longer clips are sampled in overlapping windows. text_tokens: length of the embedded prompt. strength: noise level
-    to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model that goes
-    with the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the
-    known ones, not grey as Wan's were.
+    frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
+    noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
+    that goes with the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly
+    from the known ones, not grey as Wan's were.
     """
 
     frames: int = 81
     pixels: int = 480 * 832
-    window: int | None = None
     steps: int = 50
     guidance_scale: float = 5.0
     strength: float = 1.0
@@ -93,7 +91,6 @@ class Backbone:
         self.spatial: int = vae.config["scale_factor_spatial"]
         self.multiple: int = self.spatial * transformer.config["patch_size"][-1]
         self.frames, self.pixels, self.steps = settings.frames, settings.pixels, settings.steps
-        self.window = settings.window or settings.frames
         self.guidance_scale, self.shift, self.depth = settings.guidance_scale, settings.shift, settings.depth
         self.has_image_branch: bool = transformer.config["image_dim"] is not None
 
@@ -198,11 +195,11 @@ class Backbone:
         filled: latents of the same video with its unknown pixels filled, if they are at hand.
         """
         self.latent_shape(len(video), *video.shape[-2:])
-        known = mask.to(self.device) > 0.5
-        grouped = group_mask(known.float(), self.temporal, self.spatial)
+        known = mask.to(video.device) > 0.5  # pixels of a long clip stay where they are until they are encoded
+        grouped = group_mask(known.float(), self.temporal, self.spatial).to(self.device)
         if self.settings.fill_condition and filled is not None:
             return torch.cat([grouped, filled])
-        shown = torch.where(known, video.to(self.device), 0.5)
+        shown = torch.where(known, video, 0.5)
         if self.settings.fill_condition:
             shown = fill_unknown(Measurement(shown, known))
         return torch.cat([grouped, self.encode(shown)])

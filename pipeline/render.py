@@ -69,7 +69,8 @@ class RenderRequest:
     move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side, None for what the file says of its lens, or 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
-        model was made for. size: (h, w) at which the model works, None for the model's own at the clip's aspect.
+        model was made for; more are sampled in overlapping windows. size: (h, w) at which the model works, None for
+        the model's own at the clip's aspect.
     seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
         in (0, 1] from which sampling starts; 1 is pure noise, below it the filled warp shines through (SDEdit).
     latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; gamma > 0: how much the solver
@@ -522,11 +523,11 @@ def windows_of(backbone: Backbone, frames: int) -> tuple[slice, ...]:
     """The windows of latent frames in which a clip of so many frames is sampled; one, if the model takes all at once.
 
     In the middle of a clip a window is a slice of the clip's state and condition, though the model was trained on
-    windows that begin with a latent of a single frame. Tried instead: before each window the clip's first latent, or
-    that of a frame of its own (an anchor); neither was better, see `pipeline.evaluation.windows`.
+    windows that begin with a latent of a single frame. Tried instead, and no better: before each window the clip's
+    first latent, or the latent of a single frame of its own. `pipeline.evaluation.windows` measures seams.
     """
     latents = lambda count: (_padded(count) - 1) // backbone.temporal + 1
-    length = max(2, latents(backbone.window))
+    length = max(2, latents(backbone.frames))
     return windows(latents(frames), length, min(length - 1, math.ceil(OVERLAP * length)))
 
 
