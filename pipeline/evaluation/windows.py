@@ -84,7 +84,7 @@ def evaluate(
 ) -> dict[str, list[Row]]:
     """Rows per method, a scene each. Scenes without holes (fewer than 0.5 % of the pixels) are passed over."""
     latents, length = ((n - 1) // backbone.temporal + 1 for n in (frames, backbone.frames))
-    ways = {ONE: (slice(0, latents),)}
+    ways: dict[str, tuple[slice, ...]] = {ONE: (slice(0, latents),)}
     ways[CUT] = (slice(0, length), *(slice(i, i + length - 1) for i in range(length, latents, length - 1)))
     for overlap in overlaps:
         ways[f"windows of {length} latents that share {overlap} or more"] = windows(latents, length, overlap)
