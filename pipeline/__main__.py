@@ -189,14 +189,15 @@ def _render_to(request: Any, options: argparse.Namespace) -> None:
     report = Path(options.report) if options.report else None
     if report:
         make_writable(report.parent)
-    result = None
+    result, stage = None, ""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, _Progress() as progress:
         for event in render(request, folder, keep=options.keep):
             if isinstance(event, StageEvent):
-                progress.show(event.message, event.fraction)
+                stage = event.message
+                progress.show(stage, event.fraction)
             elif isinstance(event, StepEvent):
                 left = f" {event.index}/{event.total}, about {event.seconds_left:.0f} s left"
-                progress.show("Sampling", event.fraction, left)
+                progress.show(stage, event.fraction, left)
             elif isinstance(event, FailedEvent):
                 raise InputError(event.message)
             elif isinstance(event, DoneEvent):
@@ -324,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
         add("clip", metavar="CLIP", help="a video file")
         camera(added, default)
         add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
-        add("--frames", type=int, help="number of frames (default: as many as the model was made for)")
+        add("--frames", type=int, help="number of frames, any (default: as many as the model was made for)")
         add("--start", type=int, help="first frame (default 0)")
         add("--stride", type=int, help="use every n-th frame (default 1)")
         add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")

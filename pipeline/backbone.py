@@ -45,10 +45,10 @@ class LatentRgb:
 class Settings:
     """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
 
-    frames, pixels: default clip length and H*W. text_tokens: length of the embedded prompt. strength: noise level to
-    start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model that goes with
-    the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the known
-    ones, not grey as Wan's were.
+    frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
+    noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
+    that goes with the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly
+    from the known ones, not grey as Wan's were.
     """
 
     frames: int = 81
@@ -200,11 +200,11 @@ class Backbone:
         filled: latents of the same video with its unknown pixels filled, if they are at hand.
         """
         self.latent_shape(len(video), *video.shape[-2:])
-        known = mask.to(self.device) > 0.5
-        grouped = group_mask(known.float(), self.temporal, self.spatial)
+        known = mask.to(video.device) > 0.5  # pixels of a long clip stay where they are until they are encoded
+        grouped = group_mask(known.float(), self.temporal, self.spatial).to(self.device)
         if self.settings.fill_condition and filled is not None:
             return torch.cat([grouped, filled])
-        shown = torch.where(known, video.to(self.device), 0.5)
+        shown = torch.where(known, video, 0.5)
         if self.settings.fill_condition:
             shown = fill_unknown(Measurement(shown, known))
         return torch.cat([grouped, self.encode(shown)])
@@ -219,11 +219,13 @@ class Backbone:
         negative: Float[Tensor, "L D"] | None,
         guidance_scale: float,
         image: Float[Tensor, "N D"] | None = None,
+        context: str = "",
     ) -> Float[Tensor, "C t h w"]:
         """v = eps - z0 at z_t = (1 - sigma) z0 + sigma eps, with classifier-free guidance v = u + s (c - u).
 
         condition: of `condition`; prompt, negative: of `embed`, negative may be None when guidance_scale is 1, which
-        costs one pass instead of two; image: of `embed_image`, None for no image. Never waits for the device.
+        costs one pass instead of two; image: of `embed_image`, None for no image. context: under which a step cache
+        remembers, one for each window of a long clip. Never waits for the device.
         """
         if image is None:
             image = self.embed_image(None)
@@ -242,12 +244,12 @@ class Backbone:
                 )[0][0].float()
 
         # Two passes rather than a batch of two: half the memory, and no slower where a pass fills the device.
-        conditional = predict(prompt, "cond")
+        conditional = predict(prompt, f"cond{context}")
         if guidance_scale == 1:
             return conditional
         if negative is None:
             raise ValueError("Classifier-free guidance needs a negative prompt embedding; an empty prompt will do.")
-        unconditional = predict(negative, "uncond")
+        unconditional = predict(negative, f"uncond{context}")
         return unconditional + guidance_scale * (conditional - unconditional)
 
     def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 h w"]:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from pipeline import InputError, models
 from pipeline.video import resize
 
+_AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
 WINDOW, OVERLAP = 32, 8  # frames that the network sees at once, and how many of them the next window shares
 _STRIDE = 32  # of the network's coarsest level
 _MEDIAN = 4.0  # of depth that has no unit
@@ -319,6 +320,9 @@ def resize_depth(
     (h, w), (H, W) = _size_of(z), size
     if (h, w) == (H, W):
         return z
+    if len(z) > _AT_ONCE:
+        parts = zip(*(video.split(_AT_ONCE) for video in (z, *(guide or ()))), strict=True)
+        return torch.cat([resize_depth(part, size, (both[0], both[1]) if both else None) for part, *both in parts])
     nearest = F.interpolate(z[:, None], size, mode="nearest-exact")[:, 0]
     if h > H or w > W:
         return nearest

@@ -11,7 +11,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -33,7 +33,7 @@ from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
-from pipeline.sampler import Step, flow_sigmas, sample, within
+from pipeline.sampler import Step, flow_sigmas, sample, windowed, windows, within
 from pipeline.segment import follow, follower, grow, load_mask
 from pipeline.solvers import SOLVERS
 from pipeline.video import (
@@ -57,6 +57,7 @@ NO_REFERENCE = (
     "The reference latent mask needs the clean target video, which a new camera path does not have; "
     "choose the latent mask training-free or binary, or the camera still."
 )
+OVERLAP = 0.25  # share of a window of latent frames that the next one shares at least
 COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
 
 
@@ -68,7 +69,8 @@ class RenderRequest:
     move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side, None for what the file says of its lens, or 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
-        model was made for. size: (h, w) at which the model works, None for the model's own at the clip's aspect.
+        model was made for; more are sampled in overlapping windows. size: (h, w) at which the model works, None for
+        the model's own at the clip's aspect.
     seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
         in (0, 1] from which sampling starts; 1 is pure noise, below it the filled warp shines through (SDEdit).
     latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; gamma > 0: how much the solver
@@ -517,13 +519,31 @@ def prepare(
     return Problem(y_full, h, condition, image, backbone.noise(len(video), *size_of(video), request.seed))
 
 
-def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Iterator[Step]:
-    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`."""
+def windows_of(backbone: Backbone, frames: int) -> tuple[slice, ...]:
+    """The windows of latent frames in which a clip of so many frames is sampled; one, if the model takes all at once.
+
+    In the middle of a clip a window is a slice of the clip's state and condition, though the model was trained on
+    windows that begin with a latent of a single frame. Tried instead, and no better: before each window the clip's
+    first latent, or the latent of a single frame of its own. `pipeline.evaluation.windows` measures seams.
+    """
+    latents = lambda count: (_padded(count) - 1) // backbone.temporal + 1
+    length = max(2, latents(backbone.frames))
+    return windows(latents(frames), length, min(length - 1, math.ceil(OVERLAP * length)))
+
+
+def solve(
+    backbone: Backbone, problem: Problem, request: RenderRequest, *, spans: Sequence[slice] | None = None
+) -> Iterator[Step]:
+    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`.
+
+    spans: the windows in which a long clip is sampled, None for `windows_of`.
+    """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
     scale = backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale
 
-    def velocity(z_t: Tensor, sigma: float) -> Tensor:
-        return backbone.velocity(z_t, sigma, problem.condition, prompt, negative, scale, problem.image)
+    def velocity(z_t: Tensor, sigma: float, span: slice) -> Tensor:
+        condition, context = problem.condition[:, span], str(span.start or "")
+        return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
 
     def consistency(z0_hat: Tensor, sigma: float) -> Tensor:
         options = {"gamma": request.gamma, "iterations": request.cg_iterations}
@@ -534,7 +554,8 @@ def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Itera
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
     guided = None if problem.h is None else within(consistency, request.guide_from, request.guide_until)
-    yield from sample(velocity, z, sigmas, guided)
+    spans = spans or windows_of(backbone, (z.shape[1] - 1) * backbone.temporal + 1)
+    yield from sample(windowed(velocity, spans), z, sigmas, guided)
 
 
 def _strength(request: RenderRequest, backbone: Backbone) -> float:
@@ -599,7 +620,9 @@ def _render(
     yield clock.stage("encode", "Encoding the warp", 0.12)
     problem = prepare(backbone, measurement, clip.frames, request, target=clip.frames if still_camera else None)
 
-    yield clock.stage("sample", "Sampling", 0.18)
+    spans = windows_of(backbone, frames)
+    in_windows = f" in {len(spans)} overlapping windows" if len(spans) > 1 else ""
+    yield clock.stage("sample", f"Sampling{in_windows}", 0.18)
     begun, first_preview = time.perf_counter(), 0.0
     z = problem.noise
     for step in solve(backbone, problem, request):
@@ -657,6 +680,7 @@ def _render(
             "count": frames,
             "in_clip": analysis.info.frames,
             "model": _padded(frames),
+            "windows": [_span_frames(span, backbone) for span in spans],
             "why": analysis.notes[0],
         },
         "fps": analysis.fps,
@@ -684,6 +708,7 @@ def _render(
         "notes": [
             *analysis.notes,
             *_notes(analysis, request, unknown),
+            *([_windows_note(spans, backbone)] if len(spans) > 1 else []),
             *path_warnings(analysis, request, 1 - unknown),
         ],
     }
@@ -815,7 +840,28 @@ def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, fr
     wanted = request.frames or backbone.frames
     if frames < wanted:
         return f"{which}: the clip has no more than {frames} from there, {wanted} were wanted."
-    return f"{which}: as asked." if request.frames else f"{which}: as many as the model was made for."
+    if request.frames:
+        return f"{which}: as asked."
+    which += ": as many as the model was made for"
+    there = math.ceil((info.frames - request.start) / request.stride)
+    if there <= frames:
+        return f"{which}."
+    work = lambda count: sum(span.stop - span.start for span in windows_of(backbone, count))
+    longer = work(there) / work(frames)
+    return f"{which}; all {there} can be had by asking for them, and take about {longer:.1f} times as long."
+
+
+def _span_frames(span: slice, backbone: Backbone) -> list[int]:
+    """The first and the last frame under a window of latent frames."""
+    return [max(0, (span.start - 1) * backbone.temporal + 1), (span.stop - 1) * backbone.temporal]
+
+
+def _windows_note(spans: tuple[slice, ...], backbone: Backbone) -> str:
+    at_once = (spans[0].stop - 1) * backbone.temporal + 1
+    return (
+        f"The model sees {at_once} frames at once: the clip was sampled in {len(spans)} windows that overlap and are "
+        "blended at every step."
+    )
 
 
 def _first_frame_from(analysis: Analysis, request: RenderRequest, unknown: float) -> str:
@@ -955,11 +1001,11 @@ def _seam(request: RenderRequest, size: tuple[int, int]) -> int:
 
 def _composite_full(raw: Tensor, analysis: Analysis, request: RenderRequest) -> Float[Tensor, "T 3 H W"]:
     size = size_of(analysis.full.frames)
-    parts = []
+    result = torch.empty_like(analysis.full.frames)
     for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
         span = slice(first, first + 4)
-        parts.append(composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(request, size)))
-    return torch.cat(parts)
+        result[span] = composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(request, size))
+    return result
 
 
 def _figures(video: Tensor, measurement: Measurement) -> dict[str, float | None]:

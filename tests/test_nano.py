@@ -6,15 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
 from pipeline.measurement import fill_unknown
 from pipeline.models import resolve
-from pipeline.render import DoneEvent, RenderRequest, get_backbone, render
+from pipeline.render import DoneEvent, RenderRequest, get_backbone, render, windows_of
 from pipeline.training.dataset import TRAIN_FROM
 from pipeline.training.world import render_sample
+from pipeline.video import Clip, probe, write_video
 
 ASSETS = Path(resolve("nano")).parent
 EXAMPLES = ASSETS.parent / "examples"
@@ -59,6 +61,23 @@ def test_previews_show_the_scene(sample):
     preview = backbone.preview(backbone.encode(frames))
     small = frames[::4].reshape(5, 3, preview.shape[2], 8, preview.shape[3], 8).mean((3, 5))
     assert psnr(preview, small) > 20
+
+
+@pytest.mark.slow
+def test_a_clip_of_33_frames_is_rendered_in_windows(tmp_path):
+    longer = render_sample(SEED, frames=33)
+    write_video(tmp_path / "clip.mp4", Clip(longer.source.frames, 12.0))
+    np.savez(tmp_path / "depth.npz", z=longer.source.z.numpy())
+    request = RenderRequest(
+        str(tmp_path / "clip.mp4"), frames=33, size=(128, 208), depth=str(tmp_path / "depth.npz"), amount=10
+    )
+    *_, last = render(request, tmp_path / "out")
+    assert isinstance(last, DoneEvent), last
+    report = last.result.report
+    assert probe(last.result.video).frames == report["frames"]["count"] == report["frames"]["model"] == 33
+    assert report["sizes"]["latents"][1] == 9 and report["frames"]["windows"][-1][1] == 32
+    assert len(report["frames"]["windows"]) == len(windows_of(get_backbone("nano"), 33))
+    assert report["measurement"]["raw"]["psnr"] > 24
 
 
 @pytest.mark.slow

@@ -26,6 +26,8 @@ from pipeline.render import (
     path_warnings,
     render,
 )
+from pipeline.sampler import flow_sigmas, sample
+from pipeline.solvers import dds
 from pipeline.video import probe, read_video
 
 
@@ -231,6 +233,7 @@ def test_a_render_from_clip_to_files(request_, tmp_path):
     }
     assert report["frames"] | {"why": ""} == {
         "first": 0, "last": 4, "stride": 1, "count": 5, "in_clip": 12, "model": 5, "why": "",
+        "windows": [[0, 4]],
     }  # fmt: skip
     assert {"read", "depth", "warp", "encode", "sample", "decode", "composite", "write", "total"} <= set(
         report["seconds"]
@@ -268,6 +271,58 @@ def test_any_number_of_frames(request_, tmp_path, frames, model):
     assert report["frames"]["count"] == frames and report["frames"]["model"] == model
     assert probe(events[-1].result.video).frames == frames
     assert any("repeated" in note for note in report["notes"]) == (frames != model)
+
+
+def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, monkeypatch):
+    backbone = room.get_backbone(request_.backbone)
+    seen, velocity = [], backbone.velocity
+    monkeypatch.setattr(
+        backbone,
+        "velocity",
+        lambda z, sigma, known, *rest: seen.append((z, known, rest)) or velocity(z, sigma, known, *rest),
+    )
+    events = finished(replace(request_, frames=12), tmp_path)
+    report = events[-1].result.report
+    assert report["frames"]["windows"] == [[0, 4], [1, 8], [5, 12]] and report["frames"]["count"] == 12
+    assert any("in 3 windows that overlap" in note for note in report["notes"])
+    assert [event.message for event in events if isinstance(event, StageEvent) and event.stage == "sample"] == [
+        "Sampling in 3 overlapping windows"
+    ]
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    assert len(steps) == 3 and len(seen) == 9 and {len(event.preview) for event in steps} == {4}
+    assert {(z.shape[1], known.shape[1]) for z, known, _ in seen} == {(2, 2)}  # never more than the model was made for
+    assert {rest[-1] for *_, rest in seen} == {"", "1", "2"}  # what a step cache remembers is a window's own
+    assert probe(events[-1].result.video).frames == 12
+
+
+def test_a_clip_no_longer_than_the_model_is_sampled_as_a_whole(request_):
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    problem = room.prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
+    prompt, negative = backbone.embed(request_.prompt), backbone.embed("")
+
+    def velocity(z, sigma):
+        return backbone.velocity(z, sigma, problem.condition, prompt, negative, backbone.guidance_scale, problem.image)
+
+    def consistency(z0_hat, sigma):
+        return dds(z0_hat, problem.y_full, problem.h, gamma=request_.gamma)
+
+    sigmas = flow_sigmas(backbone.steps, backbone.shift)
+    *_, plain = sample(velocity, problem.noise, sigmas, consistency)
+    *_, found = room.solve(backbone, problem, request_)
+    assert torch.equal(found.z, plain.z)
+
+
+def test_how_much_longer_the_whole_clip_takes_is_said(request_):
+    why = analysed(request_).notes[0]
+    assert why.endswith(
+        "as many as the model was made for; all 12 can be had by asking for them, and take about 3.0 times as long."
+    )
+    assert analysed(replace(request_, start=7)).notes[0].endswith("as many as the model was made for.")
+    assert (
+        analysed(replace(request_, frames=10**9))
+        .notes[0]
+        .endswith("no more than 12 from there, 1000000000 were wanted.")
+    )
 
 
 def test_more_frames_than_the_clip_has(request_, tmp_path):

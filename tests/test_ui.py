@@ -257,7 +257,7 @@ def test_request_and_controls_meet():
         ({"clip": None}, "Choose a clip"),
         ({"height": "128"}, "both a height and a width"),
         ({"height": "99999", "width": "99999"}, "too large"),
-        ({"frames": "1000"}, "too many"),
+        ({"frames": "100000"}, "too many"),
         ({"steps": "-1"}, "steps"),
         ({"steps": "many"}, "Steps: 'many' is not a whole number"),
         ({"seed": "1.5"}, "Seed: '1.5' is not a whole number"),

@@ -42,7 +42,7 @@ EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
 CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
 EMPTY_PREVIEW = "While a render runs, you see it form here."
-MAX_FRAMES, MAX_SIDE = 257, 1920  # what a visitor may ask of the memory of a server
+MAX_FRAMES, MAX_SIDE = 1025, 1920  # what a visitor may ask of the memory of a server
 NUMBERS: dict[str, tuple[str, type]] = {
     "steps": ("Steps", int),
     "guidance_scale": ("Guidance scale", float),
@@ -139,7 +139,9 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
             raise InputError(f"Working size: {height} x {width} is too large; give sides up to {MAX_SIDE}.")
         given["size"] = (height, width)
     if given.get("frames", 1) > MAX_FRAMES:
-        raise InputError(f"Frames: {given['frames']} is too many; give up to {MAX_FRAMES}.")
+        raise InputError(
+            f"Frames: {given['frames']} is too many; give up to {MAX_FRAMES}, or every n-th frame with Every n-th."
+        )
     if change == "camera":
         return RenderRequest(**given, backbone=backbone)
     if mask is None:
