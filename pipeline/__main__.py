@@ -330,6 +330,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
+        from pipeline.latent_mask import LATENT_MASKS, PHI
+        from pipeline.solvers import SCHEDULES, SOLVERS
+
         add = added.add_argument
         add("--prompt", help=prompt)
         add("--negative-prompt", help="what it must not show")
@@ -337,10 +340,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="sampling steps (default: the model's)")
         add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
         add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
-        add("--latent-mask", help="training-free (default), binary, or reference, for a camera that stands still")
-        add("--solver", help="data consistency: dds (default), dds_cg or none")
-        add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")
-        add("--cg-iterations", type=int, help="of dds_cg (default 5)")
+        masks = f"{', '.join(LATENT_MASKS)} (default training-free; reference is for a camera that stands still)"
+        add("--latent-mask", metavar="MASK", help=masks)
+        add("--phi", help=f"what normalises a latent mask: {', '.join(PHI)} (default wiener)")
+        add("--tau", type=float, help="temperature of phi, above 0 (default 0.3)")
+        add("--solver", help=f"data consistency: {', '.join(SOLVERS)} (default dds)")
+        add("--gamma", type=float, help="of dds: trust in the model against the measurement, above 0 (default 0.1)")
+        counts = ", ".join(f"{name} {row.iterations}" for name, row in SOLVERS.items() if row.iterations)
+        add("--iterations", type=int, help=f"of a solver that has them (default {counts})")
+        add("--schedule", help=f"of the iterations over the noise levels: {', '.join(SCHEDULES)} (default constant)")
+        steps = ", ".join(f"{name} {row.step_size:g}" for name, row in SOLVERS.items() if row.step_size)
+        add("--step-size", type=float, help=f"of a solver that takes gradient steps (default {steps})")
         add("--guide-from", type=float, help="noise level from which data consistency acts (default 1)")
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
