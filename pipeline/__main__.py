@@ -128,7 +128,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.clips:
         print(clips.evaluate(options.clips, options.backbone, steps=options.steps, progress=say))
         return
-    shown = dict(steps=options.steps, output=output, figure=figure, progress=say)
+    shown = dict(methods=options.methods, steps=options.steps, output=output, figure=figure, progress=say)
     print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
 
 
@@ -401,10 +401,14 @@ def _parser() -> argparse.ArgumentParser:
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--clips", nargs="+", metavar="CLIP", default=None, help="measure on these clips instead")
+    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: ways to condition)"
+    added.add_argument("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)
     added.add_argument("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
     added.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
     added.add_argument("--steps", type=int, default=None, help="sampling steps (default: the model's)")
-    added.add_argument("--output", default=None, metavar="FILE", help="also write one JSON line a scene and method")
+    added.add_argument(
+        "--output", default=None, metavar="FILE", help="one JSON line a scene and method; goes on from there"
+    )
     added.add_argument("--figure", default=None, metavar="FILE", help="also write a strip of pictures, .png")
     return parser
 
