@@ -288,13 +288,13 @@ SOLVERS: dict[str, Solver] = {
         iterations=5,
     ),
     "dds_pixels": Solver(
-        "DDS in pixels",
+        "DDS in pixels (decodes, encodes at each step)",
         consistency=lambda z0_hat, sigma, g: dds_pixels(z0_hat, g.video, g.mask, g.encode, g.decode, gamma=g.gamma),
         pixels=True,
     ),
     "replacement": Solver("Replacement (Zero4D)", consistency=_replace, iterations=1, resamples=True),
     "repaint": Solver(
-        "RePaint",
+        "RePaint (many passes)",
         consistency=_replace,
         renoise=lambda eps_hat, sigma, g: noise_anew(eps_hat, g.h, g.generator),
         iterations=10,
@@ -305,12 +305,12 @@ SOLVERS: dict[str, Solver] = {
         consistency=lambda z0_hat, sigma, g: nvs_dgs(z0_hat, g.y_full, g.h, sigma),
     ),
     "nvs_post": Solver(
-        "NVS-Solver, posterior",
+        "NVS-Solver, posterior (gradients of the model)",
         refine=lambda z_t, sigma, g: nvs_post(z_t, g.y_full, g.h, sigma, g.velocity, step_size=g.step_size),
         step_size=0.02,
     ),
     "flowdps": Solver(
-        "FlowDPS",
+        "FlowDPS (gradients of the decoder)",
         consistency=lambda z0_hat, sigma, g: flowdps(
             z0_hat, g.video, g.mask, sigma, g.decode, iterations=g.count(sigma), step_size=g.step_size
         ),
@@ -320,7 +320,7 @@ SOLVERS: dict[str, Solver] = {
         pixels=True,
     ),
     "gibbs": Solver(
-        "Gibbs refinement (after h-control)",
+        "Gibbs refinement, after h-control (many passes)",
         consistency=_replace,
         refine=lambda z_t, sigma, g: gibbs(
             z_t, g.y_full, g.h, sigma, g.velocity, iterations=g.count(sigma), generator=g.generator
