@@ -128,7 +128,7 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.clips:
         print(clips.evaluate(options.clips, options.backbone, steps=options.steps, progress=say))
         return
-    shown = dict(steps=options.steps, output=output, figure=figure, progress=say)
+    shown = dict(methods=options.methods, steps=options.steps, output=output, figure=figure, progress=say)
     print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
 
 
@@ -349,6 +349,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
+        from pipeline.latent_mask import LATENT_MASKS, PHI
+        from pipeline.solvers import SCHEDULES, SOLVERS
+
         add = added.add_argument
         add("--prompt", help=prompt)
         add("--negative-prompt", help="what it must not show")
@@ -356,10 +359,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="sampling steps (default: the model's)")
         add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
         add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
-        add("--latent-mask", help="training-free (default), binary, or reference, for a camera that stands still")
-        add("--solver", help="data consistency: dds (default), dds_cg or none")
-        add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")
-        add("--cg-iterations", type=int, help="of dds_cg (default 5)")
+        masks = f"{', '.join(LATENT_MASKS)} (default training-free; reference is for a camera that stands still)"
+        add("--latent-mask", metavar="MASK", help=masks)
+        add("--phi", help=f"what normalises a latent mask: {', '.join(PHI)} (default wiener)")
+        add("--tau", type=float, help="temperature of phi, above 0 (default 0.3)")
+        add("--solver", help=f"data consistency: {', '.join(SOLVERS)} (default dds)")
+        add("--gamma", type=float, help="of dds: trust in the model against the measurement, above 0 (default 0.1)")
+        counts = ", ".join(f"{name} {row.iterations}" for name, row in SOLVERS.items() if row.iterations)
+        add("--iterations", type=int, help=f"of a solver that has them (default {counts})")
+        add("--schedule", help=f"of the iterations over the noise levels: {', '.join(SCHEDULES)} (default constant)")
+        steps = ", ".join(f"{name} {row.step_size:g}" for name, row in SOLVERS.items() if row.step_size)
+        add("--step-size", type=float, help=f"of a solver that takes gradient steps (default {steps})")
         add("--guide-from", type=float, help="noise level from which data consistency acts (default 1)")
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
@@ -414,10 +424,14 @@ def _parser() -> argparse.ArgumentParser:
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--clips", nargs="+", metavar="CLIP", default=None, help="measure on these clips instead")
+    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: ways to condition)"
+    added.add_argument("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)
     added.add_argument("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
     added.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
     added.add_argument("--steps", type=int, default=None, help="sampling steps (default: the model's)")
-    added.add_argument("--output", default=None, metavar="FILE", help="also write one JSON line a scene and method")
+    added.add_argument(
+        "--output", default=None, metavar="FILE", help="one JSON line a scene and method; goes on from there"
+    )
     added.add_argument("--figure", default=None, metavar="FILE", help="also write a strip of pictures, .png")
     return parser
 

@@ -10,10 +10,10 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,20 @@ class Settings:
     fill_condition: bool = False
 
 
+def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Without gradients, unless the latents that come first ask for them (solvers that differentiate the model)."""
+
+    @wraps(method)
+    def call(self: Backbone, z: Tensor, *others: Any, **options: Any) -> Tensor:
+        with torch.set_grad_enabled(z.requires_grad):
+            return method(self, z, *others, **options)
+
+    return call
+
+
 class Backbone:
-    """A frozen image-to-video flow model. All tensors live on `device`; results are float32, without gradients.
+    """A frozen image-to-video flow model. All tensors live on `device`; results are float32, without gradients (but
+    `decode` and `velocity` have them with respect to a z that asks for them).
 
     Shapes: video "T 3 H W" in [0, 1] with T = 4n + 1 and H, W multiples of `multiple`; latents "C t h w", normalised
     with the VAE's mean and standard deviation, t = (T - 1)/4 + 1, h = H/8, w = W/8. Not safe for use by two threads at
@@ -142,7 +154,7 @@ class Backbone:
         z = self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode()[0].float()
         return (z - self._mean) * self._scale
 
-    @torch.no_grad()
+    @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
         """Normalised latents to video in [0, 1]."""
         z = z.to(self.device, torch.float32) / self._scale + self._mean
@@ -209,7 +221,7 @@ class Backbone:
             shown = fill_unknown(Measurement(shown, known))
         return torch.cat([grouped, self.encode(shown)])
 
-    @torch.no_grad()
+    @_frozen
     def velocity(
         self,
         z_t: Float[Tensor, "C t h w"],

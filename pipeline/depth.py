@@ -177,7 +177,8 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, coarse.shape[-2:])
         fine = F.pixel_shuffle((around[:, :, None] * weights).sum(1), 2)
         log_z = fine[:, 0, :height, :width].unflatten(0, (batch, count))
-        return log_z - log_z.mean((1, 2, 3), keepdim=True)  # the constant is nobody's: left free, it drifts away in training
+        # the constant is nobody's: left free, it drifts away in training
+        return log_z - log_z.mean((1, 2, 3), keepdim=True)
 
 
 def _places(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 H W"]:

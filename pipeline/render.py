@@ -30,12 +30,12 @@ from pipeline.cache import cached, content_key
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
 from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.evaluation.metrics import psnr, ssim
-from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
+from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
-from pipeline.sampler import Step, flow_sigmas, sample, windowed, windows, within
+from pipeline.sampler import Step, flow_sigmas, normal_like, sample, time_travel, windowed, windows
 from pipeline.segment import follow, follower, grow, load_mask
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import SCHEDULES, SOLVERS, Given
 from pipeline.video import (
     Clip,
     VideoInfo,
@@ -51,11 +51,12 @@ from pipeline.video import (
 REQUEST_VERSION = 1
 CONDITIONS = ("warp", "first-frame", "none")
 DEFAULT_FOV = 55.0  # degrees, along the longer side
+JUMP = 10 / 250  # of the noise levels, that RePaint goes back at a time (its authors: 10 of 250 steps)
 LITTLE = 0.3  # share of a frame below which most of it would be invented
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
 NO_REFERENCE = (
     "The reference latent mask needs the clean target video, which a new camera path does not have; "
-    "choose the latent mask training-free or binary, or the camera still."
+    "choose another latent mask, such as training-free, or the camera still."
 )
 OVERLAP = 0.25  # share of a window of latent frames that the next one shares at least
 COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
@@ -73,8 +74,10 @@ class RenderRequest:
         the model's own at the clip's aspect.
     seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
         in (0, 1] from which sampling starts; 1 is pure noise, below it the filled warp shines through (SDEdit).
-    latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; gamma > 0: how much the solver
-        trusts the model over the measurement; guidance acts while guide_until <= sigma <= guide_from.
+    latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; guidance acts while guide_until <=
+        sigma <= guide_from. phi: a name of `latent_mask.PHI`, for the masks that need one; tau: its temperature.
+    gamma > 0: how much DDS trusts the model over the measurement. iterations, step_size: of the solver, where it has
+        them; None for its own. schedule: of `solvers.SCHEDULES`, how the iterations go with the noise level.
     condition: what the model's inpainting channels show: the warp, only its first frame, or nothing.
     mask: a file that shows an object of the clip, which is replaced by what the prompt says, see `segment.load_mask`;
         None replaces nothing. mask_frame: the frame of the clip that a single picture shows, None for the first that is
@@ -104,8 +107,12 @@ class RenderRequest:
     strength: float | None = None
     latent_mask: str = "training-free"
     solver: str = "dds"
+    phi: str = "wiener"
+    tau: float = TAU
     gamma: float = 0.1
-    cg_iterations: int = 5
+    iterations: int | None = None
+    step_size: float | None = None
+    schedule: str = "constant"
     guide_from: float = 1.0
     guide_until: float = 0.0
     condition: str = "warp"
@@ -194,13 +201,17 @@ def _validate(request: RenderRequest) -> None:
     optional("guidance_scale", lambda value: _is_number(value) and 0 <= value <= 100, "a number from 0 to 100")
     optional("strength", lambda value: _is_number(value) and 0 < value <= 1, "a noise level above 0, up to 1")
     need(_is_number(request.gamma) and request.gamma > 0, "gamma", "a number above 0")
-    need(_is_int(request.cg_iterations) and request.cg_iterations >= 1, "cg_iterations", "a whole number, 1 or more")
+    need(_is_number(request.tau) and request.tau > 0, "tau", "a number above 0")
+    optional("iterations", lambda value: _is_int(value) and 1 <= value <= 100, "a whole number from 1 to 100")
+    optional("step_size", lambda value: _is_number(value) and value >= 0, "a number, 0 or more")
     for name in ("guide_from", "guide_until"):
         value = getattr(request, name)
         need(_is_number(value) and 0 <= value <= 1, name, "a noise level from 0 to 1")
     need(request.guide_until <= request.guide_from, "guide_until", f"at most guide_from ({request.guide_from})")
     one_of("latent_mask", LATENT_MASKS)
     one_of("solver", SOLVERS)
+    one_of("phi", PHI)
+    one_of("schedule", SCHEDULES)
     one_of("condition", CONDITIONS)
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
@@ -302,13 +313,15 @@ class Analysis:
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What the sampler is told, in latents of the padded clip. h: None without data consistency; y_full: None if
-    it is not needed at all."""
+    it is not needed at all. video, mask: the padded measurement, for solvers that work on pixels."""
 
     y_full: Float[Tensor, "C t h w"] | None
     h: Float[Tensor, "C t h w"] | None
     condition: Float[Tensor, "4+C t h w"]
     image: Float[Tensor, "N D"] | None
     noise: Float[Tensor, "C t h w"]
+    video: Float[Tensor, "T 3 H W"] | None = None
+    mask: Bool[Tensor, "T 1 H W"] | None = None
 
 
 def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
@@ -490,24 +503,25 @@ def prepare(
 ) -> Problem:
     """Take a measurement into the latent space: fill its holes, encode it, and find how far each latent is known.
 
-    source: the clip at working size, for the training-free latent mask. target: the clean video that is wanted, where
-    it is known (replacement, evaluation), for the reference latent mask. Videos are padded to 4n + 1 frames by
-    repeating the last one.
+    source: the clip at working size, for latent masks that look at it. target: the clean video that is wanted, where it
+    is known (replacement, evaluation), for the reference latent mask. Videos are padded to 4n + 1 frames by repeating
+    the last one.
     """
     video, mask = _pad(measurement.video), _pad(measurement.mask)
     y_full = h = None
     if request.solver != "none" or _strength(request, backbone) < 1:
-        y_full = backbone.encode(_pad(fill_unknown(measurement)))
-    if request.solver != "none":
-        if request.latent_mask == "binary":
-            h = binary_mask(mask, backbone.latent_channels).h
-        elif request.latent_mask == "training-free":
-            h = difference_mask(backbone.encode, _pad(source), mask).h
-        elif target is None:
-            raise InputError(NO_REFERENCE)
-        else:
-            h = difference_mask(backbone.encode, _pad(target), mask).h
-        h = h.to(backbone.device)
+        filled = _pad(fill_unknown(measurement))
+        y_full = backbone.encode(filled)
+        if request.solver != "none":
+            kind = LATENT_MASKS[request.latent_mask]
+            if kind.needs_target and target is None:
+                raise InputError(NO_REFERENCE)
+            grid = backbone.latent_shape(len(video), *size_of(video))
+            clean = None if target is None else _pad(target)
+            inputs = MaskInputs(
+                backbone.encode, grid, mask, filled, _pad(source), clean, request.phi, request.tau, request.seed
+            )
+            h = kind.make(inputs).h.to(backbone.device)
     told = mask.clone()
     if request.condition == "none":
         told[:] = False
@@ -516,7 +530,10 @@ def prepare(
     condition = backbone.condition(video, told, y_full if request.condition == "warp" else None)
     complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
     image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
-    return Problem(y_full, h, condition, image, backbone.noise(len(video), *size_of(video), request.seed))
+    noise = backbone.noise(len(video), *size_of(video), request.seed)
+    if not SOLVERS[request.solver].pixels:
+        return Problem(y_full, h, condition, image, noise)
+    return Problem(y_full, h, condition, image, noise, video.to(backbone.device), mask.to(backbone.device))
 
 
 def windows_of(backbone: Backbone, frames: int) -> tuple[slice, ...]:
@@ -545,17 +562,36 @@ def solve(
         condition, context = problem.condition[:, span], str(span.start or "")
         return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
 
-    def consistency(z0_hat: Tensor, sigma: float) -> Tensor:
-        options = {"gamma": request.gamma, "iterations": request.cg_iterations}
-        return SOLVERS[request.solver](z0_hat, problem.y_full, problem.h, **options)
-
     sigmas = flow_sigmas(request.steps or backbone.steps, backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
-    guided = None if problem.h is None else within(consistency, request.guide_from, request.guide_until)
     spans = spans or windows_of(backbone, (z.shape[1] - 1) * backbone.temporal + 1)
-    yield from sample(windowed(velocity, spans), z, sigmas, guided)
+    whole = windowed(velocity, spans)
+    if problem.y_full is None or problem.h is None:
+        yield from sample(whole, z, sigmas)
+        return
+    solver, guided = SOLVERS[request.solver], {"guide_from": request.guide_from, "guide_until": request.guide_until}
+    iterations = request.iterations or solver.iterations or 1
+    generator = torch.Generator().manual_seed(request.seed)
+    normal_like(problem.noise, generator)  # the stream goes on after the noise that sampling starts from
+    given = Given(
+        problem.y_full,
+        problem.h,
+        whole,
+        gamma=request.gamma,
+        iterations=iterations,
+        step_size=(solver.step_size or 0.0) if request.step_size is None else request.step_size,
+        schedule=request.schedule,
+        generator=generator,
+        video=problem.video,
+        mask=problem.mask,
+        encode=backbone.encode,
+        decode=backbone.decode,
+    )
+    if solver.resamples:
+        sigmas = time_travel(sigmas, iterations, max(1, round(JUMP * (len(sigmas) - 1))), **guided)
+    yield from sample(whole, z, sigmas, **solver.hooks(given, **guided), generator=generator)
 
 
 def _strength(request: RenderRequest, backbone: Backbone) -> float:
@@ -604,7 +640,7 @@ def _render(
     still_time = request.move is not None and request.move.frozen is not None
     analysis = at_moment(analysis, request)
     still_camera = _stands_still(analysis, request)
-    if request.latent_mask == "reference" and request.solver != "none" and not still_camera:
+    if LATENT_MASKS[request.latent_mask].needs_target and request.solver != "none" and not still_camera:
         raise InputError(NO_REFERENCE)
     backbone = get_backbone(request.backbone)
     clip, frames = analysis.clip, len(analysis.clip.frames)

@@ -10,6 +10,7 @@ from synthetic import write_clip, write_depth
 import pipeline.render as room
 from pipeline import InputError
 from pipeline.depth import Depth
+from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.measurement import Measurement
 from pipeline.moves import Keyframe, Move, preset_move
 from pipeline.render import (
@@ -27,7 +28,7 @@ from pipeline.render import (
     render,
 )
 from pipeline.sampler import flow_sigmas, sample
-from pipeline.solvers import dds
+from pipeline.solvers import SOLVERS, dds
 from pipeline.video import probe, read_video
 
 
@@ -113,7 +114,12 @@ def test_json_that_is_no_request(text, message):
         {"latent_mask": "soft"},
         {"solver": "magic"},
         {"gamma": 0},
-        {"cg_iterations": 0},
+        {"iterations": 0},
+        {"iterations": 2.5},
+        {"step_size": -1},
+        {"schedule": "random"},
+        {"phi": "sigmoid"},
+        {"tau": 0},
         {"guide_from": 1.5},
         {"guide_from": 0.2, "guide_until": 0.5},
         {"condition": "last-frame"},
@@ -259,9 +265,47 @@ def test_a_seed_decides_the_result(request_, tmp_path):
     assert not np.array_equal(first, raw(request_, "guided"))
 
 
-@pytest.mark.parametrize("changes", [{"solver": "dds_cg"}, {"latent_mask": "binary"}, {"condition": "first-frame"}])
+@pytest.mark.parametrize("changes", [{"solver": "repaint", "iterations": 2}, {"condition": "first-frame"}])
 def test_other_ways_end_with_a_video(request_, tmp_path, changes):
     finished(replace(request_, **changes), tmp_path)
+
+
+@pytest.fixture
+def solved(request_):
+    """The solution of a changed request, and how many steps it took."""
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    measurement = measure(analysis, request_)
+
+    def solve(**changes):
+        request = replace(request_, steps=3, **changes)
+        problem = room.prepare(backbone, measurement, analysis.clip.frames, request, target=analysis.clip.frames)
+        steps = list(room.solve(backbone, problem, request))
+        assert not steps[-1].z.requires_grad
+        return steps[-1].z, len(steps)
+
+    return solve
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "none"])
+def test_every_solver_works_on_the_model_and_makes_a_difference(solved, solver):
+    (z, steps), (free, _) = solved(solver=solver, iterations=2), solved(solver="none")
+    assert steps == (5 if SOLVERS[solver].resamples else 3)  # the last step is taken once
+    assert torch.isfinite(z).all() and not torch.equal(z, free)
+    assert torch.equal(z, solved(solver=solver, iterations=2)[0])
+
+
+def test_every_latent_mask_works_on_the_model_and_differs_from_the_others(solved):
+    found = [solved(latent_mask=name)[0] for name in LATENT_MASKS if name != "reference"]
+    found += [solved(phi=phi)[0] for phi in PHI if phi != "wiener"] + [solved(tau=1.0)[0]]
+    for index, z in enumerate(found):
+        assert torch.isfinite(z).all() and not any(torch.equal(z, other) for other in found[:index])
+
+
+def test_without_a_count_a_solver_takes_its_own(solved):
+    assert solved(solver="repaint")[1] == 2 * SOLVERS["repaint"].iterations + 1
+    z = solved(solver="nvs_post")[0]
+    assert torch.equal(z, solved(solver="nvs_post", step_size=SOLVERS["nvs_post"].step_size)[0])
+    assert torch.equal(solved(solver="nvs_post", step_size=0.0)[0], solved(solver="none")[0])
 
 
 @pytest.mark.parametrize(("frames", "model"), [(1, 1), (3, 5), (6, 9)])

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.sampler import flow_sigmas, sample, window_weights, windowed, windows, within
+from pipeline.sampler import flow_sigmas, sample, time_travel, window_weights, windowed, windows, within
 from pipeline.solvers import dds
 
 SHAPE = (4, 3, 5, 6)
@@ -223,3 +223,49 @@ def test_one_window_is_the_velocity_itself():
     z = torch.randn(SHAPE)
     spans = windows(SHAPE[1], 5, 2)
     assert torch.equal(windowed(lambda z, sigma, span: z[:, span] ** 3, spans)(z, 0.5), z**3)
+
+
+def test_time_travel_by_hand():
+    sigmas = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.0])
+    assert torch.equal(time_travel(sigmas, 1), sigmas)
+    twice = time_travel(sigmas, 2)
+    wanted = [1, 0.8, 1, 0.8, 0.6, 0.8, 0.6, 0.4, 0.6, 0.4, 0]  # the last step, to clean, once
+    torch.testing.assert_close(twice, torch.tensor(wanted))
+    torch.testing.assert_close(time_travel(sigmas, 2, 2), torch.tensor([1, 0.8, 0.6, 1, 0.8, 0.6, 0.4, 0]))
+    torch.testing.assert_close(time_travel(sigmas, 3, 3), torch.tensor([1, 0.8, 0.6, 0.4] * 3 + [0.0]))
+    late = time_travel(sigmas, 2, guide_from=0.9, guide_until=0.5)
+    torch.testing.assert_close(late, torch.tensor([1, 0.8, 0.6, 0.8, 0.6, 0.4, 0]))
+
+
+def test_going_back_noises_as_the_forward_process_does():
+    """A perfect estimate at sigma, noised to sigma' > sigma: the moments of (1 - sigma') z0 + sigma' eps."""
+    z0 = torch.full((1, 1, 200, 200), 3.0)
+    generator = torch.Generator().manual_seed(0)
+    seen = {}
+
+    def velocity(z, sigma):
+        seen.setdefault(sigma, []).append(z)
+        return (z - z0) / sigma  # knows z0
+
+    levels = torch.tensor([0.9, 0.5, 0.8, 0.0])
+    start = 0.1 * z0 + 0.9 * torch.randn(z0.shape, generator=generator)
+    steps = run(velocity, start, levels, generator=generator)
+    assert [(step.index, step.total, round(step.sigma, 3)) for step in steps] == [(0, 2, 0.9), (1, 2, 0.8)]
+    (noised,) = seen[levels[2].item()]
+    assert noised.mean() == pytest.approx(0.2 * 3, abs=0.02) and noised.std() == pytest.approx(0.8, abs=0.01)
+    eps = (steps[0].z - 0.5 * z0) / 0.5
+    assert (noised * eps).mean() == pytest.approx(0.2, abs=0.02)  # of its noise 0.5 * (1 - 0.8) / (1 - 0.5) is left
+    torch.testing.assert_close(steps[-1].z, z0)
+
+
+def test_the_state_is_refined_before_and_the_noise_after_the_prediction():
+    calls = []
+
+    def hook(name):
+        return lambda state, sigma: calls.append((name, round(sigma, 2))) or state
+
+    velocity = lambda z, sigma: calls.append(("velocity", round(sigma, 2))) or torch.zeros_like(z)
+    hooks = {name: hook(name) for name in ("refine", "consistency", "renoise")}
+    run(velocity, noise(), torch.tensor([1.0, 0.5, 0.0]), **hooks)
+    one = lambda now, after: [("refine", now), ("velocity", now), ("consistency", now), ("renoise", after)]
+    assert calls == [*one(1.0, 0.5), *one(0.5, 0.0)]

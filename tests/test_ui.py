@@ -12,14 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pipeline import InputError
+from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.moves import MOVES
 from pipeline.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
+from pipeline.solvers import SCHEDULES, SOLVERS
 from ui import layout, media, widgets
 from ui.jobs import MAX_WAITING, JobStore
 
@@ -241,6 +244,19 @@ def test_close_stops_and_removes(make_store, clip):
     renders.go.release(3)
     store.close(wait=5)
     assert not store.root.exists()
+
+
+def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
+    with gr.Blocks():
+        controls = layout._advanced()
+    tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
+    tables["latent_mask"] = [name for name in LATENT_MASKS if name != "reference"]  # needs the wanted video
+    for name, table in tables.items():
+        assert [value for _, value in controls[name].choices] == list(table)
+        assert all(label != value for label, value in controls[name].choices if value != "tanh")
+    own = {"iterations": 3, "step_size": 0.5, "tau": 0.2, "phi": "exp", "schedule": "rising"}
+    request = RenderRequest("a.mp4", amount=20.0, solver="repaint", **own)
+    assert layout.request_from(layout.values_from(request), request.backbone) == request
 
 
 def test_request_and_controls_meet():

@@ -19,10 +19,10 @@ import gradio as gr
 from pipeline import InputError, render
 from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
-from pipeline.latent_mask import LATENT_MASKS
+from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import SCHEDULES, SOLVERS
 from ui import mask_editor, media, widgets
 from ui.jobs import JobStore, JobView
 from ui.theme import CSS, theme
@@ -49,7 +49,9 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "strength": ("Start from σ", float),
     "seed": ("Seed", int),
     "gamma": ("Gamma", float),
-    "cg_iterations": ("CG iterations", int),
+    "iterations": ("Solver iterations", int),
+    "step_size": ("Solver step size", float),
+    "tau": ("Temperature of φ", float),
     "guide_from": ("Guided from σ", float),
     "guide_until": ("Guided until σ", float),
     "frames": ("Frames", int),
@@ -61,8 +63,11 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "seam": ("Soft seam (percent)", float),
 }
 CHOICES: dict[str, dict[str, str]] = {
-    "latent_mask": {"training-free": "Continuous", "binary": "Binary"},
-    "solver": {"dds": "DDS, closed form", "dds_cg": "DDS, conjugate gradients", "none": "None (no guidance)"},
+    "latent_mask": {name: kind.label for name, kind in LATENT_MASKS.items()},
+    "solver": {name: solver.label for name, solver in SOLVERS.items()},
+    "schedule": {"constant": "The same throughout", "falling": "More at high noise", "rising": "More at low noise"},
+    "phi": {"wiener": "Wiener, x² / (1 + x²)", "exp": "1 − exp(−x)", "tanh": "tanh(x)", "ratio": "x / (1 + x)",
+            "quantile": "Linear, clamped", "minmax": "Linear"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
 }  # fmt: skip
 
@@ -793,11 +798,15 @@ def _advanced() -> dict[str, Any]:
     numbers("steps", "guidance_scale", "strength", "seed")
     controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
     with gr.Row(elem_classes="rc-fields"):
-        # the reference mask needs the wanted video, which a new camera path never has
-        choice("latent_mask", "Latent mask", [name for name in LATENT_MASKS if name != "reference"])
-        choice("solver", "Data consistency", SOLVERS)
+        # those that need the wanted video, which a new camera path never has, are left out
+        choice("latent_mask", "Latent mask", [name for name, kind in LATENT_MASKS.items() if not kind.needs_target])
+        choice("phi", "φ of the latent mask", PHI)
         choice("condition", "The model is shown", CONDITIONS)
-    numbers("gamma", "cg_iterations", "guide_from", "guide_until")
+    with gr.Row(elem_classes="rc-fields"):
+        choice("solver", "Data consistency", SOLVERS)
+        choice("schedule", "Solver iterations over σ", SCHEDULES)
+    numbers("gamma", "iterations", "step_size", "tau")
+    numbers("guide_from", "guide_until")
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
     controls["composite"] = gr.Checkbox(
