@@ -58,7 +58,8 @@ def render_file(options: argparse.Namespace) -> None:
 
     path = Path(options.request)
     try:
-        request = RenderRequest.from_json(path.read_text(encoding="utf-8"))
+        accepted = vars(options).get("accepted", ())
+        request = RenderRequest.from_json(path.read_text(encoding="utf-8"), accepted)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the request {path}: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -327,7 +328,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--remove", action="store_true", help="put nothing there: take what stood behind it from other frames")
 
     def first_frame(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+        from pipeline.first_frame import IMAGE_MODELS
+
+        add = added.add_argument
+        add("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+        names = f"{', '.join(IMAGE_MODELS)}, a folder or a Hugging Face id"
+        add("--first-frame-model", metavar="MODEL", help=f"paints what is unknown of the first frame: {names}")
+        accept(added)
+
+    def accept(added: argparse.ArgumentParser) -> None:
+        help = "you accept the licence of that model; several, separated by commas"
+        added.add_argument("--accept", dest="accepted", type=lambda names: tuple(names.split(",")), help=help)
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
         add = added.add_argument
@@ -370,6 +381,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("render", render_file)
     added.add_argument("request", metavar="REQUEST", help="a request as JSON, such as those in examples/")
+    accept(added)
     outputs(added, "measurement.npz, raw.npz and depth.npz")
     report(added)
 
