@@ -118,6 +118,15 @@ def benchmark(options: argparse.Namespace) -> None:
     run(options.backbone, depth=options.depth, size=options.size)
 
 
+def describe(options: argparse.Namespace) -> None:
+    """Say what the middle frame of a clip shows, as a suggestion for the prompt."""
+    from pipeline.caption import caption, middle_frame
+
+    found = caption(middle_frame(options.clip), vars(options).get("model"))
+    print(found.words)
+    print(f"Suggested by {found.by}.", file=sys.stderr)
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Compare methods on unseen scenes of the procedural world, whose true second view is known; or measure clips."""
     from pipeline.evaluation import clips, world
@@ -394,6 +403,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--fov", type=float, help="field of view of the clip in degrees, longer side (default 55)")
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
+
+    added = command("caption", describe)
+    added.add_argument("clip", metavar="CLIP", help="a video file")
+    added.add_argument(
+        "--model", help="blip or blip-2, a folder or a Hugging Face id (default: what suits this machine)"
+    )
 
     added = command("benchmark", benchmark)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
