@@ -12,6 +12,7 @@ pytestmark = pytest.mark.browser
 @pytest.mark.parametrize("width", [1440, 390])
 def test_the_suggest_button_stands_beside_the_prompt(visit, width):
     page = visit(width, 900)
+    assert not page.is_visible("#prompt-status"), "no empty line"
     field = page.locator("#prompt textarea, #prompt input").first.bounding_box()
     button = page.locator("#suggest").bounding_box()
     assert field["x"] + field["width"] < button["x"] and button["x"] + button["width"] <= width
@@ -26,12 +27,11 @@ def test_the_suggest_button_stands_beside_the_prompt(visit, width):
 def test_what_the_captioner_lacks_is_said_beside_the_prompt(visit, clip):
     page = visit()
     page.click("#suggest")
-    wait_words(page, "prompt-status", "Choose a clip first")
+    page.wait_for_selector("#prompt-status [role=alert]:has-text('Choose a clip first')", state="visible")
     upload(page, clip)
     analysed(page)
     page.click("#suggest")
-    wait_words(page, "prompt-status", "hf download")
-    assert page.query_selector("#prompt-status [role=alert]")
+    page.wait_for_selector("#prompt-status [role=alert]:has-text('hf download')", state="visible")
 
 
 def test_an_image_model_says_its_terms_and_asks(visit, clip):
@@ -40,7 +40,7 @@ def test_an_image_model_says_its_terms_and_asks(visit, clip):
     analysed(page)
     page.click("#advanced > button")
     choose(page, "FLUX.1 Fill")
-    wait_words(page, "first-frame-terms", "non-commercial")
+    page.wait_for_selector("#first-frame-terms:has-text('non-commercial')", state="visible")
     page.wait_for_selector("#accept-first-frame input", state="visible")
     page.click("#render")
     wait_words(page, "progress", "accept its licence")
@@ -54,7 +54,7 @@ def test_an_image_model_says_its_terms_and_asks(visit, clip):
     page.wait_for_selector("#first-frame-terms", state="hidden")
     page.click("#render")
     wait_words(page, "progress", "^Done", timeout=120_000)
-    wait_words(page, "preview-note", "linear map")
+    page.wait_for_selector("#preview-note:has-text('linear map')", state="visible")
     assert "First frame" in page.inner_text("#figures")
 
 
