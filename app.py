@@ -13,6 +13,7 @@ try:  # on a shared GPU this must come before anything that touches CUDA; elsewh
 except ImportError:
     spaces = None
 
+from pipeline.caption import caption
 from pipeline.models import default_backbone
 from pipeline.render import analyse, render
 from ui.jobs import JobStore
@@ -36,7 +37,7 @@ def main() -> None:
     store = JobStore(on_gpu(render))
     atexit.register(store.close)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that a stopped service, too, removes its visitors' files
-    page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse))
+    page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse), describe=on_gpu(caption))
     page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))
 
 

@@ -58,7 +58,8 @@ def render_file(options: argparse.Namespace) -> None:
 
     path = Path(options.request)
     try:
-        request = RenderRequest.from_json(path.read_text(encoding="utf-8"))
+        accepted = vars(options).get("accepted", ())
+        request = RenderRequest.from_json(path.read_text(encoding="utf-8"), accepted)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the request {path}: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -115,6 +116,15 @@ def benchmark(options: argparse.Namespace) -> None:
     from pipeline.evaluation.benchmark import run
 
     run(options.backbone, depth=options.depth, size=options.size)
+
+
+def describe(options: argparse.Namespace) -> None:
+    """Say what the middle frame of a clip shows, as a suggestion for the prompt."""
+    from pipeline.caption import caption, middle_frame
+
+    found = caption(middle_frame(options.clip), vars(options).get("model"))
+    print(found.words)
+    print(f"Suggested by {found.by}.", file=sys.stderr)
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -346,7 +356,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--remove", action="store_true", help="put nothing there: take what stood behind it from other frames")
 
     def first_frame(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+        from pipeline.first_frame import IMAGE_MODELS
+
+        add = added.add_argument
+        add("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+        names = f"{', '.join(IMAGE_MODELS)}, a folder or a Hugging Face id"
+        add("--first-frame-model", metavar="MODEL", help=f"paints what is unknown of the first frame: {names}")
+        accept(added)
+
+    def accept(added: argparse.ArgumentParser) -> None:
+        help = "you accept the licence of that model; several, separated by commas"
+        added.add_argument("--accept", dest="accepted", type=lambda names: tuple(names.split(",")), help=help)
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
         from pipeline.latent_mask import LATENT_MASKS, PHI
@@ -399,6 +419,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("render", render_file)
     added.add_argument("request", metavar="REQUEST", help="a request as JSON, such as those in examples/")
+    accept(added)
     outputs(added, "measurement.npz, raw.npz and depth.npz")
     report(added)
 
@@ -411,6 +432,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--fov", type=float, help="field of view of the clip in degrees, longer side (default 55)")
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
+
+    added = command("caption", describe)
+    added.add_argument("clip", metavar="CLIP", help="a video file")
+    added.add_argument(
+        "--model", help="blip or blip-2, a folder or a Hugging Face id (default: what suits this machine)"
+    )
 
     added = command("benchmark", benchmark)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")

@@ -27,9 +27,23 @@ from torch import Tensor
 
 from pipeline import InputError, models
 from pipeline.measurement import Measurement, fill_unknown
+from pipeline.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 
 TRAIN_TIMESTEPS = 1000  # the transformer's time is sigma * 1000
 IMAGE_BRANCH_TEXT_TOKENS = 512  # with an image branch, all tokens before the last 512 are taken for the image's
+# Of Wan 2.1's VAE: the mean of its latents, by which it is known, and the linear map from its normalised latents to RGB
+# in [-1, 1], one row a channel and then the bias (ComfyUI, comfy/latent_formats.py, class Wan21).
+WAN21_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+WAN21_RGB = (
+    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
+    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
+    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
+    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
+    (-0.1835, -0.0868, -0.3360),
+)  # fmt: skip
 COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 
 
@@ -264,16 +278,41 @@ class Backbone:
         unconditional = predict(negative, f"uncond{context}")
         return unconditional + guidance_scale * (conditional - unconditional)
 
-    def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 h w"]:
-        """A small picture of each latent frame, in [0, 1]: a linear map of the latents, which costs nothing."""
+    def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 n*h n*w"]:
+        """A small picture of each latent frame, in [0, 1], by what `preview_by` names.
+
+        A linear map of the latents (n = 1), which costs nothing; for Wan 2.1's latents by a tiny decoder (n = 4) where
+        its weights are in the hub's cache.
+        """
+        if self._tiny_decoder is not None:
+            return self._tiny_decoder(z0_hat)
         rgb = self.latent_rgb
         pixels = torch.einsum("cthw,cr->trhw", z0_hat.float(), rgb.weight) + rgb.bias[:, None, None]
         return pixels.clamp(0, 1)
 
+    @property
+    def preview_by(self) -> str:
+        """What makes the previews, in words."""
+        return "a linear map of the latents" if self._tiny_decoder is None else "TAEW 2.1"
+
+    @cached_property
+    def _tiny_decoder(self) -> TinyDecoder | None:
+        path = tiny_decoder_file() if self._has_wan21_latents else None
+        return None if path is None else load_tiny_decoder(path, self.device)
+
+    @property
+    def _has_wan21_latents(self) -> bool:
+        mean = self.vae.config["latents_mean"]
+        return len(mean) == len(WAN21_MEAN) and torch.allclose(torch.tensor(mean), torch.tensor(WAN21_MEAN))
+
     @cached_property
     def latent_rgb(self) -> LatentRgb:
-        """The map of `preview`: what recapture.json gives, else fitted to the VAE on a synthetic clip (one encode)."""
+        """The linear map of `preview`: what recapture.json gives; for Wan 2.1's latents the published one, else one
+        that is fitted to the VAE on a synthetic clip (one encode)."""
         given = self.settings.latent_rgb
+        if given is None and self._has_wan21_latents:
+            published = torch.tensor(WAN21_RGB)
+            given = LatentRgb(published[:-1] / 2, (published[-1] + 1) / 2)
         if given is not None:
             return LatentRgb(given.weight.to(self.device), given.bias.to(self.device))
         generator = torch.Generator().manual_seed(0)

@@ -30,6 +30,7 @@ from pipeline.cache import cached, content_key
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
 from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.evaluation.metrics import psnr, ssim
+from pipeline.first_frame import check_accepted, inpaint, locate, title_of
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
@@ -85,6 +86,10 @@ class RenderRequest:
         picture's shorter side by which what is replaced is widened (shrunk, if negative).
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
+    first_frame_model: an image model that paints what is unknown of the first frame: a name of
+        `first_frame.IMAGE_MODELS`, a folder or a hub id; None leaves it to the video model.
+    accepted: names of models whose terms the user has accepted. It is not written to JSON: everyone accepts for
+        themselves.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
     composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
         over which they fade into the model's, inside of what is known; 0 is a hard cut.
@@ -122,8 +127,10 @@ class RenderRequest:
     grow: float = 2.0
     remove: bool = False
     first_frame: str | None = None
+    first_frame_model: str | None = None
     backbone: str = "nano"
     depth: str | None = None
+    accepted: tuple[str, ...] = ()
     composite: bool = True
     seam: float = 1.0
 
@@ -132,11 +139,11 @@ class RenderRequest:
 
     def to_json(self) -> str:
         """The request as versioned JSON text."""
-        given = {"version": REQUEST_VERSION, **asdict(self), "move": self.move.to_dict() if self.move else None}
+        given = {"version": REQUEST_VERSION, **_to_dict(self), "move": self.move.to_dict() if self.move else None}
         return json.dumps(given, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> RenderRequest:
+    def from_json(cls, text: str, accepted: tuple[str, ...] = ()) -> RenderRequest:
         """The request in JSON text as `to_json` writes it; fields that are left out take their defaults."""
         try:
             given = json.loads(text)
@@ -147,7 +154,7 @@ class RenderRequest:
         version = given.pop("version", None)
         if version != REQUEST_VERSION:
             raise InputError(f"The request has version {version!r}; this program reads version {REQUEST_VERSION}.")
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls) if field.name != "accepted"]
         if unknown := sorted(set(given) - set(known)):
             raise InputError(f"The request has unknown fields: {', '.join(unknown)}. Known are: {', '.join(known)}.")
         if "clip" not in given:
@@ -156,7 +163,13 @@ class RenderRequest:
             given["size"] = tuple(given["size"])
         if given.get("move") is not None:
             given["move"] = Move.from_dict(given["move"])
-        return cls(**given)
+        return cls(**given, accepted=accepted)
+
+
+def _to_dict(request: RenderRequest) -> dict[str, Any]:
+    given = asdict(request)
+    del given["accepted"]
+    return given
 
 
 def _is_int(value: Any) -> bool:
@@ -216,6 +229,14 @@ def _validate(request: RenderRequest) -> None:
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
+    optional("first_frame_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
+    need(
+        request.first_frame is None or request.first_frame_model is None,
+        "first_frame_model",
+        "left out where a picture of the first frame is given",
+    )
+    if request.first_frame_model is not None:
+        check_accepted(request.first_frame_model, request.accepted)
     optional("mask_frame", lambda value: _is_int(value) and value >= 0, "a whole number, 0 or more")
     need(_is_number(request.grow) and -10 <= request.grow <= 25, "grow", "from -10 to 25 percent")
     need(isinstance(request.remove, bool), "remove", "true or false")
@@ -246,7 +267,8 @@ class WarpEvent:
 
 @dataclass(frozen=True, eq=False)
 class StepEvent:
-    """A sampling step is done. preview: uint8 t h w 3 at the size of the latents; index counts from 1 to total."""
+    """A sampling step is done. preview: uint8 t h w 3, at the size of the latents or a small multiple of it;
+    preview_by: what made it, in words; index counts from 1 to total."""
 
     index: int
     total: int
@@ -254,6 +276,7 @@ class StepEvent:
     preview: np.ndarray
     seconds_left: float
     fraction: float
+    preview_by: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +317,7 @@ class Analysis:
     source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
     fps: of clip, full and the result. info: of the file. notes: choices made for the user, in plain words.
     hidden: T H W, True where `full` is not to be used, see `hide`; None if all of it is.
-    picture: 3 H W, what the first frame of the result is to show where it is unknown.
+    picture: 3 H W, what the first frame of the result is to show where it is unknown; picture_from: where it is from.
     """
 
     clip: Clip
@@ -308,6 +331,7 @@ class Analysis:
     notes: tuple[str, ...] = ()
     hidden: Bool[Tensor, "T H W"] | None = None
     picture: Float[Tensor, "3 H W"] | None = None
+    picture_from: str = "your picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -622,6 +646,8 @@ def _render(
     for place in filter(None, (folder, keep)):
         make_writable(place)
     (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
+    if request.first_frame_model is not None:
+        locate(request.first_frame_model)  # what is missing is said before any work
     if analysis is None:
         for event in analyse(request):
             if isinstance(event, StageEvent):
@@ -648,6 +674,11 @@ def _render(
 
     yield clock.stage("warp", "Warping", 0.1)
     measurement = measure(analysis, request)
+    if request.first_frame_model is not None and _lacks_first_frame(measurement):
+        title = title_of(request.first_frame_model)
+        yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
+        analysis = _paint_first_frame(analysis, request, request.first_frame_model)
+        measurement = measure(analysis, request)
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
     yield WarpEvent(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
@@ -669,7 +700,8 @@ def _render(
         left = (time.perf_counter() - begun) / done * (step.total - done)
         # decoding costs about as much as the encodings, and so does the rest
         left += 2 * clock.seconds["encode"]
-        yield StepEvent(done, step.total, step.sigma, preview, left, 0.18 + 0.62 * done / step.total)
+        fraction = 0.18 + 0.62 * done / step.total
+        yield StepEvent(done, step.total, step.sigma, preview, left, fraction, backbone.preview_by)
 
     yield clock.stage("decode", "Decoding", 0.8)
     raw = backbone.decode(z)[:frames].cpu()
@@ -702,7 +734,7 @@ def _render(
     clock.enter("")
     report = {
         "version": REQUEST_VERSION,
-        "request": asdict(request),
+        "request": _to_dict(request),
         "backbone": backbone.name,
         "seed": request.seed,
         "steps": request.steps or backbone.steps,
@@ -741,6 +773,7 @@ def _render(
         "measurement": figures,
         "seconds": {**clock.seconds, "total": clock.total()},
         "first_preview_seconds": first_preview,
+        "preview_by": backbone.preview_by,
         "notes": [
             *analysis.notes,
             *_notes(analysis, request, unknown),
@@ -903,7 +936,7 @@ def _windows_note(spans: tuple[slice, ...], backbone: Backbone) -> str:
 def _first_frame_from(analysis: Analysis, request: RenderRequest, unknown: float) -> str:
     """Where the prior's first frame comes from."""
     if analysis.picture is not None:
-        return "your picture"
+        return analysis.picture_from
     if unknown < COMPLETE_BELOW:
         return "the clip"
     return "the model"
@@ -916,9 +949,12 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
     if request.depth is None and not _stands_still(analysis, request):
         notes.append("The depth was estimated from the pictures.")
     if analysis.picture is not None:
-        notes.append("What was unknown of the first frame was taken from your picture.")
+        how = "" if analysis.picture_from.startswith("inpainted") else "taken from "
+        notes.append(f"What was unknown of the first frame was {how}{analysis.picture_from}.")
     elif unknown[0] >= COMPLETE_BELOW and request.condition != "none":
         notes.append(f"The first frame is not complete: {unknown[0]:.1%} of it is unknown, and the model's own.")
+    if request.first_frame_model is not None and analysis.picture is None:
+        notes.append("The first frame is complete: the image model was not needed.")
     if (unknown > 1 - VISIBLE_AT_LEAST).any():
         notes.append("In some frames almost nothing of the clip is visible; the model invented them.")
     return notes
@@ -1006,6 +1042,17 @@ def _first_frame(path: str, analysis: Analysis) -> Float[Tensor, "3 H W"]:
     """A picture, cropped at its centre to the clip's aspect, at the clip's full resolution."""
     size = size_of(analysis.full.frames)
     return resize(crop_to_aspect(Clip(read_picture(path)[None], 1.0), size).frames, size)[0].clamp(0, 1)
+
+
+def _lacks_first_frame(measurement: Measurement) -> bool:
+    return 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW
+
+
+def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str) -> Analysis:
+    """The analysis with its first frame completed by an image model, which sees it at the clip's full resolution."""
+    first = _warp(analysis, request, size_of(analysis.full.frames), slice(0, 1))
+    picture = inpaint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
+    return replace(analysis, picture=picture, picture_from=f"inpainted by {title_of(model)}")
 
 
 def _see_behind(analysis: Analysis) -> Analysis:

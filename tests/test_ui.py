@@ -45,7 +45,7 @@ class Renders:
             for index in range(1, self.steps + 1):
                 assert self.go.acquire(timeout=10)
                 done = index / self.steps
-                yield StepEvent(index, self.steps, 1 - done, PREVIEW, self.steps - index, done)
+                yield StepEvent(index, self.steps, 1 - done, PREVIEW, self.steps - index, done, "a test")
             yield DoneEvent(RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {}))
         finally:
             self.closed.append(folder)
@@ -90,7 +90,7 @@ def test_follow_shows_progress_and_result(make_store, clip):
     renders.go.release(3)
     views = list(store.follow(job_id))
     assert views[-1].state == "done" and views[-1].result.folder == store.get(job_id).folder
-    assert views[-1].fraction == 1.0 and views[-1].preview is PREVIEW
+    assert views[-1].fraction == 1.0 and views[-1].preview is PREVIEW and views[-1].preview_by == "a test"
     assert [view.step for view in views] == sorted(view.step for view in views)
     assert len(list(store.follow(job_id))) == 1, "coming back later gives the end at once"
 
@@ -286,6 +286,22 @@ def test_wrong_controls_are_input_errors(values, words):
         layout.request_from({"clip": "a.mp4"} | values, "nano")
 
 
+def test_an_image_model_for_the_first_frame():
+    values = {"clip": "a.mp4", "amount": 12.0, "first_frame_model": "flux-fill"}
+    with pytest.raises(InputError, match="accept its licence"):
+        layout.request_from(values | {"accept_first_frame": False}, "nano")
+    request = layout.request_from(values | {"accept_first_frame": True}, "nano")
+    assert request.first_frame_model == "flux-fill" and request.accepted == ("flux-fill",)
+    assert layout.request_from(layout.values_from(request), "nano") == request
+    left = layout.request_from(values | {"first_frame_model": "", "accept_first_frame": False}, "nano")
+    assert left.first_frame_model is None and layout.values_from(left)["first_frame_model"] == ""
+    words, box = layout.first_frame_terms("flux-fill")
+    assert "Non-Commercial" in words and "34 GB" in words and box.visible and "FLUX.1 Fill" in str(box.label)
+    words, box = layout.first_frame_terms("sdxl-inpaint")
+    assert "Stable Diffusion XL" in words and not box.visible
+    assert layout.first_frame_terms("")[0] == ""
+
+
 @pytest.mark.parametrize("camera", MOVES)
 def test_amount_slider_stays_in_range(camera):
     low, high = MOVES[camera].range
@@ -322,10 +338,13 @@ def test_figures_in_plain_words():
         "measurement": {"raw": {"psnr": 21.37, "ssim": 0.8}, "composited": {"psnr": None, "ssim": 1.0}},
         "seconds": {"total": 12.34, "sample": 9.0},
         "steps": 25,
+        "first_frame": {"from": "inpainted by a model"},
         "notes": ["<script>alert(1)</script>"],
     }
     html = layout.figures_html(report)
-    assert all(figure in html for figure in ("12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps"))
+    assert all(
+        figure in html for figure in ("Inpainted by a model", "12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps")
+    )
     assert "<script>" not in html
     assert layout.figures_html({}).startswith("<dl")
 

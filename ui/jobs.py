@@ -35,7 +35,7 @@ class JobView:
     """What can be seen of a job at one moment.
 
     state: queued, running, done, failed or stopped. ahead: renders before this one in the queue. fraction: in [0, 1].
-    preview: uint8 t h w 3, of the latest step. seconds_left: None until it can be estimated.
+    preview: uint8 t h w 3, of the latest step; preview_by: what made it. seconds_left: None until it can be estimated.
     """
 
     state: str = "queued"
@@ -46,6 +46,7 @@ class JobView:
     steps: int = 0
     seconds_left: float | None = None
     preview: np.ndarray | None = None
+    preview_by: str = ""
     result: RenderResult | None = None
 
     @property
@@ -244,6 +245,7 @@ def _changes(event: RenderEvent) -> dict[str, Any]:
             "fraction": event.fraction,
             "seconds_left": event.seconds_left,
             "preview": event.preview,
+            "preview_by": event.preview_by,
         }
     if isinstance(event, FailedEvent):
         return {"state": "failed", "message": event.message, "seconds_left": None}

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from torch import Tensor
 
 from pipeline import InputError, render
 from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
+from pipeline.caption import Caption, caption
+from pipeline.first_frame import IMAGE_MODELS, terms_of
 from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
@@ -31,6 +34,7 @@ log = logging.getLogger(__name__)
 
 NAME = "Recapture"
 Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
+Describe = Callable[[Tensor], Caption]
 MAX_UPLOAD = "500mb"
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
@@ -129,6 +133,8 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
+    if given.pop("accept_first_frame", False) and "first_frame_model" in given:
+        given["accepted"] = (given["first_frame_model"],)
     if change == "camera":
         given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
     if change == "object":
@@ -189,7 +195,10 @@ def own_move(editor: dict[str, Any] | None) -> Move | None:
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
-    values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size", "mask_frame")}
+    without = ("backbone", "size", "mask_frame", "accepted")
+    values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
+    values["first_frame_model"] = request.first_frame_model or ""
+    values["accept_first_frame"] = request.first_frame_model in request.accepted
     values["height"], values["width"] = request.size or (None, None)
     values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
     values["change"] = "camera" if not request.mask else "object" if request.camera == "still" else "both"
@@ -269,6 +278,19 @@ def duration_words(seconds: float) -> str:
     return f"about {round(seconds / 60)} minutes"
 
 
+def first_frame_terms(model: str) -> tuple[str, gr.Checkbox]:
+    """What has to be said of an image model before it is used, and the box to accept its licence if it restricts."""
+    spec = IMAGE_MODELS.get(model)
+    if spec is None:
+        return "", gr.Checkbox(value=False, visible=False)
+    words = f'<p class="rc-caption">{escape(terms_of(model))}</p>'
+    return words, gr.Checkbox(label=f"I accept the licence of {spec.title}", visible=bool(spec.restricts))
+
+
+def preview_words(by: str) -> str:
+    return f'<p class="rc-caption">Preview by {escape(by)}.</p>' if by else ""
+
+
 def share_words(share: float) -> str:
     percent = 100 * share
     if percent < 0.5:
@@ -307,6 +329,8 @@ def figures_html(report: dict[str, Any]) -> str:
         if raw.get("ssim") is not None:
             after = f", {kept['ssim']:.3f} after" if kept and kept.get("ssim") is not None else ""
             rows.append(row("Structure kept", f"{raw['ssim']:.3f}", f"SSIM in the same place, 1 is equal{after}"))
+    if source := at("first_frame", "from"):
+        rows.append(row("First frame", source[0].upper() + source[1:]))
     if (total := at("seconds", "total")) is not None:
         sampling = at("seconds", "sample")
         note = f"of which {sampling:.1f} s in {at('steps')} steps" if sampling is not None else ""
@@ -335,7 +359,14 @@ def public_report(result: RenderResult) -> dict[str, Any]:
     return report
 
 
-def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = render.analyse) -> gr.Blocks:
+def build(
+    backbone: str,
+    store: JobStore,
+    *,
+    examples: Path,
+    analyse: Analyse = render.analyse,
+    describe: Describe = caption,
+) -> gr.Blocks:
     """The page, for one backbone. `launch_options` holds what else `launch` needs."""
     analyses = Analyses(analyse)
     found = find_examples(examples)
@@ -427,10 +458,13 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         [(words, name) for name, words in CHANGES.items()], value="camera", label="Change",
                         elem_id="change",
                     )  # fmt: skip
-                    controls["prompt"] = gr.Textbox(
-                        label="Prompt (optional)", placeholder="What is in the scene, in a few words", lines=1,
-                        max_lines=4, max_length=2000, elem_id="prompt",
-                    )  # fmt: skip
+                    with gr.Row(elem_classes="rc-prompt"):
+                        controls["prompt"] = gr.Textbox(
+                            label="Prompt (optional)", placeholder="What is in the scene", lines=1,
+                            max_lines=4, max_length=2000, elem_id="prompt", min_width=160,
+                        )  # fmt: skip
+                        suggest_button = gr.Button("Suggest", scale=0, min_width=96, elem_id="suggest")
+                    prompt_status = gr.HTML("", elem_id="prompt-status", elem_classes="rc-optional")
                     with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
                         controls |= _advanced()
                     with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
@@ -441,6 +475,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                     preview = widgets.loop_view(
                         "The render, forming", EMPTY_PREVIEW, elem_id="preview", elem_classes=["rc-preview"]
                     )
+                    preview_note = gr.HTML("", elem_id="preview-note", elem_classes="rc-optional")
 
         # Put away by its class, not by visible=False: a part that is not mounted loses its template with an update.
         with gr.Column(elem_classes=["rc-card", "rc-away"], elem_id="result") as result_card:
@@ -458,13 +493,14 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
 
         def camera_request(values: tuple) -> RenderRequest:
             """The request without what it replaces: all that an analysis needs."""
-            return request_from(dict(zip(controls, values, strict=True)) | {"change": "camera"}, backbone)
+            given = dict(zip(controls, values, strict=True)) | {"change": "camera", "first_frame_model": None}
+            return request_from(given, backbone)
 
         def warp_request(values: tuple) -> RenderRequest:
             """What the warp shows: the camera path, and what is replaced where the render will have both."""
             given = dict(zip(controls, values, strict=True))
             both = given["change"] == "both" and given["mask"] is not None
-            return request_of(values) if both else camera_request(values)
+            return request_from(given | {"first_frame_model": None}, backbone) if both else camera_request(values)
 
         def has_clip(values: tuple) -> bool:
             return bool(dict(zip(controls, values, strict=True))["clip"])
@@ -579,7 +615,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             standing = given["move"] or {"empty": EMPTY_CLOUD}
             given["move"] = editor_value(standing, None, own=False)
             try:
-                request = request_from(given | {"change": "camera"}, backbone)
+                request = camera_request(tuple(given.values()))
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
                     given["move"] = editor_value(standing, render.move_of(request, analysis), own=False)
@@ -648,6 +684,19 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             if analysis is None:
                 raise InputError("The clip is not analysed yet; wait until it is.")
             return analysis
+
+        def suggest(*values):
+            """The clip's middle frame in words, as the prompt."""
+            yield {prompt_status: widgets.status_html("Describing the clip …", "busy")}
+            try:
+                frames = analysis_at_hand(values).full.frames
+                found = describe(frames[len(frames) // 2])
+                words = f"Suggested by {found.by}, from the clip's middle frame. Change it as you like."
+                yield {controls["prompt"]: found.words, prompt_status: widgets.status_html(words)}
+            except Exception as error:
+                yield {prompt_status: widgets.status_html(widgets.failure_words(error), "error")}
+
+        suggest_button.click(suggest, inputs, [controls["prompt"], prompt_status], **quiet, concurrency_limit=1)
 
         start_painting = mask_editor.connect(
             tab, controls, analysis_at_hand, lambda values: frames_of(camera_request(values)), store.new_folder
@@ -720,6 +769,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                     kind = {"done": "done", "failed": "error"}.get(view.state, "")
                     update[progress] = widgets.status_html(widgets.without_paths(view.message), kind)
                 if view.preview is not None and (last is None or view.step != last.step):
+                    update[preview_note] = preview_words(view.preview_by)
                     update[preview] = {"url": media.preview_url(view.preview), "alt": f"Preview of step {view.step}"}
                 if view.result is not None:
                     update |= finished(view.result, watched=last is not None)
@@ -750,6 +800,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             stop_button,
             progress,
             preview,
+            preview_note,
             result_card,
             compare,
             video_file,
@@ -809,6 +860,16 @@ def _advanced() -> dict[str, Any]:
     numbers("guide_from", "guide_until")
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
+    own = [
+        ("The video model's own", ""),
+        *((f"Inpainted by {spec.title}", name) for name, spec in IMAGE_MODELS.items()),
+    ]
+    model = controls["first_frame_model"] = gr.Dropdown(
+        own, value="", label="What is unknown of the first frame", elem_id="set-first_frame_model"
+    )
+    terms = gr.HTML("", elem_id="first-frame-terms", elem_classes="rc-optional")
+    box = controls["accept_first_frame"] = gr.Checkbox(value=False, visible=False, elem_id="accept-first-frame")
+    model.change(first_frame_terms, model, [terms, box], show_progress="hidden", api_visibility="private")
     controls["composite"] = gr.Checkbox(
         value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
     )
