@@ -1,7 +1,7 @@
 """The command line, over the app's functions: `python -m pipeline COMMAND`, see --help.
 
 Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
-Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 (doctor) nothing can render here, 2 something the user gave cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    return 0
 
 
 def recapture(options: argparse.Namespace) -> None:
@@ -130,6 +129,13 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     shown = dict(steps=options.steps, output=output, figure=figure, progress=say)
     print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what this machine has, what will run on it and how fast, and what is missing. Downloads nothing."""
+    from pipeline.doctor import run
+
+    return run(as_json=options.json)
 
 
 class _Progress:
@@ -382,6 +388,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--fov", type=float, help="field of view of the clip in degrees, longer side (default 55)")
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
+
+    added = command("doctor", doctor)
+    added.add_argument("--json", action="store_true", default=False, help="as JSON")
 
     added = command("benchmark", benchmark)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")

@@ -57,13 +57,21 @@ def work_of(ref: str, frames: int, size: tuple[int, int]) -> Work | None:
     configs = _configs(ref)
     if configs is None:
         return None
-    transformer, vae, text_tokens = configs
+    return count(*configs, frames, size)
+
+
+def count(
+    transformer: dict[str, Any], vae: dict[str, Any], text_tokens: int, frames: int, size: tuple[int, int]
+) -> Work:
+    """As `work_of`, from the configurations of a WanTransformer3DModel and an AutoencoderKLWan."""
     groups, area = (frames - 1) // 4, size[0] * size[1]
+    cells = (groups + 1) * area // vae.get("scale_factor_spatial", 8) ** 2
     # linear in the groups of four frames, and in the area but for the attention in the VAE's middle, which is little
-    (encode, decode), (more_encode, more_decode) = (_count_vae(json.dumps(vae), 4 * n + 1) for n in (1, 2))
+    config = json.dumps({name: value for name, value in vae.items() if not name.startswith("_")})
+    (encode, decode), (more_encode, more_decode) = (_count_vae(config, 4 * n + 1) for n in (1, 2))
     return Work(
         encode=area * (encode + (groups - 1) * (more_encode - encode)),
-        velocity=transformer_flops(transformer, (groups + 1) * area // 64, text_tokens),
+        velocity=transformer_flops(transformer, cells, text_tokens),
         decode=area * (decode + (groups - 1) * (more_decode - decode)),
     )
 

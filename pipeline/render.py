@@ -310,11 +310,13 @@ class Problem:
     noise: Float[Tensor, "C t h w"]
 
 
-FindDepth = Callable[[str, np.ndarray], Iterator[StageEvent | tuple[np.ndarray, bool]]]
+FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
 Fill = Callable[..., Generator[StageEvent | StepEvent | np.ndarray, None, None]]
 
 
-def find_depth(ref: str, frames: Float[np.ndarray, "T 3 h w"]) -> Iterator[StageEvent | tuple[np.ndarray, bool]]:
+def find_depth(
+    ref: str, frames: Float[np.ndarray, "T 3 h w"]
+) -> Generator[StageEvent | tuple[np.ndarray, bool], None, None]:
     """Depth of a clip by the model `ref`: z (float32 T h w) and whether it is metric come last. Arrays: see `fill`."""
     with _LOADING:
         model = _load_depth_model(ref)
