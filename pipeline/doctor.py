@@ -304,17 +304,28 @@ def _clip(frames: int) -> Clip:
 
 def _prospect(spec: ModelSpec, found: dict[str, Any]) -> dict[str, Any]:
     """At which size and length a backbone works, how long a render takes, and whether its weights fit."""
-    settings = read_settings(Path(models.resolve(spec.name))) if spec.local else Settings()
-    size, trial = working_size(480, 832, pixels=settings.pixels, multiple=16), found["trial"]
-    if spec.local and trial["works"]:
-        size = trial["size"]
-    run: dict[str, Any] = {"model": spec.name, "size": list(size), "frames": settings.frames, "steps": settings.steps}
+    run: dict[str, Any] = {
+        "model": spec.name,
+        "size": None,
+        "frames": None,
+        "steps": None,
+        "seconds": None,
+        "how": None,
+    }
     if spec.local:
-        how = "measured: two steps of a render, the others reckoned" if trial["works"] else None
-        return run | {"seconds": trial.get("seconds"), "how": how, "verdict": "runs" if trial["works"] else "fails"}
+        trial = found["trial"]
+        if not trial["works"]:
+            return run | {"verdict": "does not run"}
+        how = f"measured: a render of {TRIAL_STEPS} steps, the others reckoned"
+        return run | {name: trial[name] for name in ("size", "frames", "steps", "seconds")} | {
+            "how": how, "verdict": "runs",
+        }  # fmt: skip
+    settings = Settings()
+    size = working_size(480, 832, pixels=settings.pixels, multiple=16)
+    run |= {"size": list(size), "frames": settings.frames, "steps": settings.steps}
     work = cost.work_of(spec.name, settings.frames, size)
     gpu = found["gpus"][0] if found["gpus"] else None
-    run |= {"seconds": None, "how": None, "verdict": weights_verdict(spec, gpu, found["machine"])}
+    run |= {"verdict": weights_verdict(spec, gpu, found["machine"])}
     if work is not None:
         pace = cost.measure_pace("cuda" if gpu else "cpu", default_dtype("cuda" if gpu else "cpu"))
         seconds = cost.seconds_of(work, pace, steps=settings.steps) / EFFICIENCY
@@ -436,6 +447,8 @@ def _model_words(model: dict[str, Any]) -> str:
 
 
 def _run_words(run: dict[str, Any]) -> str:
+    if run["size"] is None:
+        return run["verdict"]
     height, width = run["size"]
     words = f"{run['verdict']}; {run['frames']} frames of {height}x{width}, {run['steps']} steps"
     return words if run["seconds"] is None else f"{words}: about {duration_words(run['seconds'])} ({run['how']})"

@@ -71,6 +71,9 @@ def test_one_visitor_leaves_and_the_other_stays(space):
 def test_jobs_of_two_visitors_and_of_one_without_quota(space):
     *states, words = space.jobs
     assert states == ["stopped", "done", "failed"]
+    # the store's thread asked in the name of whoever submitted the job
+    asked = [call["token"] for call in space.job_calls if call["path"] == "/schedule"]
+    assert asked == ["ann", "bob", "poor"]
     assert "quota" in words and "fault in the program" not in words
     assert "result.mp4" not in space.job_folders[0] and "result.mp4" in space.job_folders[1]
 

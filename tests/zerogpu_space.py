@@ -177,6 +177,7 @@ def main() -> dict:
     Allocator.calls.clear()
     as_visitor("bob", lambda: stay("alone", False))
     out["calls again"] = list(Allocator.calls)
+    Allocator.calls.clear()
 
     # the same as jobs of the store
     store = JobStore(partial(render.render, **work), root=folder / "jobs")
@@ -190,6 +191,7 @@ def main() -> dict:
     out["jobs"] = [store.get(ann).view.state, last.state, refused.state, refused.message]
     out["job folders"] = [sorted(p.name for p in store.get(job).folder.iterdir()) for job in (ann, bob)]
     store.close()
+    out["job calls"] = list(Allocator.calls)
 
     # what an analysis is made of stays here; only the depth is found elsewhere
     (*_, analysis) = as_visitor("cid", lambda: list(render.analyse(RenderRequest(CLIP_A, backbone=BACKBONE, frames=9),
