@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import pytest
@@ -25,7 +26,7 @@ def launched(monkeypatch, tmp_path):
     monkeypatch.setattr(gr.Blocks, "launch", lambda self, **given: told.update(given))
     monkeypatch.setattr(app, "warm", warmed.append)
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(app.threading, "Thread", InThisThread)
+    monkeypatch.setattr(app, "threading", SimpleNamespace(Thread=InThisThread))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
 
     def run(*arguments: str):
