@@ -1,7 +1,7 @@
 """The command line, over the app's functions: `python -m pipeline COMMAND`, see --help.
 
 Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
-Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 (doctor) nothing can render here, 2 something the user gave cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    return 0
 
 
 def recapture(options: argparse.Namespace) -> None:
@@ -154,6 +153,13 @@ def list_models(options: argparse.Namespace) -> None:
         raise InputError(f"Unknown model {options.download!r}: give one of {', '.join(models.MODELS)}.")
     for folder in models.download(spec, options.accept):
         print(folder)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what this machine has, what will run on it and how fast, and what is missing. Downloads nothing."""
+    from pipeline.doctor import run
+
+    return run(as_json=options.json)
 
 
 class _Progress:
@@ -438,6 +444,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument(
         "--model", help="blip or blip-2, a folder or a Hugging Face id (default: what suits this machine)"
     )
+
+    added = command("doctor", doctor)
+    added.add_argument("--json", action="store_true", default=False, help="as JSON")
 
     added = command("benchmark", benchmark)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")

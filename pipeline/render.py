@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -348,8 +349,26 @@ class Problem:
     mask: Bool[Tensor, "T 1 H W"] | None = None
 
 
-def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
-    """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`."""
+FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
+Fill = Callable[..., Generator[StageEvent | StepEvent | np.ndarray, None, None]]
+
+
+def find_depth(
+    ref: str, frames: Float[np.ndarray, "T 3 h w"]
+) -> Generator[StageEvent | tuple[np.ndarray, bool], None, None]:
+    """Depth of a clip by the model `ref`: z (float32 T h w) and whether it is metric come last. Arrays: see `fill`."""
+    with _LOADING:
+        model = _load_depth_model(ref)
+    with torch.no_grad():
+        depth = estimate_depth(torch.from_numpy(frames), model)
+    yield depth.z.float().cpu().numpy(), depth.metric
+
+
+def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Iterator[StageEvent | Analysis]:
+    """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`.
+
+    find_depth: in place of the function of that name, where its work is done elsewhere.
+    """
     info = probe(request.clip)
     yield StageEvent("load", models.loading(request.backbone), 0.0)
     backbone = get_backbone(request.backbone)
@@ -370,7 +389,7 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
 
     if request.depth is None:
         yield StageEvent("depth", "Estimating depth", 0.03)
-        depth = _estimated_depth(request, clip, backbone)
+        depth = _estimated_depth(request, clip, backbone, find_depth)
     else:
         yield StageEvent("depth", "Reading your depth", 0.03)
         depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
@@ -622,17 +641,62 @@ def _strength(request: RenderRequest, backbone: Backbone) -> float:
     return backbone.settings.strength if request.strength is None else request.strength
 
 
+def fill(
+    request: RenderRequest,
+    video: Float[np.ndarray, "T 3 h w"],
+    mask: Bool[np.ndarray, "T 1 h w"],
+    source: Float[np.ndarray, "T 3 h w"],
+    still: bool,
+) -> Generator[StageEvent | StepEvent | np.ndarray, None, None]:
+    """The part of a render that an accelerator does: encode, sample, decode. The raw video, as large, comes last.
+
+    video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
+    all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
+    """
+    backbone = get_backbone(request.backbone)
+    yield StageEvent("encode", "Encoding the warp", 0.12)
+    begun = time.perf_counter()
+    measurement, clip = Measurement(torch.from_numpy(video), torch.from_numpy(mask)), torch.from_numpy(source)
+    problem = prepare(backbone, measurement, clip, request, target=clip if still else None)
+    encoding = time.perf_counter() - begun
+
+    spans = windows_of(backbone, len(video))
+    in_windows = f" in {len(spans)} overlapping windows" if len(spans) > 1 else ""
+    yield StageEvent("sample", f"Sampling{in_windows}", 0.18)
+    begun = time.perf_counter()
+    z = problem.noise
+    for step in solve(backbone, problem, request):
+        z = step.z
+        preview = to_uint8(backbone.preview(step.z0_hat))
+        done = step.index + 1
+        left = (time.perf_counter() - begun) / done * (step.total - done)
+        # decoding costs about as much as the encodings, and so does the rest
+        left += 2 * encoding
+        fraction = 0.18 + 0.62 * done / step.total
+        yield StepEvent(done, step.total, step.sigma, preview, left, fraction, backbone.preview_by)
+
+    yield StageEvent("decode", "Decoding", 0.8)
+    yield backbone.decode(z)[: len(video)].cpu().numpy()
+
+
 def render(
-    request: RenderRequest, folder: str | Path, *, analysis: Analysis | None = None, keep: str | Path | None = None
+    request: RenderRequest,
+    folder: str | Path,
+    *,
+    analysis: Analysis | None = None,
+    keep: str | Path | None = None,
+    find_depth: FindDepth = find_depth,
+    fill: Fill = fill,
 ) -> Generator[RenderEvent, None, None]:
     """Render a request into folder (created): result.mp4, source.mp4, warp.mp4, report.json, request.json.
 
     analysis: of the same clip, frames, size and depth, to save doing it again. keep: a folder for measurement.npz,
-    raw.npz and depth.npz at working size. Never raises for user errors: the last event is a `DoneEvent` or a
-    `FailedEvent`. Closing the generator stops the render at the next step.
+    raw.npz and depth.npz at working size. find_depth, fill: in place of the functions of those names, where their work
+    is done elsewhere. Never raises for user errors: the last event is a `DoneEvent` or a `FailedEvent`. Closing the
+    generator stops the render at the next step.
     """
     try:
-        yield from _render(request, Path(folder), analysis, Path(keep) if keep is not None else None)
+        yield from _render(request, Path(folder), analysis, Path(keep) if keep is not None else None, find_depth, fill)
     except InputError as error:
         yield FailedEvent(str(error))
     except torch.OutOfMemoryError:
@@ -640,7 +704,12 @@ def render(
 
 
 def _render(
-    request: RenderRequest, folder: Path, analysis: Analysis | None, keep: Path | None
+    request: RenderRequest,
+    folder: Path,
+    analysis: Analysis | None,
+    keep: Path | None,
+    find_depth: FindDepth,
+    fill: Fill,
 ) -> Generator[RenderEvent, None, None]:
     clock = _Clock()
     for place in filter(None, (folder, keep)):
@@ -649,7 +718,7 @@ def _render(
     if request.first_frame_model is not None:
         locate(request.first_frame_model)  # what is missing is said before any work
     if analysis is None:
-        for event in analyse(request):
+        for event in analyse(request, find_depth=find_depth):
             if isinstance(event, StageEvent):
                 clock.enter(event.stage)
                 yield event
@@ -684,27 +753,21 @@ def _render(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
     )
 
-    yield clock.stage("encode", "Encoding the warp", 0.12)
-    problem = prepare(backbone, measurement, clip.frames, request, target=clip.frames if still_camera else None)
-
     spans = windows_of(backbone, frames)
-    in_windows = f" in {len(spans)} overlapping windows" if len(spans) > 1 else ""
-    yield clock.stage("sample", f"Sampling{in_windows}", 0.18)
-    begun, first_preview = time.perf_counter(), 0.0
-    z = problem.noise
-    for step in solve(backbone, problem, request):
-        z = step.z
-        preview = to_uint8(backbone.preview(step.z0_hat))
-        done = step.index + 1
-        first_preview = first_preview or clock.total()
-        left = (time.perf_counter() - begun) / done * (step.total - done)
-        # decoding costs about as much as the encodings, and so does the rest
-        left += 2 * clock.seconds["encode"]
-        fraction = 0.18 + 0.62 * done / step.total
-        yield StepEvent(done, step.total, step.sigma, preview, left, fraction, backbone.preview_by)
-
-    yield clock.stage("decode", "Decoding", 0.8)
-    raw = backbone.decode(z)[:frames].cpu()
+    raw, first_preview = None, 0.0
+    with closing(
+        fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera)
+    ) as events:
+        for event in events:
+            if isinstance(event, np.ndarray):
+                raw = torch.from_numpy(event)
+                continue
+            if isinstance(event, StageEvent):
+                clock.enter(event.stage)
+            else:
+                first_preview = first_preview or clock.total()
+            yield event
+    assert raw is not None, "filling ends with the video"
 
     full_size = size_of(analysis.full.frames)
     result, composited = raw, None
@@ -756,7 +819,7 @@ def _render(
             "clip": [analysis.info.height, analysis.info.width],
             "working": list(size),
             "result": list(size_of(result)),
-            "latents": list(z.shape),
+            "latents": list(backbone.latent_shape(_padded(frames), *size)),
         },
         "depth": {
             "from": request.depth or "estimated",
@@ -840,7 +903,22 @@ def writing(place: Path) -> Iterator[None]:
         raise InputError(f"Cannot write to {place}: {error.strerror or error}.") from error
 
 
+def warm(ref: str) -> None:
+    """Load what an analysis and a render with the backbone `ref` need, so that the first one need not wait for it."""
+    model = _depth_model_of(get_backbone(ref))
+    with _LOADING:
+        _load_depth_model(model)
+
+
+def _new_lock() -> None:
+    global _LOADING
+    _LOADING = threading.Lock()
+
+
 _LOADING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # a process that is forked while another thread loads would wait for that thread, which it does not have
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 @lru_cache(maxsize=1)  # two large models would not fit into memory together
@@ -960,22 +1038,25 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
     return notes
 
 
-def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone) -> Depth:
+def _depth_model_of(backbone: Backbone) -> str:
     # a backbone without a depth model of its own uses the one that comes with the program
     ref = backbone.depth or read_settings(Path(models.resolve("nano"))).depth
     if ref is None:
         raise InputError("There is no depth model; give the clip's depth as a file.")
+    return ref
+
+
+def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone, find_depth: FindDepth) -> Depth:
+    ref = _depth_model_of(backbone)
     key = content_key(
         "depth", 1, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
 
     def compute() -> dict[str, np.ndarray]:
-        with _LOADING:
-            model = _load_depth_model(ref)
-        with torch.no_grad():
-            depth = estimate_depth(clip.frames, model)
-        return {"z": depth.z.float().cpu().numpy(), "metric": np.array(depth.metric)}
+        *_, found = find_depth(ref, clip.frames.numpy())
+        assert isinstance(found, tuple), "the depth comes last"
+        return {"z": found[0], "metric": np.array(found[1])}
 
     kept = cached(key, compute)
     return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))

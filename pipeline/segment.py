@@ -610,8 +610,10 @@ def track_with_sam2(
 
 @lru_cache(maxsize=1)
 def _sam2_at_hand() -> Any:
+    # on a Space with a shared GPU, CUDA is there only in the processes that the GPU is lent to, and this runs outside
+    shared = bool(os.environ.get("SPACES_ZERO_GPU"))
     try:
-        return load_sam2(SAM2, "cuda" if torch.cuda.is_available() else "cpu")
+        return load_sam2(SAM2, "cuda" if torch.cuda.is_available() and not shared else "cpu")
     except InputError:
         return None
 

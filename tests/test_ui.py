@@ -302,6 +302,16 @@ def test_an_image_model_for_the_first_frame():
     assert layout.first_frame_terms("")[0] == ""
 
 
+def test_a_space_allows_less(monkeypatch):
+    asked = {"clip": "a.mp4", "frames": "90", "height": "480", "width": "832"}
+    assert layout.request_from(asked | {"steps": "60"}, "nano").steps == 60
+    monkeypatch.setenv("SPACE_ID", "somebody/recapture")
+    for values, words in ((asked, "Frames: 90 is too many here; give up to 81"), ({"steps": "60"}, "up to 50")):
+        with pytest.raises(InputError, match=words):
+            layout.request_from({"clip": "a.mp4"} | values, "nano")
+    assert layout.request_from(asked | {"frames": "81", "steps": "50"}, "nano").frames == 81
+
+
 @pytest.mark.parametrize("camera", MOVES)
 def test_amount_slider_stays_in_range(camera):
     low, high = MOVES[camera].range

@@ -70,7 +70,11 @@ class JobStore:
 
     def __init__(self, render: Render, *, root: str | Path | None = None, keep_hours: float = 6.0):
         # mkdtemp gives a folder that only this user can read; a relative path would not survive a change of folder.
-        self.root = Path(root).resolve() if root else Path(tempfile.mkdtemp(prefix="recapture-")).resolve()
+        # $GRADIO_TEMP_DIR is where uploads go: on the same disk a clip need not be copied.
+        place = os.environ.get("GRADIO_TEMP_DIR") or None
+        if place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        self.root = Path(root or tempfile.mkdtemp(prefix="recapture-", dir=place)).resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self.keep_seconds = keep_hours * 3600
         self._render = render

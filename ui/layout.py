@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 NAME = "Recapture"
 Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
 Describe = Callable[[Tensor], Caption]
-MAX_UPLOAD = "500mb"
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
@@ -46,7 +46,6 @@ EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
 CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
 EMPTY_PREVIEW = "While a render runs, you see it form here."
-MAX_FRAMES, MAX_SIDE = 1025, 1920  # what a visitor may ask of the memory of a server
 NUMBERS: dict[str, tuple[str, type]] = {
     "steps": ("Steps", int),
     "guidance_scale": ("Guidance scale", float),
@@ -74,6 +73,21 @@ CHOICES: dict[str, dict[str, str]] = {
             "quantile": "Linear, clamped", "minmax": "Linear"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may ask of a server: megabytes of a file, frames, pixels of the longer side, sampling steps."""
+
+    megabytes: int = 500
+    frames: int = 1025
+    side: int = 1920
+    steps: int = 1000
+
+
+def limits() -> Limits:
+    """Those of this machine: tighter on a Space, where everybody's renders wait for one another."""
+    return Limits(megabytes=200, frames=81, side=832, steps=50) if os.environ.get("SPACE_ID") else Limits()
 
 
 class Analyses:
@@ -130,6 +144,7 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     """The request that the controls' values mean. An empty field means the default."""
     if not values.get("clip"):
         raise InputError(NO_CLIP)
+    allowed = limits()
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
@@ -146,13 +161,13 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     if (height is None) != (width is None):
         raise InputError("Working size: give both a height and a width, or neither.")
     if height and width:
-        if max(height, width) > MAX_SIDE:
-            raise InputError(f"Working size: {height} x {width} is too large; give sides up to {MAX_SIDE}.")
+        if max(height, width) > allowed.side:
+            raise InputError(f"Working size: {height} x {width} is too large; give sides up to {allowed.side}.")
         given["size"] = (height, width)
-    if given.get("frames", 1) > MAX_FRAMES:
-        raise InputError(
-            f"Frames: {given['frames']} is too many; give up to {MAX_FRAMES}, or every n-th frame with Every n-th."
-        )
+    for name in ("frames", "steps"):
+        if given.get(name, 1) > (most := getattr(allowed, name)):
+            hint = ", or every n-th frame with Every n-th" if name == "frames" else ""
+            raise InputError(f"{NUMBERS[name][0]}: {given[name]} is too many here; give up to {most}{hint}.")
     if change == "camera":
         return RenderRequest(**given, backbone=backbone)
     if mask is None:
@@ -385,7 +400,7 @@ def build(
 
         with gr.Row(elem_classes="rc-row"):
             with gr.Column(elem_classes="rc-card", min_width=320):
-                widgets.heading(1, "Clip", "A few seconds are used, from its start")
+                widgets.heading(1, "Clip", f"Up to {limits().megabytes} MB; a few seconds are used, from its start")
                 clip = controls["clip"] = gr.Video(
                     label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
                     elem_classes="rc-clip",
@@ -898,7 +913,7 @@ def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
         "theme": theme(),
         "css": CSS,
         "allowed_paths": [str(store.root), str(examples)],
-        "max_file_size": MAX_UPLOAD,
+        "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,
         "footer_links": [],
         "run_history": False,
