@@ -330,6 +330,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
+        from pipeline.memory import MODES
+
         add = added.add_argument
         add("--prompt", help=prompt)
         add("--negative-prompt", help="what it must not show")
@@ -345,6 +347,9 @@ def _parser() -> argparse.ArgumentParser:
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
         add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+        add("--fast", help="off (default); cache: skip what changes little from step to step; lora: a few-step LoRA")
+        add("--memory", help=f"how the model is placed on a GPU: auto (default), {', '.join(MODES)}")
+        add("--compile", action="store_true", help="compile the model's blocks first, which takes a while")
         add("--seam", type=float, help="percent of the shorter side over which clip and model fade (default 1)")
 
     added = command("recapture", recapture)

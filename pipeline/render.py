@@ -6,12 +6,13 @@ a `RenderRequest`; everything that happens on the way is a `RenderEvent`.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -24,8 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError, models
-from pipeline.backbone import Backbone, load_backbone, read_settings
+from pipeline import InputError, memory, models
+from pipeline.backbone import FAST, FEW_STEPS, Backbone, load_backbone, read_settings
 from pipeline.cache import cached, content_key
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
 from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
@@ -81,6 +82,8 @@ class RenderRequest:
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
+    fast: a name of `backbone.FAST`, "off" for full quality. memory: how the model is placed on a GPU, a name of
+        `memory.MODES`, or "auto". compile: compile the transformer's blocks first, which pays in many or long renders.
     composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
         over which they fade into the model's, inside of what is known; 0 is a hard cut.
     """
@@ -115,6 +118,9 @@ class RenderRequest:
     first_frame: str | None = None
     backbone: str = "nano"
     depth: str | None = None
+    fast: str = "off"
+    memory: str = "auto"
+    compile: bool = False
     composite: bool = True
     seam: float = 1.0
 
@@ -200,6 +206,10 @@ def _validate(request: RenderRequest) -> None:
     one_of("latent_mask", LATENT_MASKS)
     one_of("solver", SOLVERS)
     one_of("condition", CONDITIONS)
+    one_of("fast", FAST)
+    one_of("memory", memory.CHOICES)
+    need(isinstance(request.compile, bool), "compile", "true or false")
+    need(not request.compile or request.fast == "off", "compile", "false with a fast mode, which changes the blocks")
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
@@ -313,7 +323,7 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`."""
     info = probe(request.clip)
     yield StageEvent("load", f"Loading the model {request.backbone}", 0.0)
-    backbone = get_backbone(request.backbone)
+    backbone = get_backbone(request.backbone, request)
     yield StageEvent("read", "Reading the clip", 0.02)
     wanted = request.frames or backbone.frames
     whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
@@ -518,9 +528,12 @@ def prepare(
 
 
 def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Iterator[Step]:
-    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`."""
+    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`.
+
+    Nothing in it waits for the device, see `Backbone.velocity`: on a GPU a step is handed out before it is computed.
+    """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
-    scale = backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    scale = _guidance_scale(request, backbone)
 
     def velocity(z_t: Tensor, sigma: float) -> Tensor:
         return backbone.velocity(z_t, sigma, problem.condition, prompt, negative, scale, problem.image)
@@ -529,12 +542,45 @@ def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Itera
         options = {"gamma": request.gamma, "iterations": request.cg_iterations}
         return SOLVERS[request.solver](z0_hat, problem.y_full, problem.h, **options)
 
-    sigmas = flow_sigmas(request.steps or backbone.steps, backbone.shift)
+    sigmas = flow_sigmas(_steps(request, backbone), backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
     guided = None if problem.h is None else within(consistency, request.guide_from, request.guide_until)
-    yield from sample(velocity, z, sigmas, guided)
+    with backbone.fast(request.fast):
+        yield from sample(velocity, z, sigmas, guided)
+
+
+def _steps(request: RenderRequest, backbone: Backbone) -> int:
+    return request.steps or (FEW_STEPS.steps if request.fast == "lora" else backbone.steps)
+
+
+def _guidance_scale(request: RenderRequest, backbone: Backbone) -> float:
+    if request.guidance_scale is not None:
+        return request.guidance_scale
+    return FEW_STEPS.guidance_scale if request.fast == "lora" else backbone.guidance_scale
+
+
+def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[Step, np.ndarray]]:
+    """Each step with its preview, uint8 t h w 3, once it is computed.
+
+    On a GPU it is waited for while the next step is being computed already, so that the device is never idle.
+    """
+    waiting: tuple[Step, Tensor, torch.cuda.Event] | None = None
+    for step in steps:
+        pixels = _bytes(backbone.preview(step.z0_hat)).to("cpu", non_blocking=True)
+        if backbone.device.type != "cuda":
+            yield step, pixels.numpy()
+            continue
+        computed = torch.cuda.Event()
+        computed.record()
+        if waiting is not None:
+            waiting[2].synchronize()
+            yield waiting[0], waiting[1].numpy()
+        waiting = step, pixels, computed
+    if waiting is not None:
+        waiting[2].synchronize()
+        yield waiting[0], waiting[1].numpy()
 
 
 def _strength(request: RenderRequest, backbone: Backbone) -> float:
@@ -585,9 +631,14 @@ def _render(
     still_camera = _stands_still(analysis, request)
     if request.latent_mask == "reference" and request.solver != "none" and not still_camera:
         raise InputError(NO_REFERENCE)
-    backbone = get_backbone(request.backbone)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
+    if torch.cuda.is_available():
+        _load_depth_model.cache_clear()  # its memory is needed now
+    backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
+    plan = backbone.plan(_padded(frames), *size, wanted=backbone.mode.name, fast=request.fast)
+    if plan.need is not None:
+        yield clock.stage("load", plan.words, 0.09)
 
     yield clock.stage("warp", "Warping", 0.1)
     measurement = measure(analysis, request)
@@ -602,9 +653,8 @@ def _render(
     yield clock.stage("sample", "Sampling", 0.18)
     begun, first_preview = time.perf_counter(), 0.0
     z = problem.noise
-    for step in solve(backbone, problem, request):
+    for step, preview in with_previews(backbone, solve(backbone, problem, request)):
         z = step.z
-        preview = to_uint8(backbone.preview(step.z0_hat))
         done = step.index + 1
         first_preview = first_preview or clock.total()
         left = (time.perf_counter() - begun) / done * (step.total - done)
@@ -646,9 +696,18 @@ def _render(
         "request": asdict(request),
         "backbone": backbone.name,
         "seed": request.seed,
-        "steps": request.steps or backbone.steps,
-        "guidance_scale": backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "steps": _steps(request, backbone),
+        "guidance_scale": _guidance_scale(request, backbone),
         "strength": _strength(request, backbone),
+        "fast": request.fast,
+        "memory": {
+            "mode": backbone.mode.name,
+            "need": plan.need,
+            "free": plan.free,
+            "words": plan.words,
+            "attention": backbone.attention,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+        },
         "amount": _amount(request),
         "frames": {
             "first": analysis.first,
@@ -684,6 +743,7 @@ def _render(
         "notes": [
             *analysis.notes,
             *_notes(analysis, request, unknown),
+            *_speed_notes(request, backbone),
             *path_warnings(analysis, request, 1 - unknown),
         ],
     }
@@ -691,10 +751,49 @@ def _render(
     yield DoneEvent(replace(files, report=report))
 
 
-def get_backbone(ref: str) -> Backbone:
-    """The backbone of that name, folder or hub id; loaded once, from whichever thread asks first."""
+def get_backbone(ref: str, request: RenderRequest | None = None, clip: tuple[int, int, int] | None = None) -> Backbone:
+    """The backbone of that name, folder or hub id; loaded once, from whichever thread asks first.
+
+    clip: frames (4n + 1), height and width that the request is about to render, for which the model is loaded again if
+    it does not fit into the GPU's memory the way it is placed, or if the request wants another placement. Without it
+    any will do. Raises `InputError` where the memory is not enough.
+    """
     with _LOADING:
-        return _load_backbone(ref)
+        kept = _BACKBONES.get(ref)
+        if kept is not None and (request is None or clip is None or _suits(kept, request, clip)):
+            return kept.backbone
+        kept = None
+        _BACKBONES.clear()  # first: two large models would not fit into memory together
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+        backbone = load_backbone(ref, mode=lambda loaded: _mode(loaded, request, clip))
+        compiled = request is not None and request.compile
+        if compiled:
+            backbone.compile()
+        _BACKBONES[ref] = _Kept(backbone, compiled)
+        return backbone
+
+
+def _suits(kept: _Kept, request: RenderRequest, clip: tuple[int, int, int]) -> bool:
+    """Whether the model can stay as it is placed: a more frugal mode than needed costs less than loading it again."""
+    mode = kept.backbone.mode
+    if kept.compiled != request.compile:
+        return False
+    if mode == _mode(kept.backbone, request, clip):
+        return True
+    present = kept.backbone.plan(*clip, wanted=mode.name, fast=request.fast)
+    fits = present.need is None or present.free is None or present.need <= present.free
+    return request.memory == "auto" and not mode.eight_bits and fits
+
+
+def _mode(backbone: Backbone, request: RenderRequest | None, clip: tuple[int, int, int] | None) -> memory.Mode:
+    wanted, fast = (request.memory, request.fast) if request else ("auto", "off")
+    if clip is None:
+        frames = _padded((request and request.frames) or backbone.frames)
+        side = round(math.sqrt(backbone.pixels))
+        clip = frames, *((request and request.size) or (side, side))
+    return backbone.plan(*clip, wanted=wanted, fast=fast).mode
 
 
 def size_of(video: Tensor) -> tuple[int, int]:
@@ -704,7 +803,11 @@ def size_of(video: Tensor) -> tuple[int, int]:
 
 def to_uint8(video: Tensor) -> np.ndarray:
     """T C H W in [0, 1] (or bool) as uint8 T H W C."""
-    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return _bytes(video).cpu().numpy()
+
+
+def _bytes(video: Tensor) -> Tensor:
+    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def show_holes(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
@@ -749,9 +852,13 @@ def writing(place: Path) -> Iterator[None]:
 _LOADING = threading.Lock()
 
 
-@lru_cache(maxsize=1)  # two large models would not fit into memory together
-def _load_backbone(ref: str) -> Backbone:
-    return load_backbone(ref)
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    backbone: Backbone
+    compiled: bool
+
+
+_BACKBONES: dict[str, _Kept] = {}  # one at most
 
 
 @lru_cache(maxsize=1)
@@ -839,6 +946,23 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
         notes.append(f"The first frame is not complete: {unknown[0]:.1%} of it is unknown, and the model's own.")
     if (unknown > 1 - VISIBLE_AT_LEAST).any():
         notes.append("In some frames almost nothing of the clip is visible; the model invented them.")
+    return notes
+
+
+def _speed_notes(request: RenderRequest, backbone: Backbone) -> list[str]:
+    passes, notes = backbone.passes, []
+    if request.fast == "cache":
+        spared = passes.asked - passes.whole
+        notes.append(
+            f"Fast mode: {spared} of {passes.asked} passes through the model were cut short after their first block."
+        )
+    if request.fast == "lora":
+        notes.append(
+            f"Fast mode: {_steps(request, backbone)} steps with the few-step LoRA CausVid; mind its licence, see "
+            "huggingface.co/tianweiy/CausVid."
+        )
+    if backbone.mode.eight_bits:
+        notes.append("The transformer's weights were kept in 8 bits, which changes the result a little.")
     return notes
 
 

@@ -16,8 +16,10 @@ from typing import Any
 import gradio as gr
 
 from pipeline import InputError, render
+from pipeline.backbone import FAST
 from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.latent_mask import LATENT_MASKS
+from pipeline.memory import CHOICES as MEMORY
 from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
 from pipeline.solvers import SOLVERS
@@ -62,6 +64,10 @@ CHOICES: dict[str, dict[str, str]] = {
     "latent_mask": {"training-free": "Continuous", "binary": "Binary"},
     "solver": {"dds": "DDS, closed form", "dds_cg": "DDS, conjugate gradients", "none": "None (no guidance)"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
+    "fast": {"off": "Off: full quality", "cache": "Skip what changes little", "lora": "Few steps (LoRA)"},
+    "memory": {"auto": "Automatic", "whole": "All on the GPU", "offload": "Parts in turn",
+               "tiles": "Parts in turn, in tiles", "fp8": "8 bits", "groups": "Block by block",
+               "fp8-groups": "Block by block, 8 bits"},
 }  # fmt: skip
 
 
@@ -782,6 +788,9 @@ def _advanced() -> dict[str, Any]:
         choice("solver", "Data consistency", SOLVERS)
         choice("condition", "The model is shown", CONDITIONS)
     numbers("gamma", "cg_iterations", "guide_from", "guide_until")
+    with gr.Row(elem_classes="rc-fields"):
+        choice("fast", "Fast mode", FAST)
+        choice("memory", "GPU memory", MEMORY)
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
     controls["composite"] = gr.Checkbox(
