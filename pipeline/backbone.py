@@ -178,6 +178,11 @@ class Backbone:
         if self.device.type == "cuda":
             self.attention = _set_attention(self.transformer)
 
+    def forget(self) -> None:
+        """Let go of the kept embeddings."""
+        self._texts.clear()
+        self._images.clear()
+
     def _use(self, name: str) -> Any:
         """A part, brought to the device first, in place of the one that was there, if the mode is to take turns."""
         part = getattr(self, name)
@@ -246,6 +251,10 @@ class Backbone:
             raise InputError(
                 f"The few-step LoRA fits Wan 2.1 1.3B, with {lora.layers} blocks {lora.width} wide; the model "
                 f"{self.name!r} has {config['num_layers']}, {width} wide. Choose that model, or another fast mode."
+            )
+        if self.mode.eight_bits:
+            raise InputError(
+                f"The few-step LoRA does not work in 8 bits, the memory mode {self.mode.name}; use groups."
             )
         if find_spec("peft") is None:
             raise InputError("The few-step LoRA needs the package peft; install it with: pip install peft")
