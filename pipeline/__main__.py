@@ -111,9 +111,14 @@ def warp(options: argparse.Namespace) -> None:
 
 
 def benchmark(options: argparse.Namespace) -> None:
-    """Print how long the parts take, as ratios within one run."""
-    from pipeline.evaluation.benchmark import run
+    """Print how long the parts take, as ratios within one run; of a real model with random weights, and its memory."""
+    from pipeline.evaluation.benchmark import real, run
 
+    if options.real:
+        clip = {"frames": options.frames, "steps": options.steps, "modes": options.modes, "timed": options.timed}
+        given = {name: value for name, value in (clip | {"size": options.size}).items() if value is not None}
+        real(options.real, shrink=options.shrink, **given)
+        return
     run(options.backbone, depth=options.depth, size=options.size)
 
 
@@ -376,6 +381,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
         from pipeline.latent_mask import LATENT_MASKS, PHI
+        from pipeline.memory import MODES
         from pipeline.solvers import SCHEDULES, SOLVERS
 
         add = added.add_argument
@@ -400,6 +406,9 @@ def _parser() -> argparse.ArgumentParser:
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
         add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+        add("--fast", help="off (default); cache: skip what changes little from step to step; lora: a few-step LoRA")
+        add("--memory", help=f"how the model is placed on a GPU: auto (default), {', '.join(MODES)}")
+        add("--compile", action="store_true", help="compile the model's blocks first, which takes a while")
         add("--seam", type=float, help="percent of the shorter side over which clip and model fade (default 1)")
 
     added = command("recapture", recapture)
@@ -452,6 +461,20 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--depth", default=None, metavar="FILE", help="depth of the benchmark's clip, where no model is")
     added.add_argument("--size", type=_size, default=None, metavar="HxW", help="size the model works at")
+    add = added.add_argument
+    add(
+        "--real",
+        nargs="?",
+        const="wan2.1-fun-1.3b-inp",
+        default=None,
+        metavar="NAME",
+        help="time a real model with random weights instead, without downloading it (default wan2.1-fun-1.3b-inp)",
+    )
+    add("--frames", nargs="+", type=int, default=None, help="with --real: lengths of the clip (default 33 49 81)")
+    add("--steps", type=int, default=None, help="with --real: steps of a render (default 50)")
+    add("--timed", type=int, default=None, help="with --real: how many of them are timed (default 6)")
+    add("--modes", nargs="*", default=None, help="with --real: memory modes to measure (default: all)")
+    add("--shrink", type=int, default=1, help="with --real: divide widths and layers, for machines without a GPU")
 
     added = command("models", list_models)
     added.add_argument("--download", default=None, metavar="NAME", help="get a model of the table from the hub")

@@ -6,18 +6,22 @@ diffusers layout says. Ranges, normalisation, packing and time scale are convert
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property, wraps
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -25,7 +29,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline import InputError, models
+from pipeline import InputError, memory, models
 from pipeline.measurement import Measurement, fill_unknown
 from pipeline.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 
@@ -44,7 +48,40 @@ WAN21_RGB = (
     (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
     (-0.1835, -0.0868, -0.3360),
 )  # fmt: skip
+KEPT_EMBEDDINGS = 16
+FAST = ("off", "cache", "lora")
+# The share by which a step's first block may differ from the last computed step's for the rest to be taken from there.
+CACHE_THRESHOLD = 0.1
 COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """A distilled LoRA with which a model needs few steps and no classifier-free guidance.
+
+    repository, file: on the Hugging Face hub. width, layers: of the transformer that it fits.
+    """
+
+    repository: str
+    file: str
+    width: int
+    layers: int
+    steps: int
+    guidance_scale: float
+
+
+# CausVid (arXiv 2412.07772), taken out as a LoRA by Kijai, who advises 4 steps or more without guidance.
+FEW_STEPS = FewSteps(
+    "Kijai/WanVideo_comfy", "Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors", 1536, 30, 8, 1.0
+)
+
+
+@dataclass
+class Passes:
+    """How many passes through the transformer were asked for; with a cache, how many went through all blocks."""
+
+    asked: int = 0
+    whole: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +133,8 @@ class Backbone:
     with the VAE's mean and standard deviation, t = (T - 1)/4 + 1, h = H/8, w = W/8. Not safe for use by two threads at
     once: the VAE keeps state while it runs.
 
-    The VAE is always float32, since its errors are seen directly; `dtype` is the transformer's.
+    The VAE is always float32, since its errors are seen directly; `dtype` is the transformer's. Where the parts stand
+    is the business of `place`. passes: of the present or last `fast`.
     """
 
     def __init__(
@@ -110,11 +148,17 @@ class Backbone:
         tokenizer: Any,
         image_encoder: Any = None,  # CLIPVisionModel
         image_processor: Any = None,
+        device: torch.device | None = None,  # where tensors live, and parts while they are used; None: where the VAE is
     ) -> None:
         self.name, self.settings = name, settings
         self.vae, self.transformer, self.text_encoder = vae, transformer, text_encoder
         self.tokenizer, self.image_encoder, self.image_processor = tokenizer, image_encoder, image_processor
-        self.device = vae.device
+        self.device = device or vae.device
+        self.mode, self.attention = memory.WHOLE, "native"
+        self.passes = Passes()
+        self._present: str | None = None
+        self._texts: dict[str, Tensor] = {}
+        self._images: dict[bytes, Tensor] = {}
         self.dtype = transformer.patch_embedding.weight.dtype
 
         self.latent_channels: int = vae.config["z_dim"]
@@ -139,6 +183,127 @@ class Backbone:
         channelwise = lambda values: torch.tensor(values, device=self.device).view(-1, 1, 1, 1)
         self._mean = channelwise(vae.config["latents_mean"])
         self._scale = 1 / channelwise(vae.config["latents_std"])
+
+    @cached_property
+    def size(self) -> memory.ModelSize:
+        """What the need for memory depends on."""
+        return memory.model_size(**self._parts)
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        names = ("vae", "transformer", "text_encoder", "image_encoder")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def plan(self, frames: int, height: int, width: int, *, wanted: str = "auto", fast: str = "off") -> memory.Plan:
+        """How a clip would be rendered in the memory that is there now, see `memory.choose`. Raises `InputError`."""
+        free = memory.free_memory(self.device)
+        return memory.choose(self.size, frames, height, width, free=free, wanted=wanted, cache=fast == "cache")
+
+    def place(self, mode: memory.Mode) -> None:
+        """Bring the parts, loaded on the CPU, to where the mode wants them. Once."""
+        self.size  # noqa: B018  counted before eight bits and groups change what there is to count
+        memory.place(self._parts, mode, self.device)
+        self.mode = mode
+        if self.device.type == "cuda":
+            self.attention = _set_attention(self.transformer)
+
+    def forget(self) -> None:
+        """Let go of the kept embeddings."""
+        self._texts.clear()
+        self._images.clear()
+
+    def _use(self, name: str) -> Any:
+        """A part, brought to the device first, in place of the one that was there, if the mode is to take turns."""
+        part = getattr(self, name)
+        if not self.mode.in_turn or self._present == name:
+            return part
+        if self._present is not None and not self._in_groups(self._present):
+            getattr(self, self._present).to("cpu")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if not self._in_groups(name):
+            part.to(self.device)
+        self._present = name
+        return part
+
+    def _in_groups(self, name: str) -> bool:
+        return name == "text_encoder" or (name == "transformer" and self.mode.groups)
+
+    def compile(self) -> None:
+        """Compile the transformer's blocks, one for all, at their first use. Raises `InputError` where it cannot be."""
+        if os.environ.get("SPACES_ZERO_GPU"):
+            raise InputError("ZeroGPU compiles nothing: each call runs in a process of its own. Leave out compile.")
+        if self.mode.groups or self.mode.eight_bits:
+            raise InputError(f"The transformer cannot be compiled in the memory mode {self.mode.name}; leave out one.")
+        self.transformer.compile_repeated_blocks()
+
+    @contextmanager
+    def fast(self, name: str) -> Iterator[None]:
+        """Sampling inside of it is as fast as a name of `FAST` says, at some cost in quality; `passes` counts.
+
+        "cache": a pass whose first block does much as at the last computed one ends there, and takes the rest from that
+        one (first-block cache); the decision waits for the device once a pass. "lora": the few-step LoRA `FEW_STEPS`.
+        Raises `InputError` if the model cannot.
+        """
+        self.passes = Passes()
+        if name == "cache":
+            self._check_blocks()
+            count = self.transformer.blocks[-1].attn1.register_forward_pre_hook(self._count_whole)
+            from diffusers import FirstBlockCacheConfig  # pyright: ignore[reportPrivateImportUsage]
+
+            self.transformer.enable_cache(FirstBlockCacheConfig(threshold=CACHE_THRESHOLD))
+            try:
+                yield
+            finally:
+                self.transformer.disable_cache()
+                count.remove()
+        elif name == "lora":
+            self._load_few_steps()
+            try:
+                yield
+            finally:
+                self.transformer.unload_lora()
+        else:
+            yield
+
+    def _count_whole(self, *_: object) -> None:
+        self.passes.whole += 1
+
+    def _check_blocks(self) -> None:
+        if len(self.transformer.blocks) < 2:
+            raise InputError(f"The model {self.name!r} has one block only, so that there is nothing to cache.")
+
+    def _load_few_steps(self) -> None:
+        lora, config = FEW_STEPS, self.transformer.config
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        if (width, config["num_layers"]) != (lora.width, lora.layers):
+            raise InputError(
+                f"The few-step LoRA fits Wan 2.1 1.3B, with {lora.layers} blocks {lora.width} wide; the model "
+                f"{self.name!r} has {config['num_layers']}, {width} wide. Choose that model, or another fast mode."
+            )
+        if self.mode.eight_bits:
+            raise InputError(
+                f"The few-step LoRA does not work in 8 bits, the memory mode {self.mode.name}; use groups."
+            )
+        if find_spec("peft") is None:
+            raise InputError("The few-step LoRA needs the package peft; install it with: pip install peft")
+        from diffusers import WanImageToVideoPipeline  # pyright: ignore[reportPrivateImportUsage]
+        from huggingface_hub import hf_hub_download
+
+        try:
+            path = hf_hub_download(lora.repository, lora.file)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"The few-step LoRA {lora.file} could not be fetched from {lora.repository} on the hub: {error}"
+            ) from error
+        try:
+            state = WanImageToVideoPipeline.lora_state_dict(path, use_safetensors=True)
+        except ValueError as error:
+            raise InputError(
+                f"The few-step LoRA {lora.file} is not in a layout that diffusers knows: {error}"
+            ) from error
+        _check_lora(state, self.transformer, lora.file)
+        self.transformer.load_lora_adapter(state, adapter_name="few-steps")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(C, t, h, w) of a clip. Raises `InputError` when the model cannot take a clip of that size."""
@@ -165,14 +330,14 @@ class Backbone:
         """Video in [0, 1] to normalised latents: the mode of the VAE's posterior, no sampling."""
         self.latent_shape(len(video), *video.shape[-2:])
         x = rearrange(video.to(self.device, torch.float32) * 2 - 1, "T c H W -> 1 c T H W")
-        z = self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode()[0].float()
+        z = self._use("vae").encode(x.to(self.vae.dtype)).latent_dist.mode()[0].float()
         return (z - self._mean) * self._scale
 
     @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
         """Normalised latents to video in [0, 1]."""
         z = z.to(self.device, torch.float32) / self._scale + self._mean
-        x = self.vae.decode(z[None].to(self.vae.dtype)).sample[0].float()
+        x = self._use("vae").decode(z[None].to(self.vae.dtype)).sample[0].float()
         return rearrange(x * 0.5 + 0.5, "c T H W -> T c H W").clamp(0, 1)
 
     @torch.no_grad()
@@ -180,30 +345,37 @@ class Backbone:
         """The prompt as the transformer reads it: L = `settings.text_tokens`, zero after the end of the text.
 
         Longer prompts are cut off. Zeros rather than a shorter tensor: so was Wan trained, and its image branch finds
-        the image tokens by counting from the end.
+        the image tokens by counting from the end. Embedded once: the last few prompts are kept.
         """
+        return _kept(self._texts, prompt, lambda: self._embed(prompt))
+
+    def _embed(self, prompt: str) -> Tensor:
         length = self.settings.text_tokens
         tokens = self.tokenizer(
             [_clean(prompt)], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
-        hidden = self.text_encoder(ids, mask).last_hidden_state[0]
+        hidden = self._use("text_encoder")(ids, mask).last_hidden_state[0]
         return torch.where(mask[0, :, None] > 0, hidden, 0.0).float()
 
     @torch.no_grad()
     def embed_image(self, image: Float[Tensor, "3 H W"] | None) -> Float[Tensor, "N D"] | None:
         """The image (RGB in [0, 1]) as the image branch reads it; None for a model that has no such branch.
 
-        None instead of an image gives zeros, "no image", with which Wan-Fun was trained, too.
+        None instead of an image gives zeros, "no image", with which Wan-Fun was trained, too. The last few are kept.
         """
         if not self.has_image_branch:
             return None
         if image is None or self.image_encoder is None:
             return torch.zeros(self._image_tokens, self.transformer.config["image_dim"], device=self.device)
         picture = (rearrange(image, "c H W -> H W c").clamp(0, 1) * 255).round().byte().cpu().numpy()
+        key = b"%d %d " % picture.shape[:2] + picture.tobytes()
+        return _kept(self._images, hashlib.sha256(key).digest(), lambda: self._embed_image(picture))
+
+    def _embed_image(self, picture: np.ndarray) -> Tensor:
         inputs = self.image_processor(images=picture, return_tensors="pt").to(self.device, self.image_encoder.dtype)
         # Wan was trained on the last layer but one.
-        return self.image_encoder(**inputs, output_hidden_states=True).hidden_states[-2][0].float()
+        return self._use("image_encoder")(**inputs, output_hidden_states=True).hidden_states[-2][0].float()
 
     @property
     def _image_tokens(self) -> int:
@@ -251,7 +423,8 @@ class Backbone:
 
         condition: of `condition`; prompt, negative: of `embed`, negative may be None when guidance_scale is 1, which
         costs one pass instead of two; image: of `embed_image`, None for no image. context: under which a step cache
-        remembers, one for each window of a long clip. Never waits for the device.
+        remembers, one for each window of a long clip. Never waits for the device, but with a cache or in groups, see
+        `fast` and `memory.Mode`.
         """
         if image is None:
             image = self.embed_image(None)
@@ -259,9 +432,12 @@ class Backbone:
         timestep = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=self.device)
         image = None if image is None else image[None].to(self.dtype)
 
+        transformer = self._use("transformer")
+
         def predict(text: Tensor, context: str) -> Tensor:
-            with self.transformer.cache_context(context):
-                return self.transformer(
+            self.passes.asked += 1
+            with transformer.cache_context(context + part):
+                return transformer(
                     hidden_states=packed,
                     timestep=timestep,
                     encoder_hidden_states=text[None].to(self.dtype),
@@ -324,6 +500,42 @@ class Backbone:
         return fit_latent_rgb(self.encode(clip), clip)
 
 
+def _kept(kept: dict[Any, Tensor], key: Any, compute: Callable[[], Tensor]) -> Tensor:
+    if key not in kept:
+        while len(kept) >= KEPT_EMBEDDINGS:
+            kept.pop(next(iter(kept)))
+        kept[key] = compute()
+    return kept[key]
+
+
+def _set_attention(transformer: Any) -> str:
+    """Use the fastest attention kernel that is installed and exact; its name. Sage is not: it computes in 8 bits."""
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    kernels = {"flash": "flash_attn"} | ({"_flash_3": "flash_attn_interface"} if hopper else {})
+    for backend, package in reversed(kernels.items()):
+        if find_spec(package) is not None:
+            try:
+                transformer.set_attention_backend(backend)
+                return backend
+            except (RuntimeError, ValueError):  # too old, or built for another version of torch
+                continue
+    return "native"
+
+
+def _check_lora(state: Any, transformer: Any, file: str) -> None:
+    """Raises `InputError` unless each pair of matrices fits its layer."""
+    for key, matrix in state.items():
+        layer, _, kind = key.removeprefix("transformer.").partition(".lora_")
+        try:
+            shape = transformer.get_submodule(layer).weight.shape
+        except AttributeError:
+            shape = None
+        side = {"A.weight": -1, "B.weight": 0}.get(kind)
+        fits = shape is not None and (side is None or matrix.shape[side] == shape[1 if side else 0])
+        if not fits:
+            raise InputError(f"The LoRA {file} does not fit the model: its {key} has no layer of that size.")
+
+
 def fit_latent_rgb(z: Float[Tensor, "C t h w"], video: Float[Tensor, "T 3 H W"]) -> LatentRgb:
     """The linear map from latents to the mean colour of the pixels under them, by (lightly damped) least squares."""
     channels, t, h, w = z.shape
@@ -366,13 +578,17 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def load_backbone(
-    ref: str = "nano", device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ref: str = "nano",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    mode: memory.Mode | Callable[[Backbone], memory.Mode] = memory.WHOLE,
 ) -> Backbone:
     """Load a backbone, downloading it first if it is on the hub and not yet in its cache.
 
     ref: a name of `models.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
     layout, as VideoX-Fun publishes it. device: default CUDA, else the CPU.
     dtype: of the transformer, see `default_dtype`; the text encoder takes it on CUDA and is float32 on the CPU.
+    mode: how the parts are placed, see `memory.MODES`; or what chooses it for the model, loaded on the CPU.
     Weights are read from safetensors only, never from pickles. Raises `InputError` when `ref` is no such model.
     """
     from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
@@ -405,13 +621,13 @@ def load_backbone(
             raise
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"The model {ref!r} has no usable {component}: {error}") from error
-        return model.eval().requires_grad_(False).to(device)
+        return model.eval().requires_grad_(False)
 
     # First the one that may turn out to be of another kind: an error should not come after the text encoder's minutes.
     transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
     has_image_encoder = "image_encoder" in folders and transformer.config["image_dim"] is not None
     image_encoder = load(CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
-    return Backbone(
+    backbone = Backbone(
         ref,
         read_settings(root, folders.get("scheduler")),
         vae=load(AutoencoderKLWan, "vae", torch_dtype=torch.float32),
@@ -420,7 +636,10 @@ def load_backbone(
         tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"]),
         image_encoder=image_encoder,
         image_processor=_load_image_processor(folders["image_processor"]) if has_image_encoder else None,
+        device=device,
     )
+    backbone.place(mode(backbone) if callable(mode) else mode)
+    return backbone
 
 
 def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:

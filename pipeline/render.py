@@ -6,13 +6,14 @@ a `RenderRequest`; everything that happens on the way is a `RenderEvent`.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -25,8 +26,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError, models
-from pipeline.backbone import Backbone, load_backbone, read_settings
+from pipeline import InputError, memory, models
+from pipeline.backbone import FAST, FEW_STEPS, Backbone, load_backbone, read_settings
 from pipeline.cache import cached, content_key
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
 from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
@@ -92,6 +93,8 @@ class RenderRequest:
     accepted: names of models whose terms the user has accepted. It is not written to JSON: everyone accepts for
         themselves.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
+    fast: a name of `backbone.FAST`, "off" for full quality. memory: how the model is placed on a GPU, a name of
+        `memory.MODES`, or "auto". compile: compile the transformer's blocks first, which pays in many or long renders.
     composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
         over which they fade into the model's, inside of what is known; 0 is a hard cut.
     """
@@ -132,6 +135,9 @@ class RenderRequest:
     backbone: str = "nano"
     depth: str | None = None
     accepted: tuple[str, ...] = ()
+    fast: str = "off"
+    memory: str = "auto"
+    compile: bool = False
     composite: bool = True
     seam: float = 1.0
 
@@ -227,6 +233,10 @@ def _validate(request: RenderRequest) -> None:
     one_of("phi", PHI)
     one_of("schedule", SCHEDULES)
     one_of("condition", CONDITIONS)
+    one_of("fast", FAST)
+    one_of("memory", memory.CHOICES)
+    need(isinstance(request.compile, bool), "compile", "true or false")
+    need(not request.compile or request.fast == "off", "compile", "false with a fast mode, which changes the blocks")
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
@@ -371,7 +381,7 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
     """
     info = probe(request.clip)
     yield StageEvent("load", models.loading(request.backbone), 0.0)
-    backbone = get_backbone(request.backbone)
+    backbone = get_backbone(request.backbone, request)
     yield StageEvent("read", "Reading the clip", 0.02)
     wanted = request.frames or backbone.frames
     whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
@@ -597,22 +607,25 @@ def solve(
     """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`.
 
     spans: the windows in which a long clip is sampled, None for `windows_of`.
+
+    Nothing in it waits for the device, see `Backbone.velocity`: on a GPU a step is handed out before it is computed.
     """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
-    scale = backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    scale = _guidance_scale(request, backbone)
 
     def velocity(z_t: Tensor, sigma: float, span: slice) -> Tensor:
         condition, context = problem.condition[:, span], str(span.start or "")
         return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
 
-    sigmas = flow_sigmas(request.steps or backbone.steps, backbone.shift)
+    sigmas = flow_sigmas(_steps(request, backbone), backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
     spans = spans or windows_of(backbone, (z.shape[1] - 1) * backbone.temporal + 1)
     whole = windowed(velocity, spans)
     if problem.y_full is None or problem.h is None:
-        yield from sample(whole, z, sigmas)
+        with backbone.fast(request.fast):
+            yield from sample(whole, z, sigmas)
         return
     solver, guided = SOLVERS[request.solver], {"guide_from": request.guide_from, "guide_until": request.guide_until}
     iterations = request.iterations or solver.iterations or 1
@@ -634,7 +647,40 @@ def solve(
     )
     if solver.resamples:
         sigmas = time_travel(sigmas, iterations, max(1, round(JUMP * (len(sigmas) - 1))), **guided)
-    yield from sample(whole, z, sigmas, **solver.hooks(given, **guided), generator=generator)
+    with backbone.fast(request.fast):
+        yield from sample(whole, z, sigmas, **solver.hooks(given, **guided), generator=generator)
+
+
+def _steps(request: RenderRequest, backbone: Backbone) -> int:
+    return request.steps or (FEW_STEPS.steps if request.fast == "lora" else backbone.steps)
+
+
+def _guidance_scale(request: RenderRequest, backbone: Backbone) -> float:
+    if request.guidance_scale is not None:
+        return request.guidance_scale
+    return FEW_STEPS.guidance_scale if request.fast == "lora" else backbone.guidance_scale
+
+
+def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[Step, np.ndarray]]:
+    """Each step with its preview, uint8 t h w 3, once it is computed.
+
+    On a GPU it is waited for while the next step is being computed already, so that the device is never idle.
+    """
+    waiting: tuple[Step, Tensor, torch.cuda.Event] | None = None
+    for step in steps:
+        pixels = _bytes(backbone.preview(step.z0_hat)).to("cpu", non_blocking=True)
+        if backbone.device.type != "cuda":
+            yield step, pixels.numpy()
+            continue
+        computed = torch.cuda.Event()
+        computed.record()
+        if waiting is not None:
+            waiting[2].synchronize()
+            yield waiting[0], waiting[1].numpy()
+        waiting = step, pixels, computed
+    if waiting is not None:
+        waiting[2].synchronize()
+        yield waiting[0], waiting[1].numpy()
 
 
 def _strength(request: RenderRequest, backbone: Backbone) -> float:
@@ -665,9 +711,8 @@ def fill(
     yield StageEvent("sample", f"Sampling{in_windows}", 0.18)
     begun = time.perf_counter()
     z = problem.noise
-    for step in solve(backbone, problem, request):
+    for step, preview in with_previews(backbone, solve(backbone, problem, request)):
         z = step.z
-        preview = to_uint8(backbone.preview(step.z0_hat))
         done = step.index + 1
         left = (time.perf_counter() - begun) / done * (step.total - done)
         # decoding costs about as much as the encodings, and so does the rest
@@ -675,6 +720,7 @@ def fill(
         fraction = 0.18 + 0.62 * done / step.total
         yield StepEvent(done, step.total, step.sigma, preview, left, fraction, backbone.preview_by)
 
+    yield tuple(_speed_notes(request, backbone))
     yield StageEvent("decode", "Decoding", 0.8)
     yield backbone.decode(z)[: len(video)].cpu().numpy()
 
@@ -737,9 +783,14 @@ def _render(
     still_camera = _stands_still(analysis, request)
     if LATENT_MASKS[request.latent_mask].needs_target and request.solver != "none" and not still_camera:
         raise InputError(NO_REFERENCE)
-    backbone = get_backbone(request.backbone)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
+    if torch.cuda.is_available():
+        _load_depth_model.cache_clear()  # its memory is needed now
+    backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
+    plan = backbone.plan(_padded(frames), *size, wanted=backbone.mode.name, fast=request.fast)
+    if plan.need is not None:
+        yield clock.stage("load", plan.words, 0.09)
 
     yield clock.stage("warp", "Warping", 0.1)
     measurement = measure(analysis, request)
@@ -754,13 +805,16 @@ def _render(
     )
 
     spans = windows_of(backbone, frames)
-    raw, first_preview = None, 0.0
+    raw, first_preview, speed_notes = None, 0.0, ()
     with closing(
         fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera)
     ) as events:
         for event in events:
             if isinstance(event, np.ndarray):
                 raw = torch.from_numpy(event)
+                continue
+            if isinstance(event, tuple):
+                speed_notes = event
                 continue
             if isinstance(event, StageEvent):
                 clock.enter(event.stage)
@@ -800,9 +854,18 @@ def _render(
         "request": _to_dict(request),
         "backbone": backbone.name,
         "seed": request.seed,
-        "steps": request.steps or backbone.steps,
-        "guidance_scale": backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "steps": _steps(request, backbone),
+        "guidance_scale": _guidance_scale(request, backbone),
         "strength": _strength(request, backbone),
+        "fast": request.fast,
+        "memory": {
+            "mode": backbone.mode.name,
+            "need": plan.need,
+            "free": plan.free,
+            "words": plan.words,
+            "attention": backbone.attention,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+        },
         "amount": _amount(request),
         "frames": {
             "first": analysis.first,
@@ -841,6 +904,7 @@ def _render(
             *analysis.notes,
             *_notes(analysis, request, unknown),
             *([_windows_note(spans, backbone)] if len(spans) > 1 else []),
+            *speed_notes,
             *path_warnings(analysis, request, 1 - unknown),
         ],
     }
@@ -848,10 +912,49 @@ def _render(
     yield DoneEvent(replace(files, report=report))
 
 
-def get_backbone(ref: str) -> Backbone:
-    """The backbone of that name, folder or hub id; loaded once, from whichever thread asks first."""
+def get_backbone(ref: str, request: RenderRequest | None = None, clip: tuple[int, int, int] | None = None) -> Backbone:
+    """The backbone of that name, folder or hub id; loaded once, from whichever thread asks first.
+
+    clip: frames (4n + 1), height and width that the request is about to render, for which the model is loaded again if
+    it does not fit into the GPU's memory the way it is placed, or if the request wants another placement. Without it
+    any will do. Raises `InputError` where the memory is not enough.
+    """
     with _LOADING:
-        return _load_backbone(ref)
+        kept = _BACKBONES.get(ref)
+        if kept is not None and (request is None or clip is None or _suits(kept, request, clip)):
+            return kept.backbone
+        kept = None
+        _BACKBONES.clear()  # first: two large models would not fit into memory together
+        if torch.cuda.is_available():
+            gc.collect()
+            torch.cuda.empty_cache()
+        backbone = load_backbone(ref, mode=lambda loaded: _mode(loaded, request, clip))
+        compiled = request is not None and request.compile
+        if compiled:
+            backbone.compile()
+        _BACKBONES[ref] = _Kept(backbone, compiled)
+        return backbone
+
+
+def _suits(kept: _Kept, request: RenderRequest, clip: tuple[int, int, int]) -> bool:
+    """Whether the model can stay as it is placed: a more frugal mode than needed costs less than loading it again."""
+    mode = kept.backbone.mode
+    if kept.compiled != request.compile:
+        return False
+    if mode == _mode(kept.backbone, request, clip):
+        return True
+    present = kept.backbone.plan(*clip, wanted=mode.name, fast=request.fast)
+    fits = present.need is None or present.free is None or present.need <= present.free
+    return request.memory == "auto" and not mode.eight_bits and fits
+
+
+def _mode(backbone: Backbone, request: RenderRequest | None, clip: tuple[int, int, int] | None) -> memory.Mode:
+    wanted, fast = (request.memory, request.fast) if request else ("auto", "off")
+    if clip is None:
+        frames = _padded((request and request.frames) or backbone.frames)
+        side = round(math.sqrt(backbone.pixels))
+        clip = frames, *((request and request.size) or (side, side))
+    return backbone.plan(*clip, wanted=wanted, fast=fast).mode
 
 
 def size_of(video: Tensor) -> tuple[int, int]:
@@ -861,7 +964,11 @@ def size_of(video: Tensor) -> tuple[int, int]:
 
 def to_uint8(video: Tensor) -> np.ndarray:
     """T C H W in [0, 1] (or bool) as uint8 T H W C."""
-    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return _bytes(video).cpu().numpy()
+
+
+def _bytes(video: Tensor) -> Tensor:
+    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def show_holes(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
@@ -921,9 +1028,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)
 
 
-@lru_cache(maxsize=1)  # two large models would not fit into memory together
-def _load_backbone(ref: str) -> Backbone:
-    return load_backbone(ref)
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    backbone: Backbone
+    compiled: bool
+
+
+_BACKBONES: dict[str, _Kept] = {}  # one at most
 
 
 @lru_cache(maxsize=1)
@@ -1035,6 +1146,23 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
         notes.append("The first frame is complete: the image model was not needed.")
     if (unknown > 1 - VISIBLE_AT_LEAST).any():
         notes.append("In some frames almost nothing of the clip is visible; the model invented them.")
+    return notes
+
+
+def _speed_notes(request: RenderRequest, backbone: Backbone) -> list[str]:
+    passes, notes = backbone.passes, []
+    if request.fast == "cache":
+        spared = passes.asked - passes.whole
+        notes.append(
+            f"Fast mode: {spared} of {passes.asked} passes through the model were cut short after their first block."
+        )
+    if request.fast == "lora":
+        notes.append(
+            f"Fast mode: {_steps(request, backbone)} steps with the few-step LoRA CausVid; mind its licence, see "
+            "huggingface.co/tianweiy/CausVid."
+        )
+    if backbone.mode.eight_bits:
+        notes.append("The transformer's weights were kept in 8 bits, which changes the result a little.")
     return notes
 
 

@@ -19,11 +19,13 @@ import gradio as gr
 from torch import Tensor
 
 from pipeline import InputError, render
+from pipeline.backbone import FAST
 from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.caption import Caption, caption
 from pipeline.first_frame import IMAGE_MODELS, terms_of
 from pipeline.latent_mask import LATENT_MASKS, PHI
+from pipeline.memory import CHOICES as MEMORY
 from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
 from pipeline.solvers import SCHEDULES, SOLVERS
@@ -72,6 +74,10 @@ CHOICES: dict[str, dict[str, str]] = {
     "phi": {"wiener": "Wiener, x² / (1 + x²)", "exp": "1 − exp(−x)", "tanh": "tanh(x)", "ratio": "x / (1 + x)",
             "quantile": "Linear, clamped", "minmax": "Linear"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
+    "fast": {"off": "Off: full quality", "cache": "Skip what changes little", "lora": "Few steps (LoRA)"},
+    "memory": {"auto": "Automatic", "whole": "All on the GPU", "offload": "Parts in turn",
+               "tiles": "Parts in turn, in tiles", "fp8": "8 bits", "groups": "Block by block",
+               "fp8-groups": "Block by block, 8 bits"},
 }  # fmt: skip
 
 
@@ -873,6 +879,9 @@ def _advanced() -> dict[str, Any]:
         choice("schedule", "Solver iterations over σ", SCHEDULES)
     numbers("gamma", "iterations", "step_size", "tau")
     numbers("guide_from", "guide_until")
+    with gr.Row(elem_classes="rc-fields"):
+        choice("fast", "Fast mode", FAST)
+        choice("memory", "GPU memory", MEMORY)
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
     own = [

@@ -1,26 +1,37 @@
-"""How long the parts of a render take on this machine, compared within one run."""
+"""How long the parts of a render take on this machine, compared within one run.
+
+`run` times a model that is at hand; `real` times the real ones with random weights, which cost the same: nothing is
+downloaded, and only what depends on the weights' values, such as which passes a cache cuts short, cannot be known.
+"""
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from pipeline import InputError
+from pipeline import InputError, memory
+from pipeline import backbone as module
+from pipeline.backbone import FEW_STEPS, Backbone, Settings
 from pipeline.camera import CameraPath, default_intrinsics, follow, preset_motion, static_path
 from pipeline.depth import resize_depth
-from pipeline.measurement import warp_to_path
+from pipeline.measurement import Measurement, warp_to_path
 from pipeline.render import (
     Analysis,
     DoneEvent,
     FailedEvent,
+    Problem,
     RenderRequest,
     analyse,
     get_backbone,
@@ -51,7 +62,9 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
         analysis = next(event for event in analyse(request) if isinstance(event, Analysis))
         working = size_of(analysis.clip.frames)
 
-        guided, plain, consistency = step_seconds(analysis, request)
+        model = get_backbone(request.backbone)
+        problem = prepare(model, measure(analysis, request), analysis.clip.frames, request)
+        guided, plain, consistency = step_seconds(model, problem, request)
         share = 100 * (guided / plain - 1)
         _table(
             f"A sampling step of {request.backbone} at {FRAMES}x{working[0]}x{working[1]}",
@@ -101,13 +114,13 @@ def synthetic_clip(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDT
     return Clip(torch.cat([picture.roll(2 * t, dims=-1) for t in range(frames)]), 8.0)
 
 
-def step_seconds(analysis: Analysis, request: RenderRequest, *, pairs: int = 6) -> tuple[float, float, float]:
+def step_seconds(
+    backbone: Backbone, problem: Problem, request: RenderRequest, *, pairs: int = 6
+) -> tuple[float, float, float]:
     """Median seconds of a guided step, of an unguided one, and of the data consistency alone."""
-    backbone = get_backbone(request.backbone)
-    problem = prepare(backbone, measure(analysis, request), analysis.clip.frames, request)
-    unguided = type(problem)(None, None, problem.condition, problem.image, problem.noise)
+    unguided = Problem(None, None, problem.condition, problem.image, problem.noise)
     # the first two pairs warm up
-    steps = RenderRequest(**{**vars(request), "steps": pairs + 2})
+    steps = replace(request, steps=pairs + 2)
     with_it, without = solve(backbone, problem, steps), solve(backbone, unguided, steps)
     guided, plain = [], []
     for _ in range(pairs + 2):
@@ -127,6 +140,220 @@ def warp_seconds(scene: Sample, height: int, width: int, *, repeats: int = 3) ->
     source: CameraPath = static_path(default_intrinsics(height, width, len(z)))
     target = follow(source, preset_motion("orbit-left", 20, len(z), 4.0))
     return min(_seconds(lambda: warp_to_path(frames, z, source, target)) for _ in range(repeats))
+
+
+# The parts' published configurations, by the classes' own names; what is left out is the classes' default.
+_UMT5_XXL: dict[str, Any] = dict(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+_CLIP_H: dict[str, Any] = dict(
+    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14
+)
+_INPAINTING = dict(in_channels=36, out_channels=16, text_dim=4096, image_dim=1280)
+REAL: dict[str, dict[str, Any]] = {
+    "wan2.1-fun-1.3b-inp": dict(num_attention_heads=12, num_layers=30, ffn_dim=8960, **_INPAINTING),
+    "wan2.1-fun-14b-inp": dict(num_attention_heads=40, num_layers=40, ffn_dim=13824, **_INPAINTING),
+}
+
+
+def random_backbone(name: str, device: torch.device, mode: memory.Mode, *, shrink: int = 1) -> Backbone:
+    """A model of `REAL` with random weights. shrink: divides widths and numbers of layers, for a machine without a GPU.
+
+    On a GPU as it is served: bfloat16, but the VAE, and what diffusers keeps in float32.
+    """
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
+    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    less = lambda number: max(1, number // shrink)
+    text = _UMT5_XXL | {key: less(_UMT5_XXL[key]) for key in ("vocab_size", "d_ff", "num_layers", "num_heads")}
+    text["d_model"] = 64 * text["num_heads"]
+    heads = less(_CLIP_H["num_attention_heads"])
+    clip = _CLIP_H | {"num_attention_heads": heads, "hidden_size": 80 * heads, "intermediate_size": 320 * heads}
+    clip["num_hidden_layers"] = max(2, less(_CLIP_H["num_hidden_layers"]))
+    wan = REAL[name] | {"num_attention_heads": less(REAL[name]["num_attention_heads"])}
+    wan |= {"num_layers": max(2, less(wan["num_layers"])), "ffn_dim": less(wan["ffn_dim"])}
+    wan |= {"text_dim": text["d_model"], "image_dim": clip["hidden_size"]}
+    wan["added_kv_proj_dim"] = 128 * wan["num_attention_heads"]
+
+    def build(cls: Any, *args: Any, dtype: torch.dtype, **options: Any) -> Any:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            with device:
+                module = cls(*args, **options).eval().requires_grad_(False)
+        finally:
+            torch.set_default_dtype(before)
+        kept = set(getattr(module, "_keep_in_fp32_modules", None) or ())
+        for path, parameter in module.named_parameters():
+            if kept & set(path.split(".")):
+                parameter.data = parameter.data.float()
+        return module.to("cpu") if mode.in_turn else module
+
+    backbone = Backbone(
+        name,
+        Settings(),
+        vae=build(AutoencoderKLWan, base_dim=max(8, 96 // shrink), dtype=torch.float32),
+        transformer=build(WanTransformer3DModel, dtype=dtype, **wan),
+        text_encoder=build(UMT5EncoderModel, UMT5Config(**text), dtype=dtype),
+        tokenizer=_RandomTokens(text["vocab_size"]),
+        image_encoder=build(CLIPVisionModel, CLIPVisionConfig(image_size=224, **clip), dtype=dtype),
+        image_processor=_image_processor(),
+        device=device,
+    )
+    backbone.place(mode)
+    return backbone
+
+
+class _RandomTokens:
+    """Random numbers of tokens: which words a prompt has does not change what encoding it costs."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(self, prompts: list[str], *, max_length: int, **_: object) -> SimpleNamespace:
+        ids = torch.randint(self.vocabulary, (len(prompts), max_length))
+        return SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def _image_processor():
+    import transformers
+
+    # the plain (PIL) class where there are two: the other one needs torchvision
+    cls = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+    return cls(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+
+
+def real(
+    name: str = "wan2.1-fun-1.3b-inp",
+    *,
+    frames: Sequence[int] = (33, 49, 81),
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    steps: int = 50,
+    timed: int = 6,
+    modes: Sequence[str] = tuple(memory.MODES),
+    shrink: int = 1,
+) -> None:
+    """Print, for a real model with random weights: a step with and without guidance, whole renders, the fast modes
+    against full quality, and the largest use of GPU memory in each memory mode.
+
+    steps: of a render, with classifier-free guidance; `timed` of them are, and the rest is extrapolated. modes: whose
+    memory is measured, at the middle one of `frames`. shrink: see `random_backbone`. Raises `InputError`.
+    """
+    if name not in REAL:
+        raise InputError(f"The benchmark knows no configuration of {name!r}; it knows {', '.join(REAL)}.")
+    if wrong := [mode for mode in modes if mode not in memory.MODES]:
+        raise InputError(f"Unknown memory mode {wrong[0]!r}; the modes are {', '.join(memory.MODES)}.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{name}, random weights, on {_device_name(device)}{f', shrunk {shrink} times' if shrink > 1 else ''}; "
+          f"{steps} steps with classifier-free guidance, {timed} of them timed, the others extrapolated.")  # fmt: skip
+    request = RenderRequest("(none)", prompt="a red cube", negative_prompt="blurred", steps=steps, guidance_scale=5.0)
+    backbone = random_backbone(name, device, memory.WHOLE, shrink=shrink)
+    print(f"Attention: {backbone.attention}; transformer: {str(backbone.dtype).removeprefix('torch.')}.")
+    for count in frames:
+        measurement, clip = _half_known(count, *size)
+        shape = f"{count}x{size[0]}x{size[1]}"
+        texts = _seconds(lambda: (backbone.embed(request.prompt), backbone.embed(request.negative_prompt)))
+        encoding = _seconds(lambda m=measurement, c=clip: prepare(backbone, m, c, request))
+        problem = prepare(backbone, measurement, clip, request)
+        guided, plain, alone = step_seconds(backbone, problem, request, pairs=timed)
+        decoding = _seconds(lambda p=problem: backbone.decode(p.noise))
+        _table(f"A step at {shape} (ratio: to the step without guidance)", [
+            ("without guidance", plain, "1.000"),
+            ("with guidance", guided, f"{guided / plain:.4f} ({100 * (guided / plain - 1):+.2f} %)"),
+            ("the guidance alone", alone, f"{alone / plain:.5f} ({100 * alone / plain:.3f} %)"),
+        ])  # fmt: skip
+        whole = texts + encoding + steps * guided + decoding
+        _table(f"A render at {shape}, from the warp to the raw result (ratio: to the whole)", [
+            ("both prompts", texts, f"{texts / whole:.3f}"),
+            ("filling and encoding", encoding, f"{encoding / whole:.3f}"),
+            (f"{steps} steps", steps * guided, f"{steps * guided / whole:.3f}"),
+            ("decoding", decoding, f"{decoding / whole:.3f}"),
+            ("the whole", whole, "1.000"),
+        ])  # fmt: skip
+        _fast_table(backbone, problem, request, shape, guided, steps, texts + encoding + decoding)
+        backbone.forget()
+    del backbone, problem
+    _memory_table(name, device, modes, (sorted(frames)[len(frames) // 2], *size), request, shrink)
+
+
+def _fast_table(
+    backbone: Backbone, problem: Problem, request: RenderRequest, shape: str, guided: float, steps: int, rest: float
+) -> None:
+    """Fast modes; which passes a cache cuts short depends on the weights, so that its limits are shown."""
+
+    def step(changed: RenderRequest, warm: int) -> float:
+        sampled = solve(backbone, problem, replace(changed, steps=warm + 3))
+        for _ in range(warm):
+            next(sampled)
+        seconds = statistics.median(_seconds(lambda: next(sampled)) for _ in range(3))
+        del sampled  # which ends the fast mode
+        return seconds
+
+    with cut_always():
+        cut = step(replace(request, fast="cache"), 2)
+    single = step(replace(request, guidance_scale=1.0), 1)
+    few, full = FEW_STEPS.steps * single, steps * guided
+    rows = [("full", full, f"1.00 (with the rest {full + rest:.1f} s)")]
+    for share in (0.25, 0.5, 0.75):
+        cached = steps * ((1 - share) * guided + share * cut)
+        rows.append((f"cache, {share:.0%} cut short", cached, f"{cached / full:.2f}"))
+    rows.append((f"LoRA, {FEW_STEPS.steps} steps", few, f"{few / full:.2f} (with the rest {few + rest:.1f} s)"))
+    _table(f"Sampling in the fast modes at {shape} (ratio: to full; the LoRA's own matrices left out)", rows)
+
+
+@contextmanager
+def cut_always() -> Iterator[None]:
+    """Inside of it the first-block cache cuts every pass short that it can."""
+    before, module.CACHE_THRESHOLD = module.CACHE_THRESHOLD, 1e9
+    try:
+        yield
+    finally:
+        module.CACHE_THRESHOLD = before
+
+
+def _memory_table(
+    name: str, device: torch.device, modes: Sequence[str], clip: tuple[int, int, int], request: RenderRequest,
+    shrink: int,
+) -> None:  # fmt: skip
+    frames, height, width = clip
+    columns = "the largest sum of tensors, what torch reserved, the estimate; and a step"
+    print(f"\nGPU memory at {frames}x{height}x{width}, GB: {columns}")
+    for name_of_mode in modes:
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        mode = memory.MODES[name_of_mode]
+        backbone = random_backbone(name, device, mode, shrink=shrink)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        measurement, video = _half_known(frames, height, width)
+        problem = prepare(backbone, measurement, video, request)
+        sampled = solve(backbone, problem, replace(request, steps=4))
+        seconds = [_seconds(lambda s=sampled: next(s)) for _ in range(4)]
+        backbone.decode(problem.noise)
+        estimate = memory.need(backbone.size, frames, height, width, mode) / 1e9
+        if device.type == "cuda":
+            used, held = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+            found = f"{used:>7.2f}{held:>9.2f}"
+        else:
+            found = f"{'no GPU':>7}{'no GPU':>9}"
+        print(f"  {name_of_mode:<24}{found}{estimate:>9.2f}{min(seconds[1:]) * 1000:>12.1f} ms")
+        del backbone, problem, sampled
+
+
+def _half_known(frames: int, height: int, width: int) -> tuple[Measurement, torch.Tensor]:
+    """A clip whose left half is known after its first frame, and the clip."""
+    video = synthetic_clip(frames, height, width).frames
+    mask = torch.ones(frames, 1, height, width, dtype=torch.bool)
+    mask[1:, ..., width // 2 :] = False
+    return Measurement(video * mask, mask), video
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{torch.cuda.get_device_name(device)} ({free / 1e9:.0f} of {total / 1e9:.0f} GB free)"
+    return f"the processor ({torch.get_num_threads()} threads)"
 
 
 def _seconds(work: Callable[[], object]) -> float:

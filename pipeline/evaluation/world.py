@@ -40,6 +40,7 @@ PRIORS: dict[str, RenderRequest] = {
     "DDS, shown the warp, binary mask": replace(BASE, latent_mask="binary"),
     "DDS, shown the warp, reference mask": replace(BASE, latent_mask="reference"),
     DEFAULT: BASE,
+    "the same, fast (cache)": replace(BASE, fast="cache"),
 }
 SETTINGS = (
     "solver", "latent_mask", "phi", "tau", "gamma", "iterations", "step_size", "schedule", "guide_from", "guide_until",
