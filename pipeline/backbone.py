@@ -663,7 +663,7 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
 
 def _fetch(ref: str) -> tuple[Path, dict[str, Path]]:
     """The folder of a backbone, and that of each of its components; fetched first where need be."""
-    spec = models.MODELS.get(ref)
+    spec = models.find(ref)
     if spec is not None and spec.role != "backbone":
         raise InputError(f"The model {ref!r} is for {spec.role}, not a video model.")
     if spec is not None and not spec.local:

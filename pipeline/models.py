@@ -444,11 +444,9 @@ def fetch_any(hub_id: str, files: Sequence[str], revision: str | None = None) ->
 
 def loading(ref: str) -> str:
     """What happens next when a model is loaded, in words; with what has to be downloaded for it first."""
-    spec = MODELS.get(ref)
-    if spec is None or spec.local:
-        return f"Loading the model {ref}"
-    missing = [part for part in spec.parts if cached(part) is None]
-    if not missing:
+    spec = find(ref)
+    missing = [part for part in spec.parts if cached(part) is None] if spec else []
+    if spec is None or not missing:
         return f"Loading the model {ref}"
     needed = size(sum(part.download_bytes for part in missing))
     return f"Downloading the model {ref} ({needed}, {spec.licence}), then loading it"

@@ -335,6 +335,7 @@ def test_the_default_model_loads_from_parts_of_three_repositories(hub, pair):
     assert backbone.has_image_branch and backbone.image_encoder is not None
     assert (backbone.name, backbone.frames, backbone.steps, backbone.shift) == (FUN.name, 81, 50, 3.0)
     assert models.loading(FUN.name) == f"Loading the model {FUN.name}"
+    assert _fetch(FUN.ref) == _fetch(FUN.name)  # its hub id means the same
 
 
 def test_what_is_not_in_the_cache_is_named_with_size_and_command(hub, pair):
@@ -374,6 +375,7 @@ def test_a_lone_original_transformer_takes_the_encoders_from_the_cache(hub, pair
     assert load_backbone(str(tmp_path), **CPU).has_image_branch
 
 
+@pytest.mark.slow  # another process has to import the libraries
 def test_offline_with_a_filled_cache(pair, tmp_path):
     cache = tmp_path / "hub"
     fill(cache, FUN, pair[1])
