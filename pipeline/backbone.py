@@ -436,7 +436,7 @@ class Backbone:
 
         def predict(text: Tensor, context: str) -> Tensor:
             self.passes.asked += 1
-            with transformer.cache_context(context + part):
+            with transformer.cache_context(context):
                 return transformer(
                     hidden_states=packed,
                     timestep=timestep,

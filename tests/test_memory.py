@@ -368,7 +368,7 @@ def test_a_cache_keeps_the_parts_of_a_clip_apart(backbone, monkeypatch):
     text = backbone.embed("a cube")
 
     def velocity(z: Tensor, part: str) -> Tensor:
-        return backbone.velocity(z, 0.7, problem.condition, text, None, 1.0, part=part)
+        return backbone.velocity(z, 0.7, problem.condition, text, None, 1.0, context=part)
 
     other = problem.noise.flip(-1)
     alone = velocity(other, "")
