@@ -164,12 +164,18 @@ def random_backbone(name: str, device: torch.device, mode: memory.Mode, *, shrin
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     less = lambda number: max(1, number // shrink)
-    text = _UMT5_XXL | {key: less(_UMT5_XXL[key]) for key in ("vocab_size", "d_ff", "num_layers", "num_heads")}
+    text: dict[str, Any] = _UMT5_XXL | {
+        key: less(_UMT5_XXL[key]) for key in ("vocab_size", "d_ff", "num_layers", "num_heads")
+    }
     text["d_model"] = 64 * text["num_heads"]
     heads = less(_CLIP_H["num_attention_heads"])
-    clip = _CLIP_H | {"num_attention_heads": heads, "hidden_size": 80 * heads, "intermediate_size": 320 * heads}
+    clip: dict[str, Any] = _CLIP_H | {
+        "num_attention_heads": heads,
+        "hidden_size": 80 * heads,
+        "intermediate_size": 320 * heads,
+    }
     clip["num_hidden_layers"] = max(2, less(_CLIP_H["num_hidden_layers"]))
-    wan = REAL[name] | {"num_attention_heads": less(REAL[name]["num_attention_heads"])}
+    wan: dict[str, Any] = REAL[name] | {"num_attention_heads": less(REAL[name]["num_attention_heads"])}
     wan |= {"num_layers": max(2, less(wan["num_layers"])), "ffn_dim": less(wan["ffn_dim"])}
     wan |= {"text_dim": text["d_model"], "image_dim": clip["hidden_size"]}
     wan["added_kv_proj_dim"] = 128 * wan["num_attention_heads"]
