@@ -58,7 +58,7 @@ def render_file(options: argparse.Namespace) -> None:
 
     path = Path(options.request)
     try:
-        request = RenderRequest.from_json(path.read_text(encoding="utf-8"))
+        request = RenderRequest.from_json(path.read_text(encoding="utf-8"), _accepted(options))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the request {path}: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -227,7 +227,14 @@ def _request(options: argparse.Namespace) -> Any:
     given = {name: value for name, value in vars(options).items() if name in names}
     if move := _move(options):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
+    given["accepted"] = _accepted(options)
     return RenderRequest(**given)
+
+
+def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
+    """Names of models whose terms the user accepts: of --accept, and of the environment."""
+    named = os.environ.get("RECAPTURE_ACCEPT", "").split(",")
+    return tuple(vars(options).get("accepted", [])) + tuple(name.strip() for name in named if name.strip())
 
 
 def _move(options: argparse.Namespace) -> Any:
@@ -290,6 +297,10 @@ def _parser() -> argparse.ArgumentParser:
     def report(added: argparse.ArgumentParser) -> None:
         added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
 
+    def accept(added: argparse.ArgumentParser) -> None:
+        words = "accept the terms of that model (or name it in the environment variable RECAPTURE_ACCEPT)"
+        added.add_argument("--accept", dest="accepted", action="append", metavar="MODEL", help=words)
+
     def camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
         from pipeline.moves import MOVES, SPEEDS
 
@@ -302,6 +313,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
 
     def source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
+        from pipeline.models import MODELS
+
         add = added.add_argument
         add("clip", metavar="CLIP", help="a video file")
         camera(added, default)
@@ -312,6 +325,9 @@ def _parser() -> argparse.ArgumentParser:
         add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")
         add("--backbone", help="model: a name, a folder or a Hugging Face id (default nano)")
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
+        names = ", ".join(name for name, spec in MODELS.items() if spec.role == "depth")
+        add("--depth-model", metavar="MODEL", help=f"{names}, a folder or a Hugging Face id (default: the backbone's)")
+        accept(added)
 
     def masked(added: argparse.ArgumentParser, *, required: bool) -> None:
         add = added.add_argument
@@ -370,6 +386,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("render", render_file)
     added.add_argument("request", metavar="REQUEST", help="a request as JSON, such as those in examples/")
+    accept(added)
     outputs(added, "measurement.npz, raw.npz and depth.npz")
     report(added)
 

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from pipeline import InputError, models
 from pipeline.backbone import Backbone, load_backbone, read_settings
-from pipeline.cache import cached, content_key
+from pipeline.cache import cached, content_key, look_up
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
-from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
+from pipeline.depth import Depth, DepthNet, estimate, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
@@ -81,6 +81,9 @@ class RenderRequest:
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
+    depth_model: a name, a folder or a hub id, see `depth.load_depth_model`; None for what comes with the backbone.
+    accepted: names of models whose terms the user has accepted, see `models.check_accepted`. It is not written to JSON:
+        everyone accepts for themselves.
     composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
         over which they fade into the model's, inside of what is known; 0 is a hard cut.
     """
@@ -115,6 +118,8 @@ class RenderRequest:
     first_frame: str | None = None
     backbone: str = "nano"
     depth: str | None = None
+    depth_model: str | None = None
+    accepted: tuple[str, ...] = ()
     composite: bool = True
     seam: float = 1.0
 
@@ -123,11 +128,11 @@ class RenderRequest:
 
     def to_json(self) -> str:
         """The request as versioned JSON text."""
-        given = {"version": REQUEST_VERSION, **asdict(self), "move": self.move.to_dict() if self.move else None}
+        given = {"version": REQUEST_VERSION, **_to_dict(self), "move": self.move.to_dict() if self.move else None}
         return json.dumps(given, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> RenderRequest:
+    def from_json(cls, text: str, accepted: tuple[str, ...] = ()) -> RenderRequest:
         """The request in JSON text as `to_json` writes it; fields that are left out take their defaults."""
         try:
             given = json.loads(text)
@@ -138,7 +143,7 @@ class RenderRequest:
         version = given.pop("version", None)
         if version != REQUEST_VERSION:
             raise InputError(f"The request has version {version!r}; this program reads version {REQUEST_VERSION}.")
-        known = [field.name for field in fields(cls)]
+        known = [field.name for field in fields(cls) if field.name != "accepted"]
         if unknown := sorted(set(given) - set(known)):
             raise InputError(f"The request has unknown fields: {', '.join(unknown)}. Known are: {', '.join(known)}.")
         if "clip" not in given:
@@ -147,7 +152,13 @@ class RenderRequest:
             given["size"] = tuple(given["size"])
         if given.get("move") is not None:
             given["move"] = Move.from_dict(given["move"])
-        return cls(**given)
+        return cls(**given, accepted=accepted)
+
+
+def _to_dict(request: RenderRequest) -> dict[str, Any]:
+    given = asdict(request)
+    del given["accepted"]
+    return given
 
 
 def _is_int(value: Any) -> bool:
@@ -201,6 +212,11 @@ def _validate(request: RenderRequest) -> None:
     one_of("solver", SOLVERS)
     one_of("condition", CONDITIONS)
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
+    optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
+    need(all(name in models.MODELS for name in request.accepted), "accepted", f"names among {', '.join(models.MODELS)}")
+    used = (request.backbone, None if request.depth else request.depth_model)
+    for ref in filter(None, used):
+        models.check_accepted(ref, request.accepted)
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
     optional("mask_frame", lambda value: _is_int(value) and value >= 0, "a whole number, 0 or more")
@@ -330,8 +346,13 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
     if request.depth is None:
-        yield StageEvent("depth", "Estimating depth", 0.03)
-        depth = _estimated_depth(request, clip, backbone)
+        depth = None
+        for event in _estimated_depth(request, clip, full, backbone):
+            if isinstance(event, Depth):
+                depth = event
+            else:
+                yield event
+        assert depth is not None, "estimating ends with the depth"
     else:
         yield StageEvent("depth", "Reading your depth", 0.03)
         depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
@@ -643,7 +664,7 @@ def _render(
     clock.enter("")
     report = {
         "version": REQUEST_VERSION,
-        "request": asdict(request),
+        "request": _to_dict(request),
         "backbone": backbone.name,
         "seed": request.seed,
         "steps": request.steps or backbone.steps,
@@ -668,6 +689,7 @@ def _render(
         },
         "depth": {
             "from": request.depth or "estimated",
+            "model": None if request.depth else _name_of(request.depth_model) or "the backbone's",
             "metric": analysis.depth.metric,
             "distance": analysis.distance,
         },
@@ -832,7 +854,8 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
     if _padded(frames) != frames:
         notes.append(f"The model works on {_padded(frames)} frames: the last one was repeated, and cut off again.")
     if request.depth is None and not _stands_still(analysis, request):
-        notes.append("The depth was estimated from the pictures.")
+        by = f" by {_name_of(request.depth_model)}" if request.depth_model else ""
+        notes.append(f"The depth was estimated from the pictures{by}.")
     if analysis.picture is not None:
         notes.append("What was unknown of the first frame was taken from your picture.")
     elif unknown[0] >= COMPLETE_BELOW and request.condition != "none":
@@ -842,25 +865,42 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
     return notes
 
 
-def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone) -> Depth:
+def _name_of(model: str | None) -> str | None:
+    """A model's name without the place of its folder."""
+    return Path(model).name if model and Path(model).is_dir() else model
+
+
+def _estimated_depth(
+    request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone
+) -> Iterator[StageEvent | Depth]:
     # a backbone without a depth model of its own uses the one that comes with the program
-    ref = backbone.depth or read_settings(Path(models.resolve("nano"))).depth
+    ref = request.depth_model or backbone.depth or read_settings(Path(models.resolve("nano"))).depth
     if ref is None:
         raise InputError("There is no depth model; give the clip's depth as a file.")
+    yield StageEvent("depth", "Estimating depth", 0.03)
     key = content_key(
-        "depth", 1, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        "depth", 2, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
-
-    def compute() -> dict[str, np.ndarray]:
+    kept = look_up(key)
+    if kept is None:
+        if (spec := models.find(ref)) is not None and not spec.local:
+            size = f"{spec.download_bytes / 1e9:.1f} GB"
+            yield StageEvent("depth", f"Loading the depth model {spec.name} (if it is not here yet: {size})", 0.03)
         with _LOADING:
             model = _load_depth_model(ref)
-        with torch.no_grad():
-            depth = estimate_depth(clip.frames, model)
-        return {"z": depth.z.float().cpu().numpy(), "metric": np.array(depth.metric)}
-
-    kept = cached(key, compute)
-    return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
+        # a small backbone's working size is too little for models that were made for larger pictures
+        frames = clip.frames if isinstance(model, DepthNet) else full.frames
+        depth = None
+        for event in estimate(frames, model, size_of(clip.frames)):
+            if isinstance(event, Depth):
+                depth = event
+            else:
+                yield StageEvent("depth", event[0], 0.03 + 0.05 * event[1])
+        assert depth is not None, "estimating ends with the depth"
+        arrays = {"z": depth.z.float().cpu().numpy(), "metric": np.array(depth.metric)}
+        kept = cached(key, lambda: arrays)
+    yield Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
 
 def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[int, int], clip: Clip) -> Depth:

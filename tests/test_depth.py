@@ -186,13 +186,19 @@ def depth_anything(tmp_path) -> Path:
     return tmp_path / "anything"
 
 
+def said_of(model: HubDepth, clip: torch.Tensor) -> torch.Tensor:
+    *progress, found = model.predict(clip, (40, 56))
+    assert [share for _, share in progress] == [(t + 1) / len(clip) for t in range(len(clip))]
+    return found
+
+
 def test_a_depth_model_of_transformers_estimates(depth_anything):
     model = load_depth_model(str(depth_anything))
     assert isinstance(model, HubDepth) and model.inverse
     clip = moving(3)
     depth = estimate_depth(clip, model)
     assert depth.z.shape == (3, 40, 56) and (depth.z > 0).all() and depth.z.isfinite().all() and not depth.metric
-    disparity = model.predict(clip)
+    disparity = said_of(model, clip)
     if disparity.std() > 1e-4:  # near where it says near
         assert torch.corrcoef(torch.stack([disparity[0].flatten(), 1 / depth.z[0].flatten()]))[0, 1] > 0.99
 
@@ -204,7 +210,7 @@ def test_a_metric_model_keeps_its_metres(depth_anything):
     model = load_depth_model(str(depth_anything))
     assert not model.inverse
     depth = estimate_depth(moving(2), model)
-    assert depth.metric and torch.allclose(depth.z, model.predict(moving(2)))
+    assert depth.metric and torch.allclose(depth.z, said_of(model, moving(2)))
 
 
 def test_other_models_of_transformers_are_refused(depth_anything):

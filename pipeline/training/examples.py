@@ -1,6 +1,6 @@
 """Render the clips in examples/ from the procedural world, and the mask of an object that an example replaces.
 
-    python -m pipeline.training.examples
+python -m pipeline.training.examples
 """
 
 from __future__ import annotations
