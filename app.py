@@ -23,6 +23,7 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="nano", help="a name, a folder or a hub id (default: nano)")
+    parser.add_argument("--depth-model", default=None, help="chosen at first: a name, a folder or a hub id")
     parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=None, help="port to listen on (default: the first free from 7860)")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio")
@@ -32,7 +33,7 @@ def main() -> None:
     store = JobStore(on_gpu(render))
     atexit.register(store.close)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that a stopped service, too, removes its visitors' files
-    page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse))
+    page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse), depth_model=args.depth_model)
     page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))
 
 

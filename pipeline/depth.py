@@ -39,6 +39,7 @@ _STRIDE = 32  # of the network's coarsest level
 _MEDIAN = 4.0  # of depth that has no unit
 _FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FAR_GIVEN = 1000.0
+_FOLLOWED = 0.25  # share of the pixels that the flow must follow to be believed
 _JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 _PICTURES = (".exr", ".png")
 _MAX_SIDE = 8192  # pixels
@@ -239,7 +240,8 @@ def estimate(
     if isinstance(model, HubDepth):
         found = yield from _last(model.predict(frames, size))
         if model.inverse:
-            yield Depth(_bounded(-_positive(align_disparity(found)).log()), metric=False)
+            aligned = align_disparity(found, resize(frames.float(), size))
+            yield Depth(_bounded(-_positive(aligned).log()), metric=False)
         else:
             yield Depth(_repair(found, "the prediction of the depth model"), metric=True)
         return
@@ -312,15 +314,44 @@ def _positive(disparity: Float[Tensor, "T H W"], ratio: float = 1000.0) -> Float
     return disparity.clamp(min=near / ratio)
 
 
-def align_disparity(disparity: Float[Tensor, "T H W"]) -> Float[Tensor, "T H W"]:
+def align_disparity(disparity: Float[Tensor, "T H W"], frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T H W"]:
     """Frames whose scale and shift were free, each brought to those of the one before it.
 
-    The scale is the ratio of the spreads: a least-squares slope is below one under noise, and would shrink the depth of
-    a clip frame by frame. The fifth of the pixels that agrees least, where something moved, is left out.
+    Pixels are compared along the optical flow (DIS, arXiv 1603.03590) where it leads back to where it came from; in
+    place where it does so almost nowhere, as at a cut. The scale is the ratio of the spreads: a least-squares slope is
+    below one under noise, and would shrink the depth of a clip frame by frame. The fifth of the pixels that agrees
+    least, whose disparity itself changed, is left out.
     """
-    aligned = [disparity[0]]
-    for frame in disparity[1:]:
-        x, y = _sample(frame, 20_000), _sample(aligned[-1], 20_000)
+    import cv2
+
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    h, w = _size_of(disparity)
+    grid = np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), -1)
+
+    def look_up(field: np.ndarray, at: np.ndarray, outside: Any) -> np.ndarray:
+        x, y = at[..., 0], at[..., 1]
+        return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=outside)
+
+    def grey(frame: Tensor) -> np.ndarray:
+        rgb = (rearrange(frame, "c h w -> h w c").float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+
+    def seen_before(now: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the last frame each pixel was, H W 2, and whether that can be trusted."""
+        if min(h, w) < 16:  # too small for flow
+            return grid, np.zeros((h, w), bool)
+        back, forth = dis.calc(now, last, None), dis.calc(last, now, None)
+        at = grid + back
+        return at, np.linalg.norm(back + look_up(forth, at, (1e3, 1e3)), axis=-1) < 1
+
+    aligned, last = [disparity[0]], grey(frames[0])
+    for raw, frame in zip(disparity[1:], frames[1:], strict=True):
+        at, good = seen_before(now := grey(frame), last)
+        if good.mean() < _FOLLOWED:
+            at, good = grid, np.ones_like(good)
+        moved = torch.from_numpy(look_up(aligned[-1].float().cpu().numpy(), at, 0.0)).to(raw)
+        known = torch.from_numpy(good).to(raw.device)
+        x, y, last = _sample(raw[known], 20_000), _sample(moved[known], 20_000), now
         keep = torch.ones_like(x, dtype=torch.bool)
         scale = shift = x.new_zeros(())
         for _ in range(4):
@@ -329,7 +360,7 @@ def align_disparity(disparity: Float[Tensor, "T H W"]) -> Float[Tensor, "T H W"]
             shift = y[keep].mean() - scale * x[keep].mean()
             error = (scale * x + shift - y).abs()
             keep = error <= error.quantile(0.8)
-        aligned.append(scale * frame + shift)
+        aligned.append(scale * raw + shift)
     return torch.stack(aligned)
 
 

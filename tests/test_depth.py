@@ -220,19 +220,47 @@ def test_other_models_of_transformers_are_refused(depth_anything):
         load_depth_model(str(depth_anything))
 
 
-def test_frames_of_free_scale_and_shift_are_aligned_without_shrinking():
+def pan(frames: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A textured wall and things before it, past which a camera pans by `step` pixels a frame; and its disparity."""
     generator = torch.Generator().manual_seed(0)
-    truth = torch.rand(20, 30, generator=generator) + 0.2
-    frames = []
-    for t in range(40):
-        scene = truth.clone()
-        scene[5:8, (t % 20) : (t % 20) + 6] = 1.5  # something moves
-        noise = 0.02 * torch.randn(truth.shape, generator=generator)
-        scale, shift = torch.rand(2, generator=generator) + 0.5
-        frames.append((scene + noise) * (scale if t else 1) + (shift if t else 0))
-    aligned = align_disparity(torch.stack(frames))
+    smooth = lambda channels, cell: torch.nn.functional.interpolate(
+        torch.rand(1, channels, 48 // cell, 240 // cell, generator=generator), (48, 240), mode="bicubic"
+    )[0]
+    picture, disparity = smooth(3, 4).clamp(0, 1), smooth(1, 12)[0] + 0.5
+    cut = lambda wide: torch.stack([wide[..., step * t : step * t + 64] for t in range(frames)])
+    return cut(picture), cut(disparity)
+
+
+def freed(disparity: torch.Tensor) -> torch.Tensor:
+    """Each frame but the first with another scale and shift."""
+    scale, shift = torch.rand(2, len(disparity), 1, 1, generator=torch.Generator().manual_seed(1)) + 0.5
+    scale[0], shift[0] = 1, 0
+    return disparity * scale + shift
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_frames_of_free_scale_and_shift_come_back(step):
+    pictures, truth = pan(40, step)
+    aligned = align_disparity(freed(truth), pictures)
+    assert (aligned - truth).abs().mean() < 0.03 * truth.std()
+
+
+def test_frames_are_aligned_without_shrinking():
+    pictures, truth = pan(40, 0)
+    pictures, truth = pictures.clone(), truth.clone()
+    for t in range(40):  # something moves
+        truth[t, 5:12, (t % 20) : (t % 20) + 9] = 2.5
+        pictures[t, :, 5:12, (t % 20) : (t % 20) + 9] = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    noisy = truth + 0.1 * truth.std() * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))
+    aligned = align_disparity(freed(noisy), pictures)
     assert float(aligned[-1].std()) == pytest.approx(float(aligned[0].std()), rel=0.1)
-    assert (aligned[:, 12:] - truth[12:]).abs().mean() < 0.05
+    assert (aligned[:, 20:] - truth[:, 20:]).abs().mean() < 0.2 * truth.std()
+
+
+def test_frames_on_both_sides_of_a_cut_are_compared_in_place():
+    pictures, truth = pan(2, 0)
+    pictures = torch.stack([pictures[0], torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(3))])
+    assert torch.allclose(align_disparity(freed(truth), pictures), truth, atol=1e-3)
 
 
 # --- sizes ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipeline import InputError, render
+from pipeline import InputError, models, render
 from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.moves import MOVES, Move, fov_of
@@ -89,7 +89,8 @@ class Analyses:
     def key(request: RenderRequest) -> tuple:
         """What an analysis depends on."""
         return tuple(
-            getattr(request, name) for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "backbone")
+            getattr(request, name)
+            for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "depth_model", "backbone")
         )
 
     def get(self, request: RenderRequest) -> Analysis | None:
@@ -121,6 +122,7 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
         raise InputError(NO_CLIP)
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
+    given["accepted"] = tuple(given.get("accepted", ()))
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
     if change == "camera":
         given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
@@ -172,6 +174,7 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
     values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size", "mask_frame")}
     values["height"], values["width"] = request.size or (None, None)
+    values["depth_model"] = request.depth_model or ""
     values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
     values["change"] = "camera" if not request.mask else "object" if request.camera == "still" else "both"
     if request.move is not None and request.mask:
@@ -184,6 +187,28 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
     if request.amount is None:
         values["amount"] = MOVES[request.camera].default
     return values
+
+
+def depth_choices(extra: str | None = None) -> list[tuple[str, str]]:
+    """(label, value) of the depth models of the page; the empty one is what comes with the backbone."""
+    named = [(f"{spec.name} · {spec.note}", spec.name) for spec in models.MODELS.values() if spec.role == "depth"]
+    choices = [("What comes with the model", ""), *named]
+    if extra and extra not in dict(named).values():
+        choices.append((Path(extra).name if Path(extra).is_dir() else extra, extra))
+    return choices
+
+
+def terms_html(model: str | None) -> str:
+    """What has to be accepted before a model's first use; empty if nothing has to be."""
+    spec = models.find(model) if model else None
+    if spec is None or not spec.terms:
+        return ""
+    size = f"About {spec.download_bytes / 1e9:.1f} GB are fetched once, and nothing before you have ticked the box."
+    return f'<p class="rc-caption">{escape(spec.terms)} {size}</p>'
+
+
+def terms_classes(model: str | None) -> list[str]:
+    return ["rc-terms"] if terms_html(model) else ["rc-terms", "rc-away"]
 
 
 def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
@@ -316,9 +341,22 @@ def public_report(result: RenderResult) -> dict[str, Any]:
     return report
 
 
-def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = render.analyse) -> gr.Blocks:
-    """The page, for one backbone. `launch_options` holds what else `launch` needs."""
+def build(
+    backbone: str,
+    store: JobStore,
+    *,
+    examples: Path,
+    analyse: Analyse = render.analyse,
+    depth_model: str | None = None,
+) -> gr.Blocks:
+    """The page, for one backbone. `launch_options` holds what else `launch` needs.
+
+    depth_model: what is chosen at first, a name of the table, a folder or a hub id; one that is not in the
+    table joins the choices. Visitors choose among these only: what a server fetches and reads is its host's to say.
+    """
     analyses = Analyses(analyse)
+    if depth_model and (spec := models.find(depth_model)):
+        depth_model = spec.name
     found = find_examples(examples)
     gr.set_static_paths([widgets.plotly_script()])
 
@@ -355,6 +393,13 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
                         "Analyse again", size="sm", elem_id="analyse", interactive=False, min_width=120, scale=0
                     )
                 analysis_notes = gr.HTML("", elem_id="analysis-notes")
+                depth_choice = controls["depth_model"] = gr.Dropdown(
+                    depth_choices(depth_model), value=depth_model or "", label="Depth from", elem_id="depth-model"
+                )
+                accepted = controls["accepted"] = gr.State(())
+                with gr.Column(elem_classes=terms_classes(depth_model), elem_id="terms") as terms:
+                    terms_words = gr.HTML(terms_html(depth_model))
+                    accept_box = gr.Checkbox(label="I accept these terms", elem_id="accept")
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(3, "What to change", "A new camera path, another object, or both")
@@ -453,6 +498,7 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         def set_controls(request: RenderRequest) -> list[Any]:
             values = values_from(request)
             values["amount"] = gr.Slider(**amount_slider(request.camera, values["amount"]))
+            values["accepted"] = request.accepted or gr.skip()  # an example takes back nothing
             return [values[name] for name in controls]
 
         # --- analysis and warp ---------------------------------------------------------------------------------
@@ -501,6 +547,15 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
             except Exception as error:
                 words = widgets.status_html(widgets.failure_words(error), "error")
                 yield nothing(values) | {analysis_status: words, analyse_button: button_on}
+
+        def show_terms(model, names):
+            """The terms of the chosen depth model, if it has any."""
+            ticked = bool(model) and model in names
+            return terms_html(model), gr.Checkbox(value=ticked), gr.Column(elem_classes=terms_classes(model))
+
+        def accept(ticked, model, names):
+            """The names of all models whose terms this visitor has accepted."""
+            return tuple(name for name in names if name != model) + ((model,) if ticked else ())
 
         def show_if_new(known, *values):
             """As `show_analysis`, unless a field was left as it was."""
@@ -645,8 +700,11 @@ def build(backbone: str, store: JobStore, *, examples: Path, analyse: Analyse = 
         clip.upload(lambda words: "" if words in said else gr.skip(), controls["prompt"], controls["prompt"], **quiet)
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
-        changes += [controls["depth"].upload, controls["depth"].clear]
+        changes += [controls["depth"].upload, controls["depth"].clear, depth_choice.input]
         then_all(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
+        depth_choice.change(show_terms, [depth_choice, accepted], [terms_words, accept_box, terms], **quiet)
+        ticked = accept_box.input(accept, [accept_box, depth_choice, accepted], accepted, **quiet)
+        then_all(ticked.then(show_if_new, [shown, *inputs], analysis_outputs, **quiet))
 
         # While a warp is computed only the latest of the changes that come meanwhile is kept.
         latest: Any = quiet | {"trigger_mode": "always_last"}
