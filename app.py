@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import logging
+import os
 import signal
 import sys
+import threading
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-try:  # on a shared GPU this must come before anything that touches CUDA; elsewhere it does nothing
-    import spaces
-except ImportError:
-    spaces = None
+with suppress(ImportError):  # on a shared GPU it must come before anything that touches CUDA; elsewhere it does nothing
+    import spaces  # noqa: F401
 
-from pipeline.render import analyse, render
+from pipeline import InputError, models
+from pipeline.caption import caption
+from pipeline.render import analyse, fill, find_depth, render, warm
+from ui import zerogpu
 from ui.jobs import JobStore
 from ui.layout import build, launch_options
 
@@ -22,19 +28,47 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backbone", default="nano", help="a name, a folder or a hub id (default: nano)")
-    parser.add_argument("--depth-model", default=None, help="chosen at first: a name, a folder or a hub id")
-    parser.add_argument("--host", default=None, help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=None, help="port to listen on (default: the first free from 7860)")
-    parser.add_argument("--share", action="store_true", help="make a public link through Gradio")
+    add = parser.add_argument
+    backbone = os.environ.get("RECAPTURE_BACKBONE")
+    add("--backbone", default=backbone, help="name, folder or hub id (default: $RECAPTURE_BACKBONE, else what suits)")
+    add("--depth-model", default=None, help="chosen at first: a name, a folder or a hub id (default: the backbone's)")
+    # None leaves it to Gradio, and so to GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and GRADIO_SHARE
+    add("--host", default=None, help="address to listen on (default: $GRADIO_SERVER_NAME, or this machine only)")
+    add("--port", type=int, default=None, help="port (default: $GRADIO_SERVER_PORT, or the first free from 7860)")
+    add("--share", action="store_true", default=None, help="make a public link through Gradio")
     args = parser.parse_args()
+    if args.backbone is None:
+        args.backbone, why = models.default_backbone()
+        print(why, flush=True)
 
-    on_gpu = spaces.GPU(duration=120) if spaces else lambda function: function
-    store = JobStore(on_gpu(render))
+    work = {
+        "find_depth": zerogpu.on_gpu(find_depth, zerogpu.depth_seconds),
+        "fill": zerogpu.on_gpu(fill, zerogpu.fill_seconds),
+    }
+    store = JobStore(partial(render, **work))
     atexit.register(store.close)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that a stopped service, too, removes its visitors' files
-    page = build(args.backbone, store, examples=EXAMPLES, analyse=on_gpu(analyse), depth_model=args.depth_model)
+    page = build(
+        args.backbone,
+        store,
+        examples=EXAMPLES,
+        analyse=partial(analyse, find_depth=work["find_depth"]),
+        depth_model=args.depth_model,
+        describe=zerogpu.lend(caption, seconds=60),
+    )
+    if zerogpu.ACTIVE:
+        warm(args.backbone)  # what is not loaded by now, in this thread, would be loaded in each call anew
+    else:
+        threading.Thread(target=_warm, args=[args.backbone], name="warm", daemon=True).start()
     page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))
+
+
+def _warm(backbone: str) -> None:
+    try:
+        if Path(models.resolve(backbone)).is_dir():  # a download waits until somebody wants the model
+            warm(backbone)
+    except InputError as error:  # whoever asks for it will be told
+        logging.getLogger(__name__).warning("%s", error)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The command line, over the app's functions: `python -m pipeline COMMAND`, see --help.
 
 Progress goes to a bar on a terminal, else as plain lines to standard output; errors are one line on standard error.
-Exit codes: 0 done, 2 something the user gave cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 (doctor) nothing can render here, 2 something the user gave cannot be used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
-    return 0
 
 
 def recapture(options: argparse.Namespace) -> None:
@@ -117,6 +116,15 @@ def benchmark(options: argparse.Namespace) -> None:
     run(options.backbone, depth=options.depth, size=options.size)
 
 
+def describe(options: argparse.Namespace) -> None:
+    """Say what the middle frame of a clip shows, as a suggestion for the prompt."""
+    from pipeline.caption import caption, middle_frame
+
+    found = caption(middle_frame(options.clip), vars(options).get("model"))
+    print(found.words)
+    print(f"Suggested by {found.by}.", file=sys.stderr)
+
+
 def evaluate(options: argparse.Namespace) -> None:
     """Compare methods on unseen scenes of the procedural world, whose true second view is known; or measure clips."""
     from pipeline.evaluation import clips, world
@@ -128,8 +136,29 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.clips:
         print(clips.evaluate(options.clips, options.backbone, steps=options.steps, progress=say))
         return
-    shown = dict(steps=options.steps, output=output, figure=figure, progress=say)
+    shown = dict(methods=options.methods, steps=options.steps, output=output, figure=figure, progress=say)
     print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
+
+
+def list_models(options: argparse.Namespace) -> None:
+    """Show the models: what for, licence, size, whether they are on this machine; or download one of them."""
+    from pipeline import models
+
+    if options.download is None:
+        print(models.table())
+        return
+    spec = models.MODELS.get(options.download)
+    if spec is None:
+        raise InputError(f"Unknown model {options.download!r}: give one of {', '.join(models.MODELS)}.")
+    for folder in models.download(spec, options.accept):
+        print(folder)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what this machine has, what will run on it and how fast, and what is missing. Downloads nothing."""
+    from pipeline.doctor import run
+
+    return run(as_json=options.json)
 
 
 class _Progress:
@@ -175,14 +204,15 @@ def _render_to(request: Any, options: argparse.Namespace) -> None:
     report = Path(options.report) if options.report else None
     if report:
         make_writable(report.parent)
-    result = None
+    result, stage = None, ""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, _Progress() as progress:
         for event in render(request, folder, keep=options.keep):
             if isinstance(event, StageEvent):
-                progress.show(event.message, event.fraction)
+                stage = event.message
+                progress.show(stage, event.fraction)
             elif isinstance(event, StepEvent):
                 left = f" {event.index}/{event.total}, about {event.seconds_left:.0f} s left"
-                progress.show("Sampling", event.fraction, left)
+                progress.show(stage, event.fraction, left)
             elif isinstance(event, FailedEvent):
                 raise InputError(event.message)
             elif isinstance(event, DoneEvent):
@@ -220,11 +250,15 @@ def _checked_output(options: argparse.Namespace) -> Path:
 
 
 def _request(options: argparse.Namespace) -> Any:
+    from pipeline import models
     from pipeline.render import RenderRequest
 
     # only what was given on the command line is there (argparse.SUPPRESS): the defaults stand in one place
     names = {field.name for field in fields(RenderRequest)}
     given = {name: value for name, value in vars(options).items() if name in names}
+    if "backbone" not in given:
+        given["backbone"], why = models.default_backbone()
+        print(why)
     if move := _move(options):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
@@ -232,9 +266,9 @@ def _request(options: argparse.Namespace) -> Any:
 
 
 def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
-    """Names of models whose terms the user accepts: of --accept, and of the environment."""
-    named = os.environ.get("RECAPTURE_ACCEPT", "").split(",")
-    return tuple(vars(options).get("accepted", [])) + tuple(name.strip() for name in named if name.strip())
+    """Names of models whose terms the user accepts: of --accept, else of the environment."""
+    names = vars(options).get("accepted", os.environ.get("RECAPTURE_ACCEPT", "")).split(",")
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def _move(options: argparse.Namespace) -> Any:
@@ -298,8 +332,8 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
 
     def accept(added: argparse.ArgumentParser) -> None:
-        words = "accept the terms of that model (or name it in the environment variable RECAPTURE_ACCEPT)"
-        added.add_argument("--accept", dest="accepted", action="append", metavar="MODEL", help=words)
+        words = "you accept the licence of that model; several, separated by commas (default: $RECAPTURE_ACCEPT)"
+        added.add_argument("--accept", dest="accepted", metavar="MODEL", help=words)
 
     def camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
         from pipeline.moves import MOVES, SPEEDS
@@ -319,11 +353,11 @@ def _parser() -> argparse.ArgumentParser:
         add("clip", metavar="CLIP", help="a video file")
         camera(added, default)
         add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
-        add("--frames", type=int, help="number of frames (default: as many as the model was made for)")
+        add("--frames", type=int, help="number of frames, any (default: as many as the model was made for)")
         add("--start", type=int, help="first frame (default 0)")
         add("--stride", type=int, help="use every n-th frame (default 1)")
         add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")
-        add("--backbone", help="model: a name, a folder or a Hugging Face id (default nano)")
+        add("--backbone", help="model: a name, a folder or a Hugging Face id (default: by what this machine has)")
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
         names = ", ".join(name for name, spec in MODELS.items() if spec.role == "depth")
         add("--depth-model", metavar="MODEL", help=f"{names}, a folder or a Hugging Face id (default: the backbone's)")
@@ -343,9 +377,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--remove", action="store_true", help="put nothing there: take what stood behind it from other frames")
 
     def first_frame(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+        from pipeline.first_frame import IMAGE_MODELS
+
+        add = added.add_argument
+        add("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
+        names = f"{', '.join(IMAGE_MODELS)}, a folder or a Hugging Face id"
+        add("--first-frame-model", metavar="MODEL", help=f"paints what is unknown of the first frame: {names}")
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
+        from pipeline.latent_mask import LATENT_MASKS, PHI
+        from pipeline.solvers import SCHEDULES, SOLVERS
+
         add = added.add_argument
         add("--prompt", help=prompt)
         add("--negative-prompt", help="what it must not show")
@@ -353,10 +395,17 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="sampling steps (default: the model's)")
         add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
         add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
-        add("--latent-mask", help="training-free (default), binary, or reference, for a camera that stands still")
-        add("--solver", help="data consistency: dds (default), dds_cg or none")
-        add("--gamma", type=float, help="trust in the model against the measurement, above 0 (default 0.1)")
-        add("--cg-iterations", type=int, help="of dds_cg (default 5)")
+        masks = f"{', '.join(LATENT_MASKS)} (default training-free; reference is for a camera that stands still)"
+        add("--latent-mask", metavar="MASK", help=masks)
+        add("--phi", help=f"what normalises a latent mask: {', '.join(PHI)} (default wiener)")
+        add("--tau", type=float, help="temperature of phi, above 0 (default 0.3)")
+        add("--solver", help=f"data consistency: {', '.join(SOLVERS)} (default dds)")
+        add("--gamma", type=float, help="of dds: trust in the model against the measurement, above 0 (default 0.1)")
+        counts = ", ".join(f"{name} {row.iterations}" for name, row in SOLVERS.items() if row.iterations)
+        add("--iterations", type=int, help=f"of a solver that has them (default {counts})")
+        add("--schedule", help=f"of the iterations over the noise levels: {', '.join(SCHEDULES)} (default constant)")
+        steps = ", ".join(f"{name} {row.step_size:g}" for name, row in SOLVERS.items() if row.step_size)
+        add("--step-size", type=float, help=f"of a solver that takes gradient steps (default {steps})")
         add("--guide-from", type=float, help="noise level from which data consistency acts (default 1)")
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
@@ -400,18 +449,35 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
 
+    added = command("caption", describe)
+    added.add_argument("clip", metavar="CLIP", help="a video file")
+    added.add_argument(
+        "--model", help="blip or blip-2, a folder or a Hugging Face id (default: what suits this machine)"
+    )
+
+    added = command("doctor", doctor)
+    added.add_argument("--json", action="store_true", default=False, help="as JSON")
+
     added = command("benchmark", benchmark)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--depth", default=None, metavar="FILE", help="depth of the benchmark's clip, where no model is")
     added.add_argument("--size", type=_size, default=None, metavar="HxW", help="size the model works at")
 
+    added = command("models", list_models)
+    added.add_argument("--download", default=None, metavar="NAME", help="get a model of the table from the hub")
+    added.add_argument("--accept", action="append", default=[], metavar="NAME", help="accept the terms of that model")
+
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     added.add_argument("--clips", nargs="+", metavar="CLIP", default=None, help="measure on these clips instead")
+    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: ways to condition)"
+    added.add_argument("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)
     added.add_argument("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
     added.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
     added.add_argument("--steps", type=int, default=None, help="sampling steps (default: the model's)")
-    added.add_argument("--output", default=None, metavar="FILE", help="also write one JSON line a scene and method")
+    added.add_argument(
+        "--output", default=None, metavar="FILE", help="one JSON line a scene and method; goes on from there"
+    )
     added.add_argument("--figure", default=None, metavar="FILE", help="also write a strip of pictures, .png")
     return parser
 

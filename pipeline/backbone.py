@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import html
 import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,28 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline import InputError, models
 from pipeline.measurement import Measurement, fill_unknown
+from pipeline.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 
 TRAIN_TIMESTEPS = 1000  # the transformer's time is sigma * 1000
 IMAGE_BRANCH_TEXT_TOKENS = 512  # with an image branch, all tokens before the last 512 are taken for the image's
+# Of Wan 2.1's VAE: the mean of its latents, by which it is known, and the linear map from its normalised latents to RGB
+# in [-1, 1], one row a channel and then the bias (ComfyUI, comfy/latent_formats.py, class Wan21).
+WAN21_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+WAN21_RGB = (
+    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
+    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
+    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
+    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
+    (-0.1835, -0.0868, -0.3360),
+)  # fmt: skip
 COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 
 
@@ -40,10 +59,10 @@ class LatentRgb:
 class Settings:
     """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
 
-    frames, pixels: default clip length and H*W. text_tokens: length of the embedded prompt. strength: noise level to
-    start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model that goes with
-    the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the known
-    ones, not grey as Wan's were.
+    frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
+    noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
+    that goes with the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly
+    from the known ones, not grey as Wan's were.
     """
 
     frames: int = 81
@@ -58,8 +77,20 @@ class Settings:
     fill_condition: bool = False
 
 
+def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Without gradients, unless the latents that come first ask for them (solvers that differentiate the model)."""
+
+    @wraps(method)
+    def call(self: Backbone, z: Tensor, *others: Any, **options: Any) -> Tensor:
+        with torch.set_grad_enabled(z.requires_grad):
+            return method(self, z, *others, **options)
+
+    return call
+
+
 class Backbone:
-    """A frozen image-to-video flow model. All tensors live on `device`; results are float32, without gradients.
+    """A frozen image-to-video flow model. All tensors live on `device`; results are float32, without gradients (but
+    `decode` and `velocity` have them with respect to a z that asks for them).
 
     Shapes: video "T 3 H W" in [0, 1] with T = 4n + 1 and H, W multiples of `multiple`; latents "C t h w", normalised
     with the VAE's mean and standard deviation, t = (T - 1)/4 + 1, h = H/8, w = W/8. Not safe for use by two threads at
@@ -137,7 +168,7 @@ class Backbone:
         z = self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode()[0].float()
         return (z - self._mean) * self._scale
 
-    @torch.no_grad()
+    @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
         """Normalised latents to video in [0, 1]."""
         z = z.to(self.device, torch.float32) / self._scale + self._mean
@@ -195,16 +226,16 @@ class Backbone:
         filled: latents of the same video with its unknown pixels filled, if they are at hand.
         """
         self.latent_shape(len(video), *video.shape[-2:])
-        known = mask.to(self.device) > 0.5
-        grouped = group_mask(known.float(), self.temporal, self.spatial)
+        known = mask.to(video.device) > 0.5  # pixels of a long clip stay where they are until they are encoded
+        grouped = group_mask(known.float(), self.temporal, self.spatial).to(self.device)
         if self.settings.fill_condition and filled is not None:
             return torch.cat([grouped, filled])
-        shown = torch.where(known, video.to(self.device), 0.5)
+        shown = torch.where(known, video, 0.5)
         if self.settings.fill_condition:
             shown = fill_unknown(Measurement(shown, known))
         return torch.cat([grouped, self.encode(shown)])
 
-    @torch.no_grad()
+    @_frozen
     def velocity(
         self,
         z_t: Float[Tensor, "C t h w"],
@@ -214,11 +245,13 @@ class Backbone:
         negative: Float[Tensor, "L D"] | None,
         guidance_scale: float,
         image: Float[Tensor, "N D"] | None = None,
+        context: str = "",
     ) -> Float[Tensor, "C t h w"]:
         """v = eps - z0 at z_t = (1 - sigma) z0 + sigma eps, with classifier-free guidance v = u + s (c - u).
 
         condition: of `condition`; prompt, negative: of `embed`, negative may be None when guidance_scale is 1, which
-        costs one pass instead of two; image: of `embed_image`, None for no image. Never waits for the device.
+        costs one pass instead of two; image: of `embed_image`, None for no image. context: under which a step cache
+        remembers, one for each window of a long clip. Never waits for the device.
         """
         if image is None:
             image = self.embed_image(None)
@@ -237,24 +270,49 @@ class Backbone:
                 )[0][0].float()
 
         # Two passes rather than a batch of two: half the memory, and no slower where a pass fills the device.
-        conditional = predict(prompt, "cond")
+        conditional = predict(prompt, f"cond{context}")
         if guidance_scale == 1:
             return conditional
         if negative is None:
             raise ValueError("Classifier-free guidance needs a negative prompt embedding; an empty prompt will do.")
-        unconditional = predict(negative, "uncond")
+        unconditional = predict(negative, f"uncond{context}")
         return unconditional + guidance_scale * (conditional - unconditional)
 
-    def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 h w"]:
-        """A small picture of each latent frame, in [0, 1]: a linear map of the latents, which costs nothing."""
+    def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 n*h n*w"]:
+        """A small picture of each latent frame, in [0, 1], by what `preview_by` names.
+
+        A linear map of the latents (n = 1), which costs nothing; for Wan 2.1's latents by a tiny decoder (n = 4) where
+        its weights are in the hub's cache.
+        """
+        if self._tiny_decoder is not None:
+            return self._tiny_decoder(z0_hat)
         rgb = self.latent_rgb
         pixels = torch.einsum("cthw,cr->trhw", z0_hat.float(), rgb.weight) + rgb.bias[:, None, None]
         return pixels.clamp(0, 1)
 
+    @property
+    def preview_by(self) -> str:
+        """What makes the previews, in words."""
+        return "a linear map of the latents" if self._tiny_decoder is None else "TAEW 2.1"
+
+    @cached_property
+    def _tiny_decoder(self) -> TinyDecoder | None:
+        path = tiny_decoder_file() if self._has_wan21_latents else None
+        return None if path is None else load_tiny_decoder(path, self.device)
+
+    @property
+    def _has_wan21_latents(self) -> bool:
+        mean = self.vae.config["latents_mean"]
+        return len(mean) == len(WAN21_MEAN) and torch.allclose(torch.tensor(mean), torch.tensor(WAN21_MEAN))
+
     @cached_property
     def latent_rgb(self) -> LatentRgb:
-        """The map of `preview`: what recapture.json gives, else fitted to the VAE on a synthetic clip (one encode)."""
+        """The linear map of `preview`: what recapture.json gives; for Wan 2.1's latents the published one, else one
+        that is fitted to the VAE on a synthetic clip (one encode)."""
         given = self.settings.latent_rgb
+        if given is None and self._has_wan21_latents:
+            published = torch.tensor(WAN21_RGB)
+            given = LatentRgb(published[:-1] / 2, (published[-1] + 1) / 2)
         if given is not None:
             return LatentRgb(given.weight.to(self.device), given.bias.to(self.device))
         generator = torch.Generator().manual_seed(0)
@@ -312,7 +370,8 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone, downloading it first if it is on the hub and not yet in its cache.
 
-    ref: a name of `models.MODELS`, a folder in the diffusers layout, or a hub id. device: default CUDA, else the CPU.
+    ref: a name of `models.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
+    layout, as VideoX-Fun publishes it. device: default CUDA, else the CPU.
     dtype: of the transformer, see `default_dtype`; the text encoder takes it on CUDA and is float32 on the CPU.
     Weights are read from safetensors only, never from pickles. Raises `InputError` when `ref` is no such model.
     """
@@ -326,37 +385,54 @@ def load_backbone(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
     text_dtype = dtype if device.type == "cuda" else torch.float32
-    folder = _fetch(models.resolve(ref))
-    _check_index(ref, folder)
+    root, folders = _fetch(ref)
 
     def load(cls: Any, component: str, **options: Any) -> Any:
+        folder = folders.get(component)
+        if folder is None:
+            raise InputError(f"The model {ref!r} has no folder {component}.")
         try:
-            model = cls.from_pretrained(folder / component, use_safetensors=True, **options)
-        except OSError as error:
+            if component == "transformer" and (files := original_files(folder)):
+                model = load_original(ref, files, options["torch_dtype"])
+            else:
+                model, found = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+                if found["missing_keys"]:  # which the libraries would fill with noise, and only warn
+                    raise InputError(
+                        f"The weights of the {component} of the model {ref!r} are not complete: "
+                        f"{', '.join(sorted(found['missing_keys'])[:3])} ... are missing; fetch them again."
+                    )
+        except InputError:
+            raise
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"The model {ref!r} has no usable {component}: {error}") from error
         return model.eval().requires_grad_(False).to(device)
 
-    has_image_encoder = (folder / "image_encoder").is_dir()
+    # First the one that may turn out to be of another kind: an error should not come after the text encoder's minutes.
+    transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
+    has_image_encoder = "image_encoder" in folders and transformer.config["image_dim"] is not None
     image_encoder = load(CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
     return Backbone(
         ref,
-        read_settings(folder),
+        read_settings(root, folders.get("scheduler")),
         vae=load(AutoencoderKLWan, "vae", torch_dtype=torch.float32),
-        transformer=load(WanTransformer3DModel, "transformer", torch_dtype=dtype),
+        transformer=transformer,
         text_encoder=load(UMT5EncoderModel, "text_encoder", dtype=text_dtype),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"]),
         image_encoder=image_encoder,
-        image_processor=_load_image_processor(folder) if has_image_encoder else None,
+        image_processor=_load_image_processor(folders["image_processor"]) if has_image_encoder else None,
     )
 
 
-def read_settings(folder: Path) -> Settings:
-    """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults."""
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
+    """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults.
+
+    scheduler: its folder, where it is another than the sub-folder of that name.
+    """
+    scheduling = _read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
     given = _read_json(folder / "recapture.json")
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     # diffusers' Euler scheduler calls it `shift`, its multistep ones `flow_shift`.
-    shift = scheduler.get("shift", scheduler.get("flow_shift"))
+    shift = scheduling.get("shift", scheduling.get("flow_shift"))
     if shift is not None:
         values.setdefault("shift", shift)
     if factors := values.get("latent_rgb"):
@@ -366,16 +442,40 @@ def read_settings(folder: Path) -> Settings:
     return Settings(**values)
 
 
-def _fetch(resolved: str) -> Path:
-    if Path(resolved).is_dir():
-        return Path(resolved)
-    from huggingface_hub import snapshot_download
+def _fetch(ref: str) -> tuple[Path, dict[str, Path]]:
+    """The folder of a backbone, and that of each of its components; fetched first where need be."""
+    spec = models.MODELS.get(ref)
+    if spec is not None and spec.role != "backbone":
+        raise InputError(f"The model {ref!r} is for {spec.role}, not a video model.")
+    if spec is not None and not spec.local:
+        downloaded = models.download(spec)
+        return downloaded[0], _components(spec.parts, downloaded)
+    resolved = models.resolve(ref)
+    root = Path(resolved)
+    if not root.is_dir():
+        patterns = [f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors", "model")]
+        root = models.fetch_any(resolved, ["*.json", models.ORIGINAL_FILES, *patterns])
+    found = {name: root / name for name in COMPONENTS if (root / name).is_dir()}
+    if (root / "model_index.json").is_file():
+        _check_index(ref, root)
+        return root, found
+    if "transformer" not in found:
+        if not original_files(root):
+            raise InputError(
+                f"The model {ref!r} has neither a model_index.json nor a {models.ORIGINAL_FILES} with the names of "
+                "Wan's own layout; give a Wan 2.1 image-to-video or inpainting model."
+            )
+        found["transformer"] = root
+    # In that layout the encoders are pickles, which are never read: those of the Wan team's diffusers folders stand in.
+    lacking = [part for part in models.WAN_ENCODERS if not set(part.components) <= set(found)]
+    fetched = _components(lacking, [models.fetch(part.repo, part.files, part.revision) for part in lacking])
+    return root, fetched | found
 
-    patterns = ["*.json", *(f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors", "model"))]
-    try:
-        return Path(snapshot_download(resolved, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise InputError(f"The model {resolved!r} could not be fetched from the Hugging Face hub: {error}") from error
+
+def _components(parts: Sequence[models.Part], folders: Sequence[Path]) -> dict[str, Path]:
+    """The folder of each component in the parts: the sub-folder of its name, or else the part's."""
+    pairs = [(name, folder) for part, folder in zip(parts, folders, strict=True) for name in part.components]
+    return {name: folder / name if (folder / name).is_dir() else folder for name, folder in pairs}
 
 
 def _check_index(ref: str, folder: Path) -> None:
@@ -387,8 +487,154 @@ def _check_index(ref: str, folder: Path) -> None:
             raise InputError(f"The model {ref!r} is not a Wan image-to-video model: its {component} is {found}.")
     if (index.get("transformer_2") or [None, None])[1] is not None or index.get("expand_timesteps"):
         raise InputError(
-            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not known."
+            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not served. {_GIVE}"
         )
+
+
+# --- Wan's own layout -------------------------------------------------------------------------------------------------
+
+# What the modules are called in Wan-Video/Wan2.1 (wan/modules/model.py), which VideoX-Fun keeps, and in diffusers'
+# WanTransformer3DModel, of which each is the same: {block} is the number of a block.
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_IMAGE_ATTENTION = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
+_BLOCK = {
+    **{f"self_attn.{old}": f"attn1.{new}" for old, new in _ATTENTION.items()},
+    **{f"cross_attn.{old}": f"attn2.{new}" for old, new in (_ATTENTION | _IMAGE_ATTENTION).items()},
+    "norm3": "norm2",  # the one with weights, before the cross-attention; norm1 and the other have none
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+}
+_OUTSIDE = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_HEAD_DIM = 128  # of all published Wan models, where no config.json says how many heads there are
+
+
+def diffusers_key(key: str) -> str | None:
+    """What diffusers calls a tensor of Wan's own layout; None if a plain image-to-video transformer has no such tensor.
+
+    A pure renaming: no tensor is changed, split or joined.
+    """
+    place, names, prefix = key, _OUTSIDE, ""
+    if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
+        place, names, prefix = found[2], _BLOCK, f"blocks.{found[1]}."
+    if place in names:  # a tensor by itself
+        return prefix + names[place]
+    module, _, kind = place.rpartition(".")
+    return f"{prefix}{names[module]}.{kind}" if module in names and kind in ("weight", "bias") else None
+
+
+def original_files(folder: Path) -> list[Path]:
+    """The weight files of a transformer in Wan's own layout in a folder; none if there is no such transformer."""
+    files = sorted(folder.glob(models.ORIGINAL_FILES))
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                if any(".self_attn." in key for key in list(tensors.keys())):
+                    return files
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"The weights {file} cannot be read ({error}); fetch them again.") from error
+    return []
+
+
+def original_config(ref: str, shapes: Mapping[str, Sequence[int]], heads: int | None = None) -> dict[str, Any]:
+    """The configuration of the diffusers transformer that fits the tensors of Wan's own layout, by their shapes.
+
+    heads: their number, if it is known. Raises `InputError` for what is no image-to-video or inpainting transformer.
+    """
+    try:
+        dim, channels, *patch = shapes["patch_embedding.weight"]
+        ffn_dim = shapes["blocks.0.ffn.0.weight"][0]
+        freq_dim, text_dim = shapes["time_embedding.0.weight"][1], shapes["text_embedding.0.weight"][1]
+        out_channels = shapes["head.head.weight"][0] // math.prod(patch)
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(f"The model {ref!r} is no Wan transformer: it lacks or has misshapen {error}.") from error
+    wrong = sorted(key for key in shapes if diffusers_key(key) is None)
+    if wrong:
+        kind = next((kind for part, kind in _RELATIVES.items() if any(part in key for key in wrong)), "another model")
+        raise InputError(
+            f"The model {ref!r} is {kind}, not a plain image-to-video or inpainting model: it has {len(wrong)} tensors "
+            f"that those have not, such as {', '.join(wrong[:3])}. {_GIVE}"
+        )
+    if channels == out_channels:
+        raise InputError(
+            f"The model {ref!r} is a text-to-video model: it takes {channels} channels, the noisy video alone, where "
+            f"an image-to-video or inpainting model takes {2 * out_channels + 4}. {_GIVE}"
+        )
+    has_image_branch = "img_emb.proj.1.weight" in shapes
+    heads = heads or max(1, dim // _HEAD_DIM)
+    return {
+        "patch_size": tuple(patch),
+        "num_attention_heads": heads,
+        "attention_head_dim": dim // heads,
+        "in_channels": channels,
+        "out_channels": out_channels,
+        "text_dim": text_dim,
+        "freq_dim": freq_dim,
+        "ffn_dim": ffn_dim,
+        "num_layers": len({key.split(".")[1] for key in shapes if key.startswith("blocks.")}),
+        "image_dim": shapes["img_emb.proj.1.weight"][1] if has_image_branch else None,
+        "added_kv_proj_dim": dim if has_image_branch else None,
+    }
+
+
+_RELATIVES = {
+    "vace": "a VACE model",
+    "control_adapter": "a camera control model",
+    "ref_conv": "a control model",
+    "emb_pos": "a model of first and last frames",
+    "scale_weight": "a model in scaled fp8",
+}
+_GIVE = "Give one such as wan2.1-fun-1.3b-inp."
+
+
+def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
+    """A WanTransformer3DModel on the CPU from the files of a transformer in Wan's own layout.
+
+    dtype: of its weights, but for those that diffusers keeps in float32. Each tensor is renamed, and checked by its
+    shape; none may be missing or left over. Raises `InputError`.
+    """
+    from accelerate import init_empty_weights
+    from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
+
+    if missing := models.lacking(files[0].parent, [models.ORIGINAL_FILES]):
+        raise InputError(f"Of the weights of the model {ref!r} {', '.join(missing)} are missing; fetch them again.")
+    given = _read_json(files[0].parent / "config.json")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
+        place = {key: tensors for tensors in opened for key in list(tensors.keys())}
+        shapes = {key: tensors.get_slice(key).get_shape() for key, tensors in place.items()}
+        config = original_config(ref, shapes, given.get("num_heads"))
+        with init_empty_weights():  # which leaves the tables of the rotary embedding alone: no file has them
+            transformer: Any = WanTransformer3DModel(**config, eps=given.get("eps", 1e-6))
+        wanted = {key: list(tensor.shape) for key, tensor in transformer.state_dict().items()}
+        renamed = {diffusers_key(key): key for key in place}
+        misfits = [key for new, key in renamed.items() if wanted.get(new) != list(shapes[key])]
+        if misfits or len(wanted) != len(renamed):
+            named = [*misfits, *sorted(set(wanted) - set(renamed))]
+            raise InputError(
+                f"The weights of the model {ref!r} are not complete, or of another shape than they should be: "
+                f"{', '.join(named[:3])} and {max(0, len(named) - 3)} more; fetch them again."
+            )
+        kept = set(transformer._keep_in_fp32_modules or ())
+        weights = {
+            new: place[key].get_tensor(key).to(torch.float32 if kept.intersection(str(new).split(".")) else dtype)
+            for new, key in renamed.items()
+        }
+    transformer.load_state_dict(weights, strict=True, assign=True)
+    return transformer
 
 
 def _load_image_processor(folder: Path) -> Any:
@@ -396,7 +642,7 @@ def _load_image_processor(folder: Path) -> Any:
     import transformers
 
     cls = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    return cls.from_pretrained(folder / "image_processor")
+    return cls.from_pretrained(folder)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

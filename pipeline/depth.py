@@ -14,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -34,6 +35,7 @@ from pipeline import InputError, models
 from pipeline.depthcrafter import DepthCrafter, Progress, load_depthcrafter
 from pipeline.video import resize
 
+_AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
 WINDOW, OVERLAP = 32, 8  # frames that the network sees at once, and how many of them the next window shares
 _STRIDE = 32  # of the network's coarsest level
 _MEDIAN = 4.0  # of depth that has no unit
@@ -172,11 +174,14 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
             if level >= 2:
                 x = self.up_times[level - 2](x, count)
 
-        out = self.head(x).float()
+        with torch.autocast(x.device.type, enabled=False):  # depths far from 0 would be coarse in bfloat16
+            out = self.head(x.float())
         coarse, weights = out[:, :1], out[:, 1:].unflatten(1, (9, 4)).softmax(1)
         around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, coarse.shape[-2:])
         fine = F.pixel_shuffle((around[:, :, None] * weights).sum(1), 2)
-        return fine[:, 0, :height, :width].unflatten(0, (batch, count))
+        log_z = fine[:, 0, :height, :width].unflatten(0, (batch, count))
+        # the constant is nobody's: left free, it drifts away in training
+        return log_z - log_z.mean((1, 2, 3), keepdim=True)
 
 
 def _places(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 H W"]:
@@ -376,6 +381,9 @@ def resize_depth(
     (h, w), (H, W) = _size_of(z), size
     if (h, w) == (H, W):
         return z
+    if len(z) > _AT_ONCE:
+        parts = zip(*(video.split(_AT_ONCE) for video in (z, *(guide or ()))), strict=True)
+        return torch.cat([resize_depth(part, size, (both[0], both[1]) if both else None) for part, *both in parts])
     nearest = F.interpolate(z[:, None], size, mode="nearest-exact")[:, 0]
     if h > H or w > W:
         return nearest
@@ -416,16 +424,21 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
 
     A folder holds a `DepthNet`, a depth model of transformers or the parts of DepthCrafter, or is a backbone's with a
     sub-folder `depth`. Of the models of transformers those of type depth_anything and dpt are known, for example
-    depth-anything/Depth-Anything-V2-Small-hf (Apache-2.0). Fetches what is on the hub and not in its cache; whether the
-    user has accepted its terms is for the caller to ask (`models.check_accepted`). Weights are read from safetensors
-    only, never from pickles. Raises InputError.
+    depth-anything-v2-small of the table (Apache-2.0). Fetches what is on the hub and not in its cache; whether the user
+    has accepted its terms is for the caller to ask (`models.check_accepted`). Weights are read from safetensors only,
+    never from pickles. Raises InputError.
     """
     spec = models.find(ref)
     if spec is not None and spec.name == "depthcrafter":
-        return load_depthcrafter(device=device)
-    if spec is not None and not spec.local:
-        ref = spec.ref
-    folder = Path(models.resolve(ref) if ref in models.MODELS else ref).expanduser()
+        with _naming_remedy():
+            return load_depthcrafter(device=device)
+    if spec is None or spec.local:
+        folder = Path(models.resolve(spec.name) if spec else ref).expanduser()
+    elif spec.role == "depth":
+        with _naming_remedy():
+            folder = models.download(spec)[0]
+    else:
+        raise InputError(f"The model {ref!r} is for {spec.role}, not for depth.")
     if (folder / "depth" / "config.json").is_file():
         folder = folder / "depth"
     if (folder / "unet").is_dir() and (folder / "image_encoder").is_dir():
@@ -454,8 +467,21 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
             f"Unknown depth model {ref!r}: give nano, depth-anything-v2-small, depthcrafter, a folder with a depth "
             "model, or a Hugging Face id such as depth-anything/Depth-Anything-V2-Small-hf."
         ) from None
-    _refuse_unknown(ref, models.fetch(ref, ["config.json"]))  # before its weights
-    return _load_hub_model(ref, models.fetch(ref, ["config.json", "preprocessor_config.json", "*.safetensors"]), device)
+    with _naming_remedy():
+        _refuse_unknown(ref, models.fetch(ref, ["config.json"]))  # before its weights
+        folder = models.fetch(ref, ["config.json", "preprocessor_config.json", "*.safetensors"])
+    return _load_hub_model(ref, folder, device)
+
+
+@contextmanager
+def _naming_remedy() -> Iterator[None]:
+    """What can be done about depth where a model cannot be had."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{error} Without it, use the depth model nano, which comes with the program, or give the depth as a file."
+        ) from error
 
 
 def _refuse_unknown(ref: str, folder: Path) -> None:

@@ -25,8 +25,6 @@ from torch import Tensor
 from pipeline import InputError, models
 from pipeline.video import resize
 
-UNET = "tencent/DepthCrafter"
-BASE = "stabilityai/stable-video-diffusion-img2vid-xt"
 WINDOW, OVERLAP = 110, 25  # frames that are denoised together, and how many of them the next window shares
 STEPS = 5
 LONGEST, MULTIPLE = 1024, 64  # of the sides in pixels
@@ -250,10 +248,8 @@ def load_depthcrafter(folder: Path | None = None, device: torch.device | str = "
 
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     if folder is None:
-        unet = models.fetch(UNET, ["config.json", "diffusion_pytorch_model.safetensors"])
-        parts = ("vae/diffusion_pytorch_model.fp16", "image_encoder/model.fp16")
-        small = ["vae/config.json", "image_encoder/config.json", "scheduler/*.json", "feature_extractor/*.json"]
-        base = models.fetch(BASE, [*small, *(f"{part}.safetensors" for part in parts)])
+        spec = models.MODELS["depthcrafter"]
+        unet, base = models.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
     else:
         unet, base = folder / "unet", folder
 
@@ -274,5 +270,6 @@ def load_depthcrafter(folder: Path | None = None, device: torch.device | str = "
             device=device,
         )
     except (OSError, ValueError, KeyError) as error:
-        where = folder or f"{UNET} and {BASE}"
-        raise InputError(f"DepthCrafter cannot be read from {where}: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"DepthCrafter cannot be read from {folder or 'the hub'}: {str(error).splitlines()[0]}"
+        ) from error

@@ -26,6 +26,7 @@ _OPENING = 1.0
 _RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
 _MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
 _NOBODY = torch.iinfo(torch.int64).max
+_AT_ONCE = 16  # frames that are filled at once: a long clip should not take much more memory than itself
 _BLOCK = 2**17  # elements; of 2^13 ... 2^18 the fastest on two cores
 
 
@@ -303,8 +304,11 @@ def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
     video, mask = measurement.video, measurement.mask
     if mask.all():
         return video
-    weight = mask.to(video.dtype)
-    return torch.where(mask, video, _pull_push(video * weight, weight))
+    filled = torch.empty_like(video)
+    for part, known, out in zip(*(tensor.split(_AT_ONCE) for tensor in (video, mask, filled)), strict=True):
+        weight = known.to(video.dtype)
+        out[:] = torch.where(known, part, _pull_push(part * weight, weight))
+    return filled
 
 
 def _pull_push(colour: Tensor, weight: Tensor) -> Tensor:

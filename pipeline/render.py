@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,14 +29,16 @@ from pipeline import InputError, models
 from pipeline.backbone import Backbone, load_backbone, read_settings
 from pipeline.cache import cached, content_key, look_up
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
-from pipeline.depth import Depth, DepthNet, estimate, load_depth, load_depth_model, resize_depth, subject_distance
+from pipeline.depth import Depth, estimate, load_depth, load_depth_model, resize_depth, subject_distance
+from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
-from pipeline.latent_mask import LATENT_MASKS, binary_mask, difference_mask
+from pipeline.first_frame import check_accepted, inpaint, locate, title_of
+from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
-from pipeline.sampler import Step, flow_sigmas, sample, within
+from pipeline.sampler import Step, flow_sigmas, normal_like, sample, time_travel, windowed, windows
 from pipeline.segment import follow, follower, grow, load_mask
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import SCHEDULES, SOLVERS, Given
 from pipeline.video import (
     Clip,
     VideoInfo,
@@ -51,12 +54,14 @@ from pipeline.video import (
 REQUEST_VERSION = 1
 CONDITIONS = ("warp", "first-frame", "none")
 DEFAULT_FOV = 55.0  # degrees, along the longer side
+JUMP = 10 / 250  # of the noise levels, that RePaint goes back at a time (its authors: 10 of 250 steps)
 LITTLE = 0.3  # share of a frame below which most of it would be invented
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
 NO_REFERENCE = (
     "The reference latent mask needs the clean target video, which a new camera path does not have; "
-    "choose the latent mask training-free or binary, or the camera still."
+    "choose another latent mask, such as training-free, or the camera still."
 )
+OVERLAP = 0.25  # share of a window of latent frames that the next one shares at least
 COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
 
 
@@ -68,11 +73,14 @@ class RenderRequest:
     move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side, None for what the file says of its lens, or 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
-        model was made for. size: (h, w) at which the model works, None for the model's own at the clip's aspect.
+        model was made for; more are sampled in overlapping windows. size: (h, w) at which the model works, None for
+        the model's own at the clip's aspect.
     seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
         in (0, 1] from which sampling starts; 1 is pure noise, below it the filled warp shines through (SDEdit).
-    latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; gamma > 0: how much the solver
-        trusts the model over the measurement; guidance acts while guide_until <= sigma <= guide_from.
+    latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; guidance acts while guide_until <=
+        sigma <= guide_from. phi: a name of `latent_mask.PHI`, for the masks that need one; tau: its temperature.
+    gamma > 0: how much DDS trusts the model over the measurement. iterations, step_size: of the solver, where it has
+        them; None for its own. schedule: of `solvers.SCHEDULES`, how the iterations go with the noise level.
     condition: what the model's inpainting channels show: the warp, only its first frame, or nothing.
     mask: a file that shows an object of the clip, which is replaced by what the prompt says, see `segment.load_mask`;
         None replaces nothing. mask_frame: the frame of the clip that a single picture shows, None for the first that is
@@ -80,6 +88,8 @@ class RenderRequest:
         picture's shorter side by which what is replaced is widened (shrunk, if negative).
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
+    first_frame_model: an image model that paints what is unknown of the first frame: a name of
+        `first_frame.IMAGE_MODELS`, a folder or a hub id; None leaves it to the video model.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
     depth_model: a name, a folder or a hub id, see `depth.load_depth_model`; None for what comes with the backbone.
     accepted: names of models whose terms the user has accepted, see `models.check_accepted`. It is not written to JSON:
@@ -105,8 +115,12 @@ class RenderRequest:
     strength: float | None = None
     latent_mask: str = "training-free"
     solver: str = "dds"
+    phi: str = "wiener"
+    tau: float = TAU
     gamma: float = 0.1
-    cg_iterations: int = 5
+    iterations: int | None = None
+    step_size: float | None = None
+    schedule: str = "constant"
     guide_from: float = 1.0
     guide_until: float = 0.0
     condition: str = "warp"
@@ -116,6 +130,7 @@ class RenderRequest:
     grow: float = 2.0
     remove: bool = False
     first_frame: str | None = None
+    first_frame_model: str | None = None
     backbone: str = "nano"
     depth: str | None = None
     depth_model: str | None = None
@@ -203,22 +218,33 @@ def _validate(request: RenderRequest) -> None:
     optional("guidance_scale", lambda value: _is_number(value) and 0 <= value <= 100, "a number from 0 to 100")
     optional("strength", lambda value: _is_number(value) and 0 < value <= 1, "a noise level above 0, up to 1")
     need(_is_number(request.gamma) and request.gamma > 0, "gamma", "a number above 0")
-    need(_is_int(request.cg_iterations) and request.cg_iterations >= 1, "cg_iterations", "a whole number, 1 or more")
+    need(_is_number(request.tau) and request.tau > 0, "tau", "a number above 0")
+    optional("iterations", lambda value: _is_int(value) and 1 <= value <= 100, "a whole number from 1 to 100")
+    optional("step_size", lambda value: _is_number(value) and value >= 0, "a number, 0 or more")
     for name in ("guide_from", "guide_until"):
         value = getattr(request, name)
         need(_is_number(value) and 0 <= value <= 1, name, "a noise level from 0 to 1")
     need(request.guide_until <= request.guide_from, "guide_until", f"at most guide_from ({request.guide_from})")
     one_of("latent_mask", LATENT_MASKS)
     one_of("solver", SOLVERS)
+    one_of("phi", PHI)
+    one_of("schedule", SCHEDULES)
     one_of("condition", CONDITIONS)
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
-    need(all(name in models.MODELS for name in request.accepted), "accepted", f"names among {', '.join(models.MODELS)}")
     used = (request.backbone, None if request.depth else request.depth_model)
     for ref in filter(None, used):
         models.check_accepted(ref, request.accepted)
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
+    optional("first_frame_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
+    need(
+        request.first_frame is None or request.first_frame_model is None,
+        "first_frame_model",
+        "left out where a picture of the first frame is given",
+    )
+    if request.first_frame_model is not None:
+        check_accepted(request.first_frame_model, request.accepted)
     optional("mask_frame", lambda value: _is_int(value) and value >= 0, "a whole number, 0 or more")
     need(_is_number(request.grow) and -10 <= request.grow <= 25, "grow", "from -10 to 25 percent")
     need(isinstance(request.remove, bool), "remove", "true or false")
@@ -249,7 +275,8 @@ class WarpEvent:
 
 @dataclass(frozen=True, eq=False)
 class StepEvent:
-    """A sampling step is done. preview: uint8 t h w 3 at the size of the latents; index counts from 1 to total."""
+    """A sampling step is done. preview: uint8 t h w 3, at the size of the latents or a small multiple of it;
+    preview_by: what made it, in words; index counts from 1 to total."""
 
     index: int
     total: int
@@ -257,6 +284,7 @@ class StepEvent:
     preview: np.ndarray
     seconds_left: float
     fraction: float
+    preview_by: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +325,7 @@ class Analysis:
     source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
     fps: of clip, full and the result. info: of the file. notes: choices made for the user, in plain words.
     hidden: T H W, True where `full` is not to be used, see `hide`; None if all of it is.
-    picture: 3 H W, what the first frame of the result is to show where it is unknown.
+    picture: 3 H W, what the first frame of the result is to show where it is unknown; picture_from: where it is from.
     """
 
     clip: Clip
@@ -311,24 +339,50 @@ class Analysis:
     notes: tuple[str, ...] = ()
     hidden: Bool[Tensor, "T H W"] | None = None
     picture: Float[Tensor, "3 H W"] | None = None
+    picture_from: str = "your picture"
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What the sampler is told, in latents of the padded clip. h: None without data consistency; y_full: None if
-    it is not needed at all."""
+    it is not needed at all. video, mask: the padded measurement, for solvers that work on pixels."""
 
     y_full: Float[Tensor, "C t h w"] | None
     h: Float[Tensor, "C t h w"] | None
     condition: Float[Tensor, "4+C t h w"]
     image: Float[Tensor, "N D"] | None
     noise: Float[Tensor, "C t h w"]
+    video: Float[Tensor, "T 3 H W"] | None = None
+    mask: Bool[Tensor, "T 1 H W"] | None = None
 
 
-def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
-    """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`."""
+FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
+Fill = Callable[..., Generator[StageEvent | StepEvent | np.ndarray, None, None]]
+
+
+def find_depth(
+    ref: str, frames: Float[np.ndarray, "T 3 H W"], size: tuple[int, int]
+) -> Generator[StageEvent | tuple[np.ndarray, bool], None, None]:
+    """Depth of a clip by the model `ref`: z (float32 T h w, of that size) and whether it is metric come last.
+
+    That the terms of a model that has some are accepted is for the caller to see to. Arrays: see `fill`.
+    """
+    with _LOADING:
+        model = _load_depth_model(ref)
+    for event in estimate(torch.from_numpy(frames), model, size):
+        if isinstance(event, Depth):
+            yield event.z.float().cpu().numpy(), event.metric
+        else:
+            yield StageEvent("depth", event[0], 0.03 + 0.05 * event[1])
+
+
+def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Iterator[StageEvent | Analysis]:
+    """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`.
+
+    find_depth: in place of the function of that name, where its work is done elsewhere.
+    """
     info = probe(request.clip)
-    yield StageEvent("load", f"Loading the model {request.backbone}", 0.0)
+    yield StageEvent("load", models.loading(request.backbone), 0.0)
     backbone = get_backbone(request.backbone)
     yield StageEvent("read", "Reading the clip", 0.02)
     wanted = request.frames or backbone.frames
@@ -347,7 +401,7 @@ def analyse(request: RenderRequest) -> Iterator[StageEvent | Analysis]:
 
     if request.depth is None:
         depth = None
-        for event in _estimated_depth(request, clip, full, backbone):
+        for event in _estimated_depth(request, clip, full, backbone, find_depth):
             if isinstance(event, Depth):
                 depth = event
             else:
@@ -509,24 +563,25 @@ def prepare(
 ) -> Problem:
     """Take a measurement into the latent space: fill its holes, encode it, and find how far each latent is known.
 
-    source: the clip at working size, for the training-free latent mask. target: the clean video that is wanted, where
-    it is known (replacement, evaluation), for the reference latent mask. Videos are padded to 4n + 1 frames by
-    repeating the last one.
+    source: the clip at working size, for latent masks that look at it. target: the clean video that is wanted, where it
+    is known (replacement, evaluation), for the reference latent mask. Videos are padded to 4n + 1 frames by repeating
+    the last one.
     """
     video, mask = _pad(measurement.video), _pad(measurement.mask)
     y_full = h = None
     if request.solver != "none" or _strength(request, backbone) < 1:
-        y_full = backbone.encode(_pad(fill_unknown(measurement)))
-    if request.solver != "none":
-        if request.latent_mask == "binary":
-            h = binary_mask(mask, backbone.latent_channels).h
-        elif request.latent_mask == "training-free":
-            h = difference_mask(backbone.encode, _pad(source), mask).h
-        elif target is None:
-            raise InputError(NO_REFERENCE)
-        else:
-            h = difference_mask(backbone.encode, _pad(target), mask).h
-        h = h.to(backbone.device)
+        filled = _pad(fill_unknown(measurement))
+        y_full = backbone.encode(filled)
+        if request.solver != "none":
+            kind = LATENT_MASKS[request.latent_mask]
+            if kind.needs_target and target is None:
+                raise InputError(NO_REFERENCE)
+            grid = backbone.latent_shape(len(video), *size_of(video))
+            clean = None if target is None else _pad(target)
+            inputs = MaskInputs(
+                backbone.encode, grid, mask, filled, _pad(source), clean, request.phi, request.tau, request.seed
+            )
+            h = kind.make(inputs).h.to(backbone.device)
     told = mask.clone()
     if request.condition == "none":
         told[:] = False
@@ -535,44 +590,130 @@ def prepare(
     condition = backbone.condition(video, told, y_full if request.condition == "warp" else None)
     complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
     image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
-    return Problem(y_full, h, condition, image, backbone.noise(len(video), *size_of(video), request.seed))
+    noise = backbone.noise(len(video), *size_of(video), request.seed)
+    if not SOLVERS[request.solver].pixels:
+        return Problem(y_full, h, condition, image, noise)
+    return Problem(y_full, h, condition, image, noise, video.to(backbone.device), mask.to(backbone.device))
 
 
-def solve(backbone: Backbone, problem: Problem, request: RenderRequest) -> Iterator[Step]:
-    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`."""
+def windows_of(backbone: Backbone, frames: int) -> tuple[slice, ...]:
+    """The windows of latent frames in which a clip of so many frames is sampled; one, if the model takes all at once.
+
+    In the middle of a clip a window is a slice of the clip's state and condition, though the model was trained on
+    windows that begin with a latent of a single frame. Tried instead, and no better: before each window the clip's
+    first latent, or the latent of a single frame of its own. `pipeline.evaluation.windows` measures seams.
+    """
+    latents = lambda count: (_padded(count) - 1) // backbone.temporal + 1
+    length = max(2, latents(backbone.frames))
+    return windows(latents(frames), length, min(length - 1, math.ceil(OVERLAP * length)))
+
+
+def solve(
+    backbone: Backbone, problem: Problem, request: RenderRequest, *, spans: Sequence[slice] | None = None
+) -> Iterator[Step]:
+    """Sample the posterior, one `Step` at a time; the z of the last one is the solution, for `decode`.
+
+    spans: the windows in which a long clip is sampled, None for `windows_of`.
+    """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
     scale = backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale
 
-    def velocity(z_t: Tensor, sigma: float) -> Tensor:
-        return backbone.velocity(z_t, sigma, problem.condition, prompt, negative, scale, problem.image)
-
-    def consistency(z0_hat: Tensor, sigma: float) -> Tensor:
-        options = {"gamma": request.gamma, "iterations": request.cg_iterations}
-        return SOLVERS[request.solver](z0_hat, problem.y_full, problem.h, **options)
+    def velocity(z_t: Tensor, sigma: float, span: slice) -> Tensor:
+        condition, context = problem.condition[:, span], str(span.start or "")
+        return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
 
     sigmas = flow_sigmas(request.steps or backbone.steps, backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
-    guided = None if problem.h is None else within(consistency, request.guide_from, request.guide_until)
-    yield from sample(velocity, z, sigmas, guided)
+    spans = spans or windows_of(backbone, (z.shape[1] - 1) * backbone.temporal + 1)
+    whole = windowed(velocity, spans)
+    if problem.y_full is None or problem.h is None:
+        yield from sample(whole, z, sigmas)
+        return
+    solver, guided = SOLVERS[request.solver], {"guide_from": request.guide_from, "guide_until": request.guide_until}
+    iterations = request.iterations or solver.iterations or 1
+    generator = torch.Generator().manual_seed(request.seed)
+    normal_like(problem.noise, generator)  # the stream goes on after the noise that sampling starts from
+    given = Given(
+        problem.y_full,
+        problem.h,
+        whole,
+        gamma=request.gamma,
+        iterations=iterations,
+        step_size=(solver.step_size or 0.0) if request.step_size is None else request.step_size,
+        schedule=request.schedule,
+        generator=generator,
+        video=problem.video,
+        mask=problem.mask,
+        encode=backbone.encode,
+        decode=backbone.decode,
+    )
+    if solver.resamples:
+        sigmas = time_travel(sigmas, iterations, max(1, round(JUMP * (len(sigmas) - 1))), **guided)
+    yield from sample(whole, z, sigmas, **solver.hooks(given, **guided), generator=generator)
 
 
 def _strength(request: RenderRequest, backbone: Backbone) -> float:
     return backbone.settings.strength if request.strength is None else request.strength
 
 
+def fill(
+    request: RenderRequest,
+    video: Float[np.ndarray, "T 3 h w"],
+    mask: Bool[np.ndarray, "T 1 h w"],
+    source: Float[np.ndarray, "T 3 h w"],
+    still: bool,
+) -> Generator[StageEvent | StepEvent | np.ndarray, None, None]:
+    """The part of a render that an accelerator does: encode, sample, decode. The raw video, as large, comes last.
+
+    video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
+    all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
+    """
+    backbone = get_backbone(request.backbone)
+    yield StageEvent("encode", "Encoding the warp", 0.12)
+    begun = time.perf_counter()
+    measurement, clip = Measurement(torch.from_numpy(video), torch.from_numpy(mask)), torch.from_numpy(source)
+    problem = prepare(backbone, measurement, clip, request, target=clip if still else None)
+    encoding = time.perf_counter() - begun
+
+    spans = windows_of(backbone, len(video))
+    in_windows = f" in {len(spans)} overlapping windows" if len(spans) > 1 else ""
+    yield StageEvent("sample", f"Sampling{in_windows}", 0.18)
+    begun = time.perf_counter()
+    z = problem.noise
+    for step in solve(backbone, problem, request):
+        z = step.z
+        preview = to_uint8(backbone.preview(step.z0_hat))
+        done = step.index + 1
+        left = (time.perf_counter() - begun) / done * (step.total - done)
+        # decoding costs about as much as the encodings, and so does the rest
+        left += 2 * encoding
+        fraction = 0.18 + 0.62 * done / step.total
+        yield StepEvent(done, step.total, step.sigma, preview, left, fraction, backbone.preview_by)
+
+    yield StageEvent("decode", "Decoding", 0.8)
+    yield backbone.decode(z)[: len(video)].cpu().numpy()
+
+
 def render(
-    request: RenderRequest, folder: str | Path, *, analysis: Analysis | None = None, keep: str | Path | None = None
+    request: RenderRequest,
+    folder: str | Path,
+    *,
+    analysis: Analysis | None = None,
+    keep: str | Path | None = None,
+    find_depth: FindDepth = find_depth,
+    fill: Fill = fill,
 ) -> Generator[RenderEvent, None, None]:
     """Render a request into folder (created): result.mp4, source.mp4, warp.mp4, report.json, request.json.
 
     analysis: of the same clip, frames, size and depth, to save doing it again. keep: a folder for measurement.npz,
-    raw.npz and depth.npz at working size. Never raises for user errors: the last event is a `DoneEvent` or a
-    `FailedEvent`. Closing the generator stops the render at the next step.
+    raw.npz and depth.npz at working size. find_depth, fill: in place of the functions of those names, where their work
+    is done elsewhere. Never raises for user errors: the last event is a `DoneEvent` or a `FailedEvent`. Closing the
+    generator stops the render at the next step.
     """
     try:
-        yield from _render(request, Path(folder), analysis, Path(keep) if keep is not None else None)
+        yield from _render(request, Path(folder), analysis, Path(keep) if keep is not None else None, find_depth, fill)
     except InputError as error:
         yield FailedEvent(str(error))
     except torch.OutOfMemoryError:
@@ -580,14 +721,21 @@ def render(
 
 
 def _render(
-    request: RenderRequest, folder: Path, analysis: Analysis | None, keep: Path | None
+    request: RenderRequest,
+    folder: Path,
+    analysis: Analysis | None,
+    keep: Path | None,
+    find_depth: FindDepth,
+    fill: Fill,
 ) -> Generator[RenderEvent, None, None]:
     clock = _Clock()
     for place in filter(None, (folder, keep)):
         make_writable(place)
     (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
+    if request.first_frame_model is not None:
+        locate(request.first_frame_model)  # what is missing is said before any work
     if analysis is None:
-        for event in analyse(request):
+        for event in analyse(request, find_depth=find_depth):
             if isinstance(event, StageEvent):
                 clock.enter(event.stage)
                 yield event
@@ -604,7 +752,7 @@ def _render(
     still_time = request.move is not None and request.move.frozen is not None
     analysis = at_moment(analysis, request)
     still_camera = _stands_still(analysis, request)
-    if request.latent_mask == "reference" and request.solver != "none" and not still_camera:
+    if LATENT_MASKS[request.latent_mask].needs_target and request.solver != "none" and not still_camera:
         raise InputError(NO_REFERENCE)
     backbone = get_backbone(request.backbone)
     clip, frames = analysis.clip, len(analysis.clip.frames)
@@ -612,29 +760,31 @@ def _render(
 
     yield clock.stage("warp", "Warping", 0.1)
     measurement = measure(analysis, request)
+    if request.first_frame_model is not None and _lacks_first_frame(measurement):
+        title = title_of(request.first_frame_model)
+        yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
+        analysis = _paint_first_frame(analysis, request, request.first_frame_model)
+        measurement = measure(analysis, request)
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
     yield WarpEvent(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
     )
 
-    yield clock.stage("encode", "Encoding the warp", 0.12)
-    problem = prepare(backbone, measurement, clip.frames, request, target=clip.frames if still_camera else None)
-
-    yield clock.stage("sample", "Sampling", 0.18)
-    begun, first_preview = time.perf_counter(), 0.0
-    z = problem.noise
-    for step in solve(backbone, problem, request):
-        z = step.z
-        preview = to_uint8(backbone.preview(step.z0_hat))
-        done = step.index + 1
-        first_preview = first_preview or clock.total()
-        left = (time.perf_counter() - begun) / done * (step.total - done)
-        # decoding costs about as much as the encodings, and so does the rest
-        left += 2 * clock.seconds["encode"]
-        yield StepEvent(done, step.total, step.sigma, preview, left, 0.18 + 0.62 * done / step.total)
-
-    yield clock.stage("decode", "Decoding", 0.8)
-    raw = backbone.decode(z)[:frames].cpu()
+    spans = windows_of(backbone, frames)
+    raw, first_preview = None, 0.0
+    with closing(
+        fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera)
+    ) as events:
+        for event in events:
+            if isinstance(event, np.ndarray):
+                raw = torch.from_numpy(event)
+                continue
+            if isinstance(event, StageEvent):
+                clock.enter(event.stage)
+            else:
+                first_preview = first_preview or clock.total()
+            yield event
+    assert raw is not None, "filling ends with the video"
 
     full_size = size_of(analysis.full.frames)
     result, composited = raw, None
@@ -678,6 +828,7 @@ def _render(
             "count": frames,
             "in_clip": analysis.info.frames,
             "model": _padded(frames),
+            "windows": [_span_frames(span, backbone) for span in spans],
             "why": analysis.notes[0],
         },
         "fps": analysis.fps,
@@ -685,7 +836,7 @@ def _render(
             "clip": [analysis.info.height, analysis.info.width],
             "working": list(size),
             "result": list(size_of(result)),
-            "latents": list(z.shape),
+            "latents": list(backbone.latent_shape(_padded(frames), *size)),
         },
         "depth": {
             "from": request.depth or "estimated",
@@ -703,9 +854,11 @@ def _render(
         "measurement": figures,
         "seconds": {**clock.seconds, "total": clock.total()},
         "first_preview_seconds": first_preview,
+        "preview_by": backbone.preview_by,
         "notes": [
             *analysis.notes,
             *_notes(analysis, request, unknown),
+            *([_windows_note(spans, backbone)] if len(spans) > 1 else []),
             *path_warnings(analysis, request, 1 - unknown),
         ],
     }
@@ -768,7 +921,22 @@ def writing(place: Path) -> Iterator[None]:
         raise InputError(f"Cannot write to {place}: {error.strerror or error}.") from error
 
 
+def warm(ref: str) -> None:
+    """Load what an analysis and a render with the backbone `ref` need, so that the first one need not wait for it."""
+    model = _depth_model_of(get_backbone(ref))
+    with _LOADING:
+        _load_depth_model(model)
+
+
+def _new_lock() -> None:
+    global _LOADING
+    _LOADING = threading.Lock()
+
+
 _LOADING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # a process that is forked while another thread loads would wait for that thread, which it does not have
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 @lru_cache(maxsize=1)  # two large models would not fit into memory together
@@ -837,13 +1005,34 @@ def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, fr
     wanted = request.frames or backbone.frames
     if frames < wanted:
         return f"{which}: the clip has no more than {frames} from there, {wanted} were wanted."
-    return f"{which}: as asked." if request.frames else f"{which}: as many as the model was made for."
+    if request.frames:
+        return f"{which}: as asked."
+    which += ": as many as the model was made for"
+    there = math.ceil((info.frames - request.start) / request.stride)
+    if there <= frames:
+        return f"{which}."
+    work = lambda count: sum(span.stop - span.start for span in windows_of(backbone, count))
+    longer = work(there) / work(frames)
+    return f"{which}; all {there} can be had by asking for them, and take about {longer:.1f} times as long."
+
+
+def _span_frames(span: slice, backbone: Backbone) -> list[int]:
+    """The first and the last frame under a window of latent frames."""
+    return [max(0, (span.start - 1) * backbone.temporal + 1), (span.stop - 1) * backbone.temporal]
+
+
+def _windows_note(spans: tuple[slice, ...], backbone: Backbone) -> str:
+    at_once = (spans[0].stop - 1) * backbone.temporal + 1
+    return (
+        f"The model sees {at_once} frames at once: the clip was sampled in {len(spans)} windows that overlap and are "
+        "blended at every step."
+    )
 
 
 def _first_frame_from(analysis: Analysis, request: RenderRequest, unknown: float) -> str:
     """Where the prior's first frame comes from."""
     if analysis.picture is not None:
-        return "your picture"
+        return analysis.picture_from
     if unknown < COMPLETE_BELOW:
         return "the clip"
     return "the model"
@@ -857,9 +1046,12 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
         by = f" by {_name_of(request.depth_model)}" if request.depth_model else ""
         notes.append(f"The depth was estimated from the pictures{by}.")
     if analysis.picture is not None:
-        notes.append("What was unknown of the first frame was taken from your picture.")
+        how = "" if analysis.picture_from.startswith("inpainted") else "taken from "
+        notes.append(f"What was unknown of the first frame was {how}{analysis.picture_from}.")
     elif unknown[0] >= COMPLETE_BELOW and request.condition != "none":
         notes.append(f"The first frame is not complete: {unknown[0]:.1%} of it is unknown, and the model's own.")
+    if request.first_frame_model is not None and analysis.picture is None:
+        notes.append("The first frame is complete: the image model was not needed.")
     if (unknown > 1 - VISIBLE_AT_LEAST).any():
         notes.append("In some frames almost nothing of the clip is visible; the model invented them.")
     return notes
@@ -870,13 +1062,18 @@ def _name_of(model: str | None) -> str | None:
     return Path(model).name if model and Path(model).is_dir() else model
 
 
-def _estimated_depth(
-    request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone
-) -> Iterator[StageEvent | Depth]:
+def _depth_model_of(backbone: Backbone) -> str:
     # a backbone without a depth model of its own uses the one that comes with the program
-    ref = request.depth_model or backbone.depth or read_settings(Path(models.resolve("nano"))).depth
+    ref = backbone.depth or read_settings(Path(models.resolve("nano"))).depth
     if ref is None:
         raise InputError("There is no depth model; give the clip's depth as a file.")
+    return ref
+
+
+def _estimated_depth(
+    request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone, find_depth: FindDepth
+) -> Iterator[StageEvent | Depth]:
+    ref = request.depth_model or _depth_model_of(backbone)
     yield StageEvent("depth", "Estimating depth", 0.03)
     key = content_key(
         "depth", 2, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
@@ -884,21 +1081,21 @@ def _estimated_depth(
     )  # fmt: skip
     kept = look_up(key)
     if kept is None:
-        if (spec := models.find(ref)) is not None and not spec.local:
-            size = f"{spec.download_bytes / 1e9:.1f} GB"
-            yield StageEvent("depth", f"Loading the depth model {spec.name} (if it is not here yet: {size})", 0.03)
-        with _LOADING:
-            model = _load_depth_model(ref)
-        # a small backbone's working size is too little for models that were made for larger pictures
-        frames = clip.frames if isinstance(model, DepthNet) else full.frames
-        depth = None
-        for event in estimate(frames, model, size_of(clip.frames)):
-            if isinstance(event, Depth):
-                depth = event
+        size, frames = size_of(clip.frames), clip.frames
+        if request.depth_model is not None:
+            yield StageEvent("depth", models.loading(ref), 0.03)
+            # a small backbone's working size is too little for models that were made for larger pictures
+            scale = min(1.0, LONGEST / max(size_of(full.frames)))
+            height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
+            frames = resize(full.frames, (height, width))
+        found = None
+        for event in find_depth(ref, frames.numpy(), size):
+            if isinstance(event, StageEvent):
+                yield event
             else:
-                yield StageEvent("depth", event[0], 0.03 + 0.05 * event[1])
-        assert depth is not None, "estimating ends with the depth"
-        arrays = {"z": depth.z.float().cpu().numpy(), "metric": np.array(depth.metric)}
+                found = event
+        assert found is not None, "the depth comes last"
+        arrays = {"z": found[0], "metric": np.array(found[1])}
         kept = cached(key, lambda: arrays)
     yield Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
@@ -966,6 +1163,17 @@ def _first_frame(path: str, analysis: Analysis) -> Float[Tensor, "3 H W"]:
     return resize(crop_to_aspect(Clip(read_picture(path)[None], 1.0), size).frames, size)[0].clamp(0, 1)
 
 
+def _lacks_first_frame(measurement: Measurement) -> bool:
+    return 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW
+
+
+def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str) -> Analysis:
+    """The analysis with its first frame completed by an image model, which sees it at the clip's full resolution."""
+    first = _warp(analysis, request, size_of(analysis.full.frames), slice(0, 1))
+    picture = inpaint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
+    return replace(analysis, picture=picture, picture_from=f"inpainted by {title_of(model)}")
+
+
 def _see_behind(analysis: Analysis) -> Analysis:
     """The analysis with what stood behind the hidden object filled in, as far as other frames saw it."""
     hidden = analysis.hidden
@@ -995,11 +1203,11 @@ def _seam(request: RenderRequest, size: tuple[int, int]) -> int:
 
 def _composite_full(raw: Tensor, analysis: Analysis, request: RenderRequest) -> Float[Tensor, "T 3 H W"]:
     size = size_of(analysis.full.frames)
-    parts = []
+    result = torch.empty_like(analysis.full.frames)
     for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
         span = slice(first, first + 4)
-        parts.append(composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(request, size)))
-    return torch.cat(parts)
+        result[span] = composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(request, size))
+    return result
 
 
 def _figures(video: Tensor, measurement: Measurement) -> dict[str, float | None]:

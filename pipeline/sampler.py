@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Velocity = Callable[[Tensor, float], Tensor]
-Consistency = Callable[[Tensor, float], Tensor]
+WindowVelocity = Callable[[Tensor, float, slice], Tensor]
+Hook = Callable[[Tensor, float], Tensor]  # (z0_hat | z_t | eps_hat, sigma) -> the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,35 +47,126 @@ def flow_sigmas(steps: int, shift: float) -> Float[Tensor, " N+1"]:
     return torch.cat([shifted(spaced), spaced.new_zeros(1)]).float()
 
 
+def time_travel(
+    sigmas: Float[Tensor, " N+1"], times: int, jump: int = 1, *, guide_from: float = 1.0, guide_until: float = 0.0
+) -> Float[Tensor, " M"]:
+    """The levels with returns: each stretch of `jump` steps is passed `times` times, the last step to 0 once.
+
+    RePaint (arXiv 2201.09865, Algorithm 1); once: the levels as they are. `sample` noises the state anew where the
+    levels rise. Only stretches within the guided range are repeated: elsewhere there is nothing to harmonise.
+    """
+    levels = sigmas.tolist()
+    walked = levels[:1]
+    for index in range(1, len(levels)):
+        walked.append(levels[index])
+        stretch = levels[index - jump : index + 1]
+        whole = index % jump == 0 and index < len(levels) - 1
+        if whole and guide_until <= stretch[-1] and stretch[0] <= guide_from:
+            walked += stretch * (times - 1)
+    return sigmas.new_tensor(walked)
+
+
+def normal_like(z: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Unit Gaussian noise of the shape of z; drawn on the CPU, so that a seed means the same everywhere."""
+    return torch.randn(z.shape, generator=generator).to(z)
+
+
 def sample(
-    velocity: Velocity, z: Tensor, sigmas: Float[Tensor, " N+1"], consistency: Consistency | None = None
+    velocity: Velocity,
+    z: Tensor,
+    sigmas: Float[Tensor, " N+1"],
+    consistency: Hook | None = None,
+    *,
+    refine: Hook | None = None,
+    renoise: Hook | None = None,
+    generator: torch.Generator | None = None,
 ) -> Generator[Step, None, None]:
     """Integrate the flow from noise to data, yielding after every step; closing the generator stops it.
 
-    velocity(z_t, sigma) -> v, of the shape of z. z: noise at sigmas[0]. sigmas: decreasing, the last one 0.
+    velocity(z_t, sigma) -> v, of the shape of z. z: noise at sigmas[0]. sigmas: decreasing, the last one 0; where they
+    rise (`time_travel`), z is noised up to there with fresh noise of `generator`.
     consistency(z0_hat, sigma) -> z0_hat imposes the measurement (Eq. 8), see `solvers` and `within`; None samples the
     prior. The noise estimate eps_hat is never touched by it (DDS, arXiv 2303.05754).
+    refine(z_t, sigma) -> z_t changes the state before the prediction; renoise(eps_hat, sigma) -> eps_hat changes the
+    noise of the step to the level sigma. Most solvers need neither.
     """
     levels = sigmas.tolist()
-    total = len(levels) - 1
-    for index in range(total):
-        sigma, sigma_next = levels[index], levels[index + 1]
+    total, index = sum(after < now for now, after in pairwise(levels)), 0
+    for sigma, sigma_next in pairwise(levels):
+        if sigma_next > sigma:  # the forward process: variances (1 - sigma')^2 of the data and sigma'^2 of the noise
+            keep = (1 - sigma_next) / (1 - sigma)
+            z = keep * z + math.sqrt(sigma_next**2 - (keep * sigma) ** 2) * normal_like(z, generator)
+            continue
+        if refine is not None:
+            z = refine(z, sigma)
         v = velocity(z, sigma)
         z0_hat = z - sigma * v
         eps_hat = z + (1 - sigma) * v
         if consistency is not None:
             z0_hat = consistency(z0_hat, sigma)
+        if renoise is not None:
+            eps_hat = renoise(eps_hat, sigma_next)
         z = (1 - sigma_next) * z0_hat + sigma_next * eps_hat
         yield Step(index, total, sigma, z0_hat, z)
+        index += 1
 
 
-def within(consistency: Consistency, guide_from: float = 1.0, guide_until: float = 0.0) -> Consistency:
-    """The same consistency, acting only while guide_until <= sigma <= guide_from; elsewhere z0_hat is left alone.
+def within(hook: Hook, guide_from: float = 1.0, guide_until: float = 0.0) -> Hook:
+    """The same hook, acting only while guide_until <= sigma <= guide_from; elsewhere its argument is left alone.
 
     An early start follows the measurement in the large, an early end leaves the details to the prior.
     """
 
-    def guided(z0_hat: Tensor, sigma: float) -> Tensor:
-        return consistency(z0_hat, sigma) if guide_until <= sigma <= guide_from else z0_hat
+    return lambda state, sigma: hook(state, sigma) if guide_until <= sigma <= guide_from else state
 
-    return guided
+
+def windows(frames: int, length: int, overlap: int) -> tuple[slice, ...]:
+    """Windows of `length` latent frames that cover `frames` of them, evenly spread, as few as share `overlap` or more.
+
+    A clip that is not longer than a window is one window of its own length. Raises ValueError unless
+    1 <= overlap < length.
+    """
+    if frames < 1 or not 1 <= overlap < length:
+        raise ValueError(f"{frames} frames in windows of {length} that share {overlap}")
+    if frames <= length:
+        return (slice(0, frames),)
+    count = math.ceil((frames - overlap) / (length - overlap))
+    starts = [i * (frames - length) // (count - 1) for i in range(count)]
+    return tuple(slice(start, start + length) for start in starts)
+
+
+def window_weights(spans: Sequence[slice]) -> Float[Tensor, "N t"]:
+    """How much each of the windows counts for each latent frame: linear ramps over what neighbours share; sums are one.
+
+    A ramp begins at 0: the first latent of a window is the one that a causal VAE makes of a single frame at the start
+    of a clip, which it is not in the middle of one, so there it is seen but not answered for.
+    """
+    weights = torch.zeros(len(spans), spans[-1].stop)
+    for span, weight in zip(spans, weights, strict=True):
+        weight[span] = 1.0
+    at = torch.arange(spans[-1].stop)
+    for (i, before), after in zip(enumerate(spans), spans[1:], strict=False):
+        rising = ((at - after.start) / (before.stop - after.start)).clamp(0, 1)
+        weights[i] *= 1 - rising
+        weights[i + 1] *= rising
+    return weights / weights.sum(0)
+
+
+def windowed(velocity: WindowVelocity, spans: Sequence[slice]) -> Velocity:
+    """The velocity of a clip longer than the model's, blended from overlapping windows at each step.
+
+    velocity(z_t[:, span], sigma, span) -> v of that shape; one window after another, so that memory is that of one.
+    MultiDiffusion (arXiv 2302.08113), along time: temporal co-denoising (Gen-L-Video, arXiv 2305.18264). The state, its
+    noise and data consistency are the whole clip's, so windows agree on what they share from the first step on.
+    """
+    if len(spans) == 1:
+        return lambda z, sigma: velocity(z, sigma, spans[0])
+    weights = window_weights(spans)
+
+    def blended(z: Float[Tensor, "C t h w"], sigma: float) -> Float[Tensor, "C t h w"]:
+        v = torch.zeros_like(z)
+        for span, weight in zip(spans, weights.to(z), strict=True):
+            v[:, span] += weight[span, None, None] * velocity(z[:, span], sigma, span)
+        return v
+
+    return blended

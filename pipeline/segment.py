@@ -25,10 +25,10 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, models
 from pipeline.video import probe, read_video, resize
 
-SAM2 = "facebook/sam2-hiera-tiny-hf"  # Apache-2.0, 156 MB
+SAM2 = models.MODELS["sam2-hiera-tiny"].ref
 
 _IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MAX_SIDE = 8192  # pixels
@@ -552,7 +552,8 @@ def load_sam2(ref: str = SAM2, device: str | torch.device = "cpu", *, download: 
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"The segmentation model {ref!r} could not be loaded: {str(error).splitlines()[0]} Give a folder with a "
-            f"Sam2VideoModel, download {SAM2} first, or follow the object without a model."
+            f"Sam2VideoModel, download one first (python -m pipeline models --download sam2-hiera-tiny), or follow the "
+            "object without a model."
         ) from error
     return model.eval().requires_grad_(False).to(device)
 
@@ -609,8 +610,10 @@ def track_with_sam2(
 
 @lru_cache(maxsize=1)
 def _sam2_at_hand() -> Any:
+    # on a Space with a shared GPU, CUDA is there only in the processes that the GPU is lent to, and this runs outside
+    shared = bool(os.environ.get("SPACES_ZERO_GPU"))
     try:
-        return load_sam2(SAM2, "cuda" if torch.cuda.is_available() else "cpu")
+        return load_sam2(SAM2, "cuda" if torch.cuda.is_available() and not shared else "cpu")
     except InputError:
         return None
 
@@ -623,8 +626,8 @@ def follower() -> str:
 def follow(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[tuple[int, int] | Bool[Tensor, "T H W"]]:
     """The painted object through a clip, by SAM 2 if its weights are in the hub's cache, else as `propagate` does.
 
-    Nothing is downloaded: `hf download facebook/sam2-hiera-tiny-hf` brings the weights. What surrounds itself in a
-    frame that was not painted is filled.
+    Nothing is downloaded: `python -m pipeline models --download sam2-hiera-tiny` brings the weights. What surrounds
+    itself in a frame that was not painted is filled.
     """
     model = _sam2_at_hand()
     for event in propagate(frames, painted) if model is None else track_with_sam2(frames, painted, model):

@@ -31,6 +31,7 @@ from pipeline import InputError
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,mxf,dv,3gp,webm,mp4,y4m,yuv4mpegpipe"
 _IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
 _MAX_BYTES = 12 * 2**30  # of float frames; more is a mistake, or needs a choice of frames
+_MAX_COUNT = 2**31
 MAX_PICTURE = 2**26  # pixels
 _MAX_RATE = 1000  # Hz; containers with broken time bases claim 90000
 _AUDIO_RATE = 48000
@@ -268,8 +269,8 @@ def _name(path: str | os.PathLike) -> str:
 
 def _check_count(label: str, value: int, least: int) -> None:
     whole = not isinstance(value, bool) and isinstance(value, (int, np.integer))
-    if not whole or not least <= value <= 2**31:
-        raise InputError(f"{label} {value}: give a whole number of at least {least}")
+    if not whole or not least <= value <= _MAX_COUNT:
+        raise InputError(f"{label} {value}: give a whole number from {least} to {_MAX_COUNT}")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pipeline import InputError, models
 from pipeline.backbone import Backbone, LatentRgb, Settings, default_dtype, fit_latent_rgb, group_mask, load_backbone
 from pipeline.latent_mask import difference_mask
 from pipeline.sampler import flow_sigmas, sample
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import dds, dds_cg
 
 T, H, W = 9, 32, 48
 PROMPT, NEGATIVE = "A red cube &amp; a  blue ball", "camera moves"
@@ -93,17 +93,34 @@ def test_data_consistency_end_to_end(backbone, video):
     condition, prompt = backbone.condition(video, mask), backbone.embed(PROMPT)
     velocity = lambda z, sigma: backbone.velocity(z, sigma, condition, prompt, None, 1.0)
 
-    def result(solver, gamma):
-        consistency = lambda z0_hat, sigma: SOLVERS[solver](z0_hat, y_full, h, gamma=gamma, iterations=20)
+    def result(solver, **options):
+        consistency = solver and (lambda z0_hat, sigma: solver(z0_hat, y_full, h, **options))
         *_, last = sample(velocity, backbone.noise(T, H, W, seed=1), flow_sigmas(3, backbone.shift), consistency)
         return last.z
 
-    free, guided = result("none", 1e-4), result("dds", 1e-4)
+    free, guided = result(None), result(dds, gamma=1e-4)
     known = h > 0.9
     assert 0 < known.float().mean() < 1 and not h[..., 4:].any()
     assert (guided - y_full)[known].abs().max() < 0.01 < (free - y_full)[known].abs().mean()
-    torch.testing.assert_close(result("dds_cg", 0.5), result("dds", 0.5), atol=1e-4, rtol=0)
+    by_cg = result(dds_cg, gamma=0.5, iterations=20)
+    torch.testing.assert_close(by_cg, result(dds, gamma=0.5), atol=1e-4, rtol=0)
     assert backbone.decode(guided).shape == video.shape
+
+
+def test_gradients_flow_only_where_they_are_asked_for(backbone, video):
+    z, prompt = backbone.encode(video), backbone.embed(PROMPT)
+    condition = backbone.condition(video, first_frame_mask())
+    functions = {
+        "decode": backbone.decode,
+        "velocity": lambda z: backbone.velocity(z, 0.5, condition, prompt, None, 1.0),
+    }
+    for function in functions.values():
+        plain, asked = function(z), z.clone().requires_grad_()
+        assert not plain.requires_grad
+        (gradient,) = torch.autograd.grad(function(asked).sum(), asked)
+        step = 1e-3 * gradient / gradient.norm()
+        slope = (function(z + step).double().sum() - function(z - step).double().sum()) / 2e-3
+        torch.testing.assert_close(slope.float(), gradient.norm(), rtol=0.05, atol=0.02)
 
 
 def test_first_frame_condition_is_the_stock_one_bit_for_bit(tiny_backbone_folder, backbone, video):
@@ -252,7 +269,7 @@ def test_pickles_are_refused(tiny_backbone_folder, tmp_path):
 def test_hub_models_take_the_same_path(tiny_backbone_folder, monkeypatch):
     fetched = []
 
-    def download(hub_id, allow_patterns):
+    def download(hub_id, allow_patterns, **_):
         fetched.append(hub_id)
         assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in allow_patterns)
         return str(tiny_backbone_folder)
@@ -261,7 +278,7 @@ def test_hub_models_take_the_same_path(tiny_backbone_folder, monkeypatch):
     assert load_backbone("someone/tiny", **CPU).latent_channels == 16
     assert fetched == ["someone/tiny"]
 
-    def fail(hub_id, allow_patterns):
+    def fail(hub_id, **_):
         raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)

@@ -299,6 +299,16 @@ def test_steep_ground_stays_smooth_when_enlarged():
     assert (found.diff(dim=1) >= 0).all()
 
 
+def test_a_long_clip_is_resized_as_its_frames_are():
+    z = 2 + torch.rand(37, 12, 16)
+    guide = torch.rand(37, 3, 12, 16), torch.rand(37, 3, 24, 32)
+    for size, pictures in (((24, 32), guide), ((24, 32), None), ((6, 8), None)):
+        alone = [
+            resize_depth(z[t : t + 1], size, pictures and tuple(p[t : t + 1] for p in pictures)) for t in range(37)
+        ]
+        assert torch.equal(resize_depth(z, size, pictures), torch.cat(alone))
+
+
 def test_subject_distance_is_that_of_the_middle():
     z = torch.full((2, 20, 20), 9.0)
     z[0, 5:15, 5:15] = 3.0

@@ -302,3 +302,80 @@ def test_too_little_memory_names_the_remedy(model, monkeypatch):
     monkeypatch.setattr(model.unet, "forward", full)
     with pytest.raises(InputError, match="fewer frames"):
         list(model.disparity(clip(2)))
+
+
+# --- through the requests ---------------------------------------------------------------------------------------------
+
+
+def test_terms_are_accepted_before_anything_else():
+    from pipeline.render import RenderRequest
+
+    for ref in ("depthcrafter", "tencent/DepthCrafter"):
+        with pytest.raises(InputError, match=r"academic.*--accept depthcrafter"):
+            RenderRequest("clip.mp4", depth_model=ref)
+        assert RenderRequest("clip.mp4", depth_model=ref, depth="depth.npz"), "a file of one's own needs no model"
+    request = RenderRequest("clip.mp4", depth_model="depthcrafter", accepted=("depthcrafter",))
+    assert "accepted" not in json.loads(request.to_json()), "everyone accepts for themselves"
+    with pytest.raises(InputError, match="accept"):
+        RenderRequest.from_json(request.to_json())
+    assert RenderRequest.from_json(request.to_json(), ("depthcrafter",)) == request
+    assert RenderRequest("clip.mp4", depth_model="depth-anything-v2-small").accepted == ()
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No hub, an empty cache, and what was asked for."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def snapshot_download(repo, **_):
+        asked.append(repo)
+        raise LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RECAPTURE_ACCEPT", raising=False)
+    return asked
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_the_command_line_accepts_by_name_and_says_what_is_missing(
+    offline, how, tmp_path, tiny_backbone_folder, monkeypatch, capsys
+):
+    from synthetic import write_clip
+
+    from pipeline.__main__ import main
+
+    given = [str(write_clip(tmp_path / "clip.mp4")), "--backbone", str(tiny_backbone_folder)]
+    command = ["warp", *given, "--depth-model", "depthcrafter", "--output", str(tmp_path / "out.mp4")]
+    assert main(command) == 2
+    assert "--accept depthcrafter" in capsys.readouterr().err and not offline, "nothing was fetched"
+    if how == "option":
+        command += ["--accept", "depthcrafter"]
+    else:
+        monkeypatch.setenv("RECAPTURE_ACCEPT", "flux-fill, depthcrafter")
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "could not be fetched" in error and "4.5 GB are missing" in error and "tencent/DepthCrafter" in offline
+    assert "depth model nano" in error and "as a file" in error
+
+
+def test_an_analysis_shows_the_steps_and_keeps_the_depth(folder, tmp_path, tiny_backbone_folder, monkeypatch):
+    from synthetic import write_clip
+
+    from pipeline.render import Analysis, RenderRequest, StageEvent, analyse
+
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+    clip_file = str(write_clip(tmp_path / "clip.mp4"))
+    request = RenderRequest(clip_file, backbone=str(tiny_backbone_folder), depth_model=str(folder))
+    *stages, analysis = analyse(request)
+    assert isinstance(analysis, Analysis) and all(isinstance(stage, StageEvent) for stage in stages)
+    assert sum("step" in stage.message for stage in stages) == STEPS
+    shares = [stage.fraction for stage in stages]
+    assert shares == sorted(shares) and shares[-1] <= 0.08
+    assert analysis.depth.z.shape == (5, *analysis.clip.frames.shape[-2:])
+    *stages, again = analyse(request)
+    assert not any("step" in stage.message for stage in stages), "it is kept"
+    assert torch.equal(again.depth.z, analysis.depth.z)

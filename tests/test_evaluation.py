@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from pipeline.evaluation import nano
+from pipeline.evaluation import nano, windows
 from pipeline.training.world import render_sample
 
 
@@ -46,3 +46,19 @@ def test_the_table_of_the_small_models(capsys):
     for name in ("holes, above OpenCV", "flicker", "replacement", "depth, AbsRel", "a render of 17 frames"):
         assert name in table
     assert table.count("not measured") <= 3
+
+
+def test_seams_are_where_windows_begin_and_end():
+    spans = (slice(0, 5), slice(2, 7), slice(4, 9))
+    assert windows.seams_of(spans, 4) == [4, 12, 16, 24]
+    assert windows.seams_of((slice(0, 9),), 4) == []
+
+
+@pytest.mark.slow
+def test_windows_leave_smaller_seams_than_cuts(capsys):
+    windows.main(["--scenes", "1"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    (one, cut, ours), change = rows, lambda row: float(row[4].split()[0])
+    assert one[0] == "| all at once" and cut[0].startswith("| clips")
+    assert change(ours) < 1.6 and change(cut) > change(ours) + 0.3
+    assert float(ours[2].split()[0]) > -1  # dB in the holes, against all at once

@@ -5,7 +5,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from pipeline.latent_mask import PHI, binary_mask, difference_mask
+from pipeline.latent_mask import (
+    LATENT_MASKS,
+    PHI,
+    MaskInputs,
+    binary_mask,
+    difference_mask,
+    filling_mask,
+    jacobian_mask,
+    pooled_mask,
+)
 
 T, H, W = 9, 16, 24
 
@@ -80,7 +89,7 @@ def test_the_mask_differs_between_channels(video):
 def test_a_larger_difference_is_known_less():
     d = torch.linspace(0, 2, 12).view(1, 1, 3, 4)
     for phi in PHI.values():
-        value = phi(d, torch.ones(1, 1, 1, 1)).flatten()
+        value = phi(d, torch.full((1, 1, 1, 1), 0.3)).flatten()
         assert value[0] == 0 and (value.diff() > 0).all() and value[-1] > 0.85
 
 
@@ -115,3 +124,87 @@ def test_a_single_frame(video):
     h = difference_mask(encode, video[:1], mask_of()[:1]).h
     assert h.shape == (3, 1, 2, 3) and (h == 1).all()
     assert binary_mask(mask_of()[:1], 3).h.shape == (3, 1, 2, 3)
+
+
+def hole(frames=slice(None), rows=slice(0, 8), columns=slice(0, 8)):
+    mask = mask_of()
+    mask[frames, :, rows, columns] = False
+    return mask
+
+
+def inputs_of(video, mask, **given):
+    generator = torch.Generator().manual_seed(3)
+    source = torch.rand(video.shape, generator=generator)
+    filled = torch.where(mask, video, 0.5)
+    return MaskInputs(encode, (3, 3, 2, 3), mask, filled, source, video, **given)
+
+
+@pytest.mark.parametrize("name", LATENT_MASKS)
+def test_every_kind_is_one_where_all_is_known_and_zero_where_nothing_is(name, video):
+    make = LATENT_MASKS[name].make
+    assert torch.equal(make(inputs_of(video, mask_of(True))).h, torch.ones(3, 3, 2, 3))
+    assert torch.equal(make(inputs_of(video, mask_of(False))).h, torch.zeros(3, 3, 2, 3))
+
+
+@pytest.mark.parametrize("name", LATENT_MASKS)
+def test_every_kind_lies_between_zero_and_one_and_sees_the_mask(name, video):
+    mask = torch.rand(T, 1, H, W, generator=torch.Generator().manual_seed(1)) > 0.5
+    h = LATENT_MASKS[name].make(inputs_of(video, mask)).h
+    assert h.shape == (3, 3, 2, 3) and h.min() >= 0 and h.max() <= 1 and h.std() > 0
+
+
+@pytest.mark.parametrize("name", LATENT_MASKS)
+def test_every_kind_leaves_what_is_out_of_reach_known(name, video):
+    h = LATENT_MASKS[name].make(inputs_of(video, hole())).h
+    assert (h[:, :, 0, 0] == 0).all()
+    h[:, :, 0, 0] = 1
+    assert torch.equal(h, torch.ones_like(h))
+
+
+def test_the_nearest_frame_by_hand():
+    # frames 0 | 1 2 3 4 | 5 6 7 8: the frames nearest to the middle of the groups are 0, 3 and 7
+    for frame, wanted in ((0, 0), (3, 1), (7, 2)):
+        h = binary_mask(hole([frame]), 1, every_frame=False).h
+        assert (h[0, wanted, 0, 0], h.sum()) == (0, h.numel() - 1)
+    for frame in (1, 2, 4, 5, 6, 8):
+        assert binary_mask(hole([frame]), 1, every_frame=False).h.all()
+
+
+def test_pooling_by_hand():
+    assert pooled_mask(hole([1]), 2).h[:, 1, 0, 0].tolist() == [0.75, 0.75]
+    assert pooled_mask(hole([0], slice(0, 4)), 1).h[0, 0, 0, 0] == 0.5
+
+
+def test_masks_are_ordered():
+    for seed in range(5):
+        mask = torch.rand(T, 1, H, W, generator=torch.Generator().manual_seed(seed)) > 0.2
+        assert (binary_mask(mask, 1).h <= binary_mask(mask, 1, every_frame=False).h).all()
+
+
+def test_the_filling_does_not_matter_where_it_is_the_same(video):
+    mask = hole([2], slice(0, 4))
+    assert (filling_mask(encode, video, video, mask).h == 1).all()
+    h = filling_mask(encode, video, 1 - video, mask).h
+    # it moves the mean of the group, and not the channel that looks at the first frame of a group alone
+    assert h[0, 1, 0, 0] < 1 and (h[2] == 1).all()
+
+
+def test_the_jacobian_of_a_mean_is_the_share_of_its_pixels(video):
+    """A hole in one of four frames under a mean: a quarter of the squared Jacobian, up to the chance of the probes."""
+    mean = lambda x: encode(x)[:1]
+    many = torch.stack([jacobian_mask(mean, video, hole([2]), seed=seed).h[0, 1, 0, 0] for seed in range(40)])
+    assert many.mean() == pytest.approx(0.75, abs=0.06)
+    h = jacobian_mask(encode, video, hole([2])).h
+    assert h[0, 1, 0, 0] < 1 and h[2, 1, 0, 0] == 1  # the channel of the first frame does not see it
+
+
+def test_a_latent_that_no_pixel_moves_is_known_if_a_pixel_is(video):
+    still = lambda x: torch.zeros(1, 3, 2, 3)
+    h = jacobian_mask(still, video, hole()).h
+    assert (h[0, :, 0, 0] == 0).all() and h.sum() == h.numel() - 3
+
+
+@pytest.mark.parametrize("phi", ["wiener", "exp", "tanh", "ratio"])
+def test_a_higher_temperature_knows_more(phi, video):
+    cold, hot = (difference_mask(encode, video, hole(rows=slice(0, 4)), phi=phi, tau=tau).h for tau in (0.1, 1.0))
+    assert (cold <= hot).all() and (cold < hot).any()

@@ -261,6 +261,13 @@ def test_filling_keeps_what_is_known_and_is_smooth():
     assert filled.min() >= 0 and filled.max() <= 1
 
 
+def test_a_long_clip_is_filled_as_its_frames_are():
+    generator = torch.Generator().manual_seed(0)
+    video, mask = torch.rand(37, 3, 11, 14, generator=generator), torch.rand(37, 1, 11, 14, generator=generator) < 0.4
+    alone = [fill_unknown(Measurement(video[t : t + 1], mask[t : t + 1])) for t in range(37)]
+    assert torch.equal(fill_unknown(Measurement(video, mask)), torch.cat(alone))
+
+
 def test_filling_at_the_extremes():
     video = torch.rand(T, 3, H, W)
     full = torch.ones(T, 1, H, W, dtype=torch.bool)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
 from pipeline.measurement import fill_unknown
 from pipeline.models import resolve
-from pipeline.render import DoneEvent, RenderRequest, get_backbone, render
+from pipeline.render import DoneEvent, RenderRequest, get_backbone, render, windows_of
 from pipeline.training.dataset import TRAIN_FROM
 from pipeline.training.world import render_sample
+from pipeline.video import Clip, probe, write_video
 
 ASSETS = Path(resolve("nano")).parent
 EXAMPLES = ASSETS.parent / "examples"
@@ -61,13 +64,30 @@ def test_previews_show_the_scene(sample):
 
 
 @pytest.mark.slow
+def test_a_clip_of_33_frames_is_rendered_in_windows(tmp_path):
+    longer = render_sample(SEED, frames=33)
+    write_video(tmp_path / "clip.mp4", Clip(longer.source.frames, 12.0))
+    np.savez(tmp_path / "depth.npz", z=longer.source.z.numpy())
+    request = RenderRequest(
+        str(tmp_path / "clip.mp4"), frames=33, size=(128, 208), depth=str(tmp_path / "depth.npz"), amount=10
+    )
+    *_, last = render(request, tmp_path / "out")
+    assert isinstance(last, DoneEvent), last
+    report = last.result.report
+    assert probe(last.result.video).frames == report["frames"]["count"] == report["frames"]["model"] == 33
+    assert report["sizes"]["latents"][1] == 9 and report["frames"]["windows"][-1][1] == 32
+    assert len(report["frames"]["windows"]) == len(windows_of(get_backbone("nano"), 33))
+    assert report["measurement"]["raw"]["psnr"] > 24
+
+
+@pytest.mark.slow
 def test_every_example_request_renders(tmp_path):
     requests = sorted(EXAMPLES.glob("*.json"))
     assert requests
     for path in requests:
         request = RenderRequest.from_json(path.read_text())
-        clip = EXAMPLES / request.clip
-        shorter = RenderRequest(**{**vars(request), "clip": str(clip), "steps": 3, "frames": 5})
+        files = {name: str(EXAMPLES / file) for name in ("clip", "mask") if (file := getattr(request, name))}
+        shorter = replace(request, **files, steps=3, frames=5)
         *_, last = render(shorter, tmp_path / path.stem)
         assert isinstance(last, DoneEvent), last
         report = json.loads((tmp_path / path.stem / "report.json").read_text())

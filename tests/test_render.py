@@ -10,6 +10,7 @@ from synthetic import write_clip, write_depth
 import pipeline.render as room
 from pipeline import InputError
 from pipeline.depth import Depth
+from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.measurement import Measurement
 from pipeline.moves import Keyframe, Move, preset_move
 from pipeline.render import (
@@ -26,6 +27,8 @@ from pipeline.render import (
     path_warnings,
     render,
 )
+from pipeline.sampler import flow_sigmas, sample
+from pipeline.solvers import SOLVERS, dds
 from pipeline.video import probe, read_video, resize
 
 
@@ -111,7 +114,12 @@ def test_json_that_is_no_request(text, message):
         {"latent_mask": "soft"},
         {"solver": "magic"},
         {"gamma": 0},
-        {"cg_iterations": 0},
+        {"iterations": 0},
+        {"iterations": 2.5},
+        {"step_size": -1},
+        {"schedule": "random"},
+        {"phi": "sigmoid"},
+        {"tau": 0},
         {"guide_from": 1.5},
         {"guide_from": 0.2, "guide_until": 0.5},
         {"condition": "last-frame"},
@@ -232,6 +240,7 @@ def test_a_render_from_clip_to_files(request_, tmp_path):
     }
     assert report["frames"] | {"why": ""} == {
         "first": 0, "last": 4, "stride": 1, "count": 5, "in_clip": 12, "model": 5, "why": "",
+        "windows": [[0, 4]],
     }  # fmt: skip
     assert {"read", "depth", "warp", "encode", "sample", "decode", "composite", "write", "total"} <= set(
         report["seconds"]
@@ -257,9 +266,47 @@ def test_a_seed_decides_the_result(request_, tmp_path):
     assert not np.array_equal(first, raw(request_, "guided"))
 
 
-@pytest.mark.parametrize("changes", [{"solver": "dds_cg"}, {"latent_mask": "binary"}, {"condition": "first-frame"}])
+@pytest.mark.parametrize("changes", [{"solver": "repaint", "iterations": 2}, {"condition": "first-frame"}])
 def test_other_ways_end_with_a_video(request_, tmp_path, changes):
     finished(replace(request_, **changes), tmp_path)
+
+
+@pytest.fixture
+def solved(request_):
+    """The solution of a changed request, and how many steps it took."""
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    measurement = measure(analysis, request_)
+
+    def solve(**changes):
+        request = replace(request_, steps=3, **changes)
+        problem = room.prepare(backbone, measurement, analysis.clip.frames, request, target=analysis.clip.frames)
+        steps = list(room.solve(backbone, problem, request))
+        assert not steps[-1].z.requires_grad
+        return steps[-1].z, len(steps)
+
+    return solve
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "none"])
+def test_every_solver_works_on_the_model_and_makes_a_difference(solved, solver):
+    (z, steps), (free, _) = solved(solver=solver, iterations=2), solved(solver="none")
+    assert steps == (5 if SOLVERS[solver].resamples else 3)  # the last step is taken once
+    assert torch.isfinite(z).all() and not torch.equal(z, free)
+    assert torch.equal(z, solved(solver=solver, iterations=2)[0])
+
+
+def test_every_latent_mask_works_on_the_model_and_differs_from_the_others(solved):
+    found = [solved(latent_mask=name)[0] for name in LATENT_MASKS if name != "reference"]
+    found += [solved(phi=phi)[0] for phi in PHI if phi != "wiener"] + [solved(tau=1.0)[0]]
+    for index, z in enumerate(found):
+        assert torch.isfinite(z).all() and not any(torch.equal(z, other) for other in found[:index])
+
+
+def test_without_a_count_a_solver_takes_its_own(solved):
+    assert solved(solver="repaint")[1] == 2 * SOLVERS["repaint"].iterations + 1
+    z = solved(solver="nvs_post")[0]
+    assert torch.equal(z, solved(solver="nvs_post", step_size=SOLVERS["nvs_post"].step_size)[0])
+    assert torch.equal(solved(solver="nvs_post", step_size=0.0)[0], solved(solver="none")[0])
 
 
 @pytest.mark.parametrize(("frames", "model"), [(1, 1), (3, 5), (6, 9)])
@@ -269,6 +316,58 @@ def test_any_number_of_frames(request_, tmp_path, frames, model):
     assert report["frames"]["count"] == frames and report["frames"]["model"] == model
     assert probe(events[-1].result.video).frames == frames
     assert any("repeated" in note for note in report["notes"]) == (frames != model)
+
+
+def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, monkeypatch):
+    backbone = room.get_backbone(request_.backbone)
+    seen, velocity = [], backbone.velocity
+    monkeypatch.setattr(
+        backbone,
+        "velocity",
+        lambda z, sigma, known, *rest: seen.append((z, known, rest)) or velocity(z, sigma, known, *rest),
+    )
+    events = finished(replace(request_, frames=12), tmp_path)
+    report = events[-1].result.report
+    assert report["frames"]["windows"] == [[0, 4], [1, 8], [5, 12]] and report["frames"]["count"] == 12
+    assert any("in 3 windows that overlap" in note for note in report["notes"])
+    assert [event.message for event in events if isinstance(event, StageEvent) and event.stage == "sample"] == [
+        "Sampling in 3 overlapping windows"
+    ]
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    assert len(steps) == 3 and len(seen) == 9 and {len(event.preview) for event in steps} == {4}
+    assert {(z.shape[1], known.shape[1]) for z, known, _ in seen} == {(2, 2)}  # never more than the model was made for
+    assert {rest[-1] for *_, rest in seen} == {"", "1", "2"}  # what a step cache remembers is a window's own
+    assert probe(events[-1].result.video).frames == 12
+
+
+def test_a_clip_no_longer_than_the_model_is_sampled_as_a_whole(request_):
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    problem = room.prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
+    prompt, negative = backbone.embed(request_.prompt), backbone.embed("")
+
+    def velocity(z, sigma):
+        return backbone.velocity(z, sigma, problem.condition, prompt, negative, backbone.guidance_scale, problem.image)
+
+    def consistency(z0_hat, sigma):
+        return dds(z0_hat, problem.y_full, problem.h, gamma=request_.gamma)
+
+    sigmas = flow_sigmas(backbone.steps, backbone.shift)
+    *_, plain = sample(velocity, problem.noise, sigmas, consistency)
+    *_, found = room.solve(backbone, problem, request_)
+    assert torch.equal(found.z, plain.z)
+
+
+def test_how_much_longer_the_whole_clip_takes_is_said(request_):
+    why = analysed(request_).notes[0]
+    assert why.endswith(
+        "as many as the model was made for; all 12 can be had by asking for them, and take about 3.0 times as long."
+    )
+    assert analysed(replace(request_, start=7)).notes[0].endswith("as many as the model was made for.")
+    assert (
+        analysed(replace(request_, frames=10**9))
+        .notes[0]
+        .endswith("no more than 12 from there, 1000000000 were wanted.")
+    )
 
 
 def test_more_frames_than_the_clip_has(request_, tmp_path):

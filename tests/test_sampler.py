@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.sampler import flow_sigmas, sample, within
+from pipeline.sampler import flow_sigmas, sample, time_travel, window_weights, windowed, windows, within
 from pipeline.solvers import dds
 
 SHAPE = (4, 3, 5, 6)
@@ -155,3 +155,117 @@ def test_many_samples_have_the_right_moments():
     z = torch.randn(1, 1, 100, 200, generator=torch.Generator().manual_seed(1))
     result = run(gaussian_velocity(mean, std), z, flow_sigmas(400, 1.0))[-1].z
     assert math.isclose(result.mean(), mean, abs_tol=0.01) and math.isclose(result.std(), std, abs_tol=0.01)
+
+
+LENGTHS = [(frames, length, overlap) for frames in (1, 2, 4, 5, 6, 9, 13, 22, 61) for length, overlap in
+           ((2, 1), (5, 1), (5, 2), (5, 4), (21, 6))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("frames", "length", "overlap"), LENGTHS)
+def test_windows_cover_every_latent_and_share_enough(frames, length, overlap):
+    spans = windows(frames, length, overlap)
+    assert spans[0].start == 0 and spans[-1].stop == frames
+    assert all(span.stop - span.start == min(length, frames) for span in spans)
+    assert all(a.start < b.start and a.stop - b.start >= overlap for a, b in pairwise(spans))
+    # one fewer could not
+    assert len(spans) == 1 or (len(spans) - 1) * (length - overlap) + overlap < frames
+
+
+@pytest.mark.parametrize(("frames", "length", "overlap"), LENGTHS)
+def test_window_weights_sum_to_one_and_ramp(frames, length, overlap):
+    spans = windows(frames, length, overlap)
+    weights = window_weights(spans)
+    torch.testing.assert_close(weights.sum(0), torch.ones(frames))
+    for before, (span, weight) in zip((None, *spans), zip(spans, weights, strict=True), strict=False):
+        assert (weight >= 0).all() and not weight[: span.start].any() and not weight[span.stop :].any()
+        assert weight[span].any()
+        assert before is None or weight[span.start] == 0  # the latent that is taken for a single frame
+
+
+def test_how_many_windows_a_clip_takes():
+    count = lambda frames: len(windows((frames - 1) // 4 + 1, 21, 6))
+    assert [count(frames) for frames in (17, 81, 85, 121, 141, 145, 241)] == [1, 1, 2, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("frames", "length", "overlap"), [(0, 5, 1), (9, 5, 5), (9, 5, 0)])
+def test_impossible_windows_are_refused(frames, length, overlap):
+    with pytest.raises(ValueError, match="windows of"):
+        windows(frames, length, overlap)
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+def test_a_velocity_that_looks_at_one_latent_at_a_time_is_not_changed_by_windows(overlap):
+    z = torch.randn(4, 14, 5, 6, generator=torch.Generator().manual_seed(0))
+    bias = torch.randn(4, 14, 5, 6, generator=torch.Generator().manual_seed(1))
+    plain = lambda z, sigma: 3 * z - sigma * bias
+    seen = []
+
+    def part(z, sigma, span):
+        seen.append(z.shape[1])
+        return 3 * z - sigma * bias[:, span]
+
+    in_windows = windowed(part, windows(14, 5, overlap))
+    torch.testing.assert_close(in_windows(z, 0.3), plain(z, 0.3))
+    assert set(seen) == {5}
+    sigmas = flow_sigmas(6, 3.0)
+    torch.testing.assert_close(run(in_windows, z, sigmas)[-1].z, run(plain, z, sigmas)[-1].z)
+
+
+def test_windows_blend_and_agree_on_what_they_share():
+    # Each window says its own number; the blend goes from one to the next and never leaves them.
+    spans = windows(13, 5, 2)
+    blended = windowed(lambda z, sigma, span: torch.full_like(z, float(spans.index(span))), spans)
+    said = blended(torch.zeros(2, 13, 1, 1), 1.0)[0, :, 0, 0]
+    assert said[0] == 0 and said[-1] == len(spans) - 1 and (said.diff() >= 0).all() and said.diff().max() <= 1
+
+
+def test_one_window_is_the_velocity_itself():
+    z = torch.randn(SHAPE)
+    spans = windows(SHAPE[1], 5, 2)
+    assert torch.equal(windowed(lambda z, sigma, span: z[:, span] ** 3, spans)(z, 0.5), z**3)
+
+
+def test_time_travel_by_hand():
+    sigmas = torch.tensor([1.0, 0.8, 0.6, 0.4, 0.0])
+    assert torch.equal(time_travel(sigmas, 1), sigmas)
+    twice = time_travel(sigmas, 2)
+    wanted = [1, 0.8, 1, 0.8, 0.6, 0.8, 0.6, 0.4, 0.6, 0.4, 0]  # the last step, to clean, once
+    torch.testing.assert_close(twice, torch.tensor(wanted))
+    torch.testing.assert_close(time_travel(sigmas, 2, 2), torch.tensor([1, 0.8, 0.6, 1, 0.8, 0.6, 0.4, 0]))
+    torch.testing.assert_close(time_travel(sigmas, 3, 3), torch.tensor([1, 0.8, 0.6, 0.4] * 3 + [0.0]))
+    late = time_travel(sigmas, 2, guide_from=0.9, guide_until=0.5)
+    torch.testing.assert_close(late, torch.tensor([1, 0.8, 0.6, 0.8, 0.6, 0.4, 0]))
+
+
+def test_going_back_noises_as_the_forward_process_does():
+    """A perfect estimate at sigma, noised to sigma' > sigma: the moments of (1 - sigma') z0 + sigma' eps."""
+    z0 = torch.full((1, 1, 200, 200), 3.0)
+    generator = torch.Generator().manual_seed(0)
+    seen = {}
+
+    def velocity(z, sigma):
+        seen.setdefault(sigma, []).append(z)
+        return (z - z0) / sigma  # knows z0
+
+    levels = torch.tensor([0.9, 0.5, 0.8, 0.0])
+    start = 0.1 * z0 + 0.9 * torch.randn(z0.shape, generator=generator)
+    steps = run(velocity, start, levels, generator=generator)
+    assert [(step.index, step.total, round(step.sigma, 3)) for step in steps] == [(0, 2, 0.9), (1, 2, 0.8)]
+    (noised,) = seen[levels[2].item()]
+    assert noised.mean() == pytest.approx(0.2 * 3, abs=0.02) and noised.std() == pytest.approx(0.8, abs=0.01)
+    eps = (steps[0].z - 0.5 * z0) / 0.5
+    assert (noised * eps).mean() == pytest.approx(0.2, abs=0.02)  # of its noise 0.5 * (1 - 0.8) / (1 - 0.5) is left
+    torch.testing.assert_close(steps[-1].z, z0)
+
+
+def test_the_state_is_refined_before_and_the_noise_after_the_prediction():
+    calls = []
+
+    def hook(name):
+        return lambda state, sigma: calls.append((name, round(sigma, 2))) or state
+
+    velocity = lambda z, sigma: calls.append(("velocity", round(sigma, 2))) or torch.zeros_like(z)
+    hooks = {name: hook(name) for name in ("refine", "consistency", "renoise")}
+    run(velocity, noise(), torch.tensor([1.0, 0.5, 0.0]), **hooks)
+    one = lambda now, after: [("refine", now), ("velocity", now), ("consistency", now), ("renoise", after)]
+    assert calls == [*one(1.0, 0.5), *one(0.5, 0.0)]

@@ -12,14 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from pipeline import InputError
+from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.moves import MOVES
 from pipeline.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
+from pipeline.solvers import SCHEDULES, SOLVERS
 from ui import layout, media, widgets
 from ui.jobs import MAX_WAITING, JobStore
 
@@ -42,7 +45,7 @@ class Renders:
             for index in range(1, self.steps + 1):
                 assert self.go.acquire(timeout=10)
                 done = index / self.steps
-                yield StepEvent(index, self.steps, 1 - done, PREVIEW, self.steps - index, done)
+                yield StepEvent(index, self.steps, 1 - done, PREVIEW, self.steps - index, done, "a test")
             yield DoneEvent(RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {}))
         finally:
             self.closed.append(folder)
@@ -87,7 +90,7 @@ def test_follow_shows_progress_and_result(make_store, clip):
     renders.go.release(3)
     views = list(store.follow(job_id))
     assert views[-1].state == "done" and views[-1].result.folder == store.get(job_id).folder
-    assert views[-1].fraction == 1.0 and views[-1].preview is PREVIEW
+    assert views[-1].fraction == 1.0 and views[-1].preview is PREVIEW and views[-1].preview_by == "a test"
     assert [view.step for view in views] == sorted(view.step for view in views)
     assert len(list(store.follow(job_id))) == 1, "coming back later gives the end at once"
 
@@ -243,6 +246,19 @@ def test_close_stops_and_removes(make_store, clip):
     assert not store.root.exists()
 
 
+def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
+    with gr.Blocks():
+        controls = layout._advanced()
+    tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
+    tables["latent_mask"] = [name for name in LATENT_MASKS if name != "reference"]  # needs the wanted video
+    for name, table in tables.items():
+        assert [value for _, value in controls[name].choices] == list(table)
+        assert all(label != value for label, value in controls[name].choices if value != "tanh")
+    own = {"iterations": 3, "step_size": 0.5, "tau": 0.2, "phi": "exp", "schedule": "rising"}
+    request = RenderRequest("a.mp4", amount=20.0, solver="repaint", **own)
+    assert layout.request_from(layout.values_from(request), request.backbone) == request
+
+
 def test_request_and_controls_meet():
     request = RenderRequest(clip="a.mp4", camera="dolly-in", amount=12.0, size=(128, 208), steps=4, prompt="a ball")
     assert layout.request_from(layout.values_from(request), request.backbone) == request
@@ -257,7 +273,7 @@ def test_request_and_controls_meet():
         ({"clip": None}, "Choose a clip"),
         ({"height": "128"}, "both a height and a width"),
         ({"height": "99999", "width": "99999"}, "too large"),
-        ({"frames": "1000"}, "too many"),
+        ({"frames": "100000"}, "too many"),
         ({"steps": "-1"}, "steps"),
         ({"steps": "many"}, "Steps: 'many' is not a whole number"),
         ({"seed": "1.5"}, "Seed: '1.5' is not a whole number"),
@@ -268,6 +284,32 @@ def test_request_and_controls_meet():
 def test_wrong_controls_are_input_errors(values, words):
     with pytest.raises(InputError, match=words):
         layout.request_from({"clip": "a.mp4"} | values, "nano")
+
+
+def test_an_image_model_for_the_first_frame():
+    values = {"clip": "a.mp4", "amount": 12.0, "first_frame_model": "flux-fill"}
+    with pytest.raises(InputError, match="accept its licence"):
+        layout.request_from(values | {"accept_first_frame": False}, "nano")
+    request = layout.request_from(values | {"accept_first_frame": True}, "nano")
+    assert request.first_frame_model == "flux-fill" and request.accepted == ("flux-fill",)
+    assert layout.request_from(layout.values_from(request), "nano") == request
+    left = layout.request_from(values | {"first_frame_model": "", "accept_first_frame": False}, "nano")
+    assert left.first_frame_model is None and layout.values_from(left)["first_frame_model"] == ""
+    words, box = layout.first_frame_terms("flux-fill")
+    assert "Non-Commercial" in words and "34 GB" in words and box.visible and "FLUX.1 Fill" in str(box.label)
+    words, box = layout.first_frame_terms("sdxl-inpaint")
+    assert "Stable Diffusion XL" in words and not box.visible
+    assert layout.first_frame_terms("")[0] == ""
+
+
+def test_a_space_allows_less(monkeypatch):
+    asked = {"clip": "a.mp4", "frames": "90", "height": "480", "width": "832"}
+    assert layout.request_from(asked | {"steps": "60"}, "nano").steps == 60
+    monkeypatch.setenv("SPACE_ID", "somebody/recapture")
+    for values, words in ((asked, "Frames: 90 is too many here; give up to 81"), ({"steps": "60"}, "up to 50")):
+        with pytest.raises(InputError, match=words):
+            layout.request_from({"clip": "a.mp4"} | values, "nano")
+    assert layout.request_from(asked | {"frames": "81", "steps": "50"}, "nano").frames == 81
 
 
 @pytest.mark.parametrize("camera", MOVES)
@@ -306,10 +348,13 @@ def test_figures_in_plain_words():
         "measurement": {"raw": {"psnr": 21.37, "ssim": 0.8}, "composited": {"psnr": None, "ssim": 1.0}},
         "seconds": {"total": 12.34, "sample": 9.0},
         "steps": 25,
+        "first_frame": {"from": "inpainted by a model"},
         "notes": ["<script>alert(1)</script>"],
     }
     html = layout.figures_html(report)
-    assert all(figure in html for figure in ("12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps"))
+    assert all(
+        figure in html for figure in ("Inpainted by a model", "12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps")
+    )
     assert "<script>" not in html
     assert layout.figures_html({}).startswith("<dl")
 
@@ -382,3 +427,22 @@ def test_analyses_are_kept_and_shared():
     list(analyses.find(replace(request, frames=5)))
     list(analyses.find(replace(request, fov=40.0)))
     assert len(calls) == 3 and analyses.get(request) is None, "only the last few are kept"
+
+
+def test_the_depth_model_and_what_is_accepted_reach_the_request(clip):
+    values = layout.values_from(RenderRequest(clip=clip))
+    assert values["depth_model"] == "" and layout.request_from(values, "nano").depth_model is None
+    with pytest.raises(InputError, match="academic"):
+        layout.request_from(values | {"depth_model": "depthcrafter"}, "nano")
+    request = layout.request_from(values | {"depth_model": "depthcrafter", "accepted": ("depthcrafter",)}, "nano")
+    assert request.accepted == ("depthcrafter",)
+    assert layout.request_from(layout.values_from(request), "nano") == request
+    assert layout.Analyses.key(request) != layout.Analyses.key(replace(request, depth_model=None))
+
+
+def test_only_the_hosts_depth_models_are_offered(tmp_path):
+    names = [value for _, value in layout.depth_choices()]
+    assert names[0] == "" and {"depthcrafter", "depth-anything-v2-small"} < set(names)
+    (label, value) = layout.depth_choices(str(tmp_path))[-1]
+    assert value == str(tmp_path) and label == tmp_path.name
+    assert "academic" in layout.terms_html("depthcrafter") and not layout.terms_html("depth-anything-v2-small")

@@ -35,7 +35,7 @@ class JobView:
     """What can be seen of a job at one moment.
 
     state: queued, running, done, failed or stopped. ahead: renders before this one in the queue. fraction: in [0, 1].
-    preview: uint8 t h w 3, of the latest step. seconds_left: None until it can be estimated.
+    preview: uint8 t h w 3, of the latest step; preview_by: what made it. seconds_left: None until it can be estimated.
     """
 
     state: str = "queued"
@@ -46,6 +46,7 @@ class JobView:
     steps: int = 0
     seconds_left: float | None = None
     preview: np.ndarray | None = None
+    preview_by: str = ""
     result: RenderResult | None = None
 
     @property
@@ -69,7 +70,11 @@ class JobStore:
 
     def __init__(self, render: Render, *, root: str | Path | None = None, keep_hours: float = 6.0):
         # mkdtemp gives a folder that only this user can read; a relative path would not survive a change of folder.
-        self.root = Path(root).resolve() if root else Path(tempfile.mkdtemp(prefix="recapture-")).resolve()
+        # $GRADIO_TEMP_DIR is where uploads go: on the same disk a clip need not be copied.
+        place = os.environ.get("GRADIO_TEMP_DIR") or None
+        if place:
+            Path(place).mkdir(parents=True, exist_ok=True)
+        self.root = Path(root or tempfile.mkdtemp(prefix="recapture-", dir=place)).resolve()
         self.root.mkdir(parents=True, exist_ok=True)
         self.keep_seconds = keep_hours * 3600
         self._render = render
@@ -244,6 +249,7 @@ def _changes(event: RenderEvent) -> dict[str, Any]:
             "fraction": event.fraction,
             "seconds_left": event.seconds_left,
             "preview": event.preview,
+            "preview_by": event.preview_by,
         }
     if isinstance(event, FailedEvent):
         return {"state": "failed", "message": event.message, "seconds_left": None}

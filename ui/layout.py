@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from torch import Tensor
 
 from pipeline import InputError, models, render
+from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
-from pipeline.latent_mask import LATENT_MASKS
+from pipeline.caption import Caption, caption
+from pipeline.first_frame import IMAGE_MODELS, terms_of
+from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.moves import MOVES, Move, fov_of
 from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import SCHEDULES, SOLVERS
 from ui import mask_editor, media, widgets
 from ui.jobs import JobStore, JobView
 from ui.theme import CSS, theme
@@ -29,7 +35,7 @@ log = logging.getLogger(__name__)
 
 NAME = "Recapture"
 Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
-MAX_UPLOAD = "500mb"
+Describe = Callable[[Tensor], Caption]
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
@@ -40,14 +46,15 @@ EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
 CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
 EMPTY_PREVIEW = "While a render runs, you see it form here."
-MAX_FRAMES, MAX_SIDE = 257, 1920  # what a visitor may ask of the memory of a server
 NUMBERS: dict[str, tuple[str, type]] = {
     "steps": ("Steps", int),
     "guidance_scale": ("Guidance scale", float),
     "strength": ("Start from σ", float),
     "seed": ("Seed", int),
     "gamma": ("Gamma", float),
-    "cg_iterations": ("CG iterations", int),
+    "iterations": ("Solver iterations", int),
+    "step_size": ("Solver step size", float),
+    "tau": ("Temperature of φ", float),
     "guide_from": ("Guided from σ", float),
     "guide_until": ("Guided until σ", float),
     "frames": ("Frames", int),
@@ -59,10 +66,28 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "seam": ("Soft seam (percent)", float),
 }
 CHOICES: dict[str, dict[str, str]] = {
-    "latent_mask": {"training-free": "Continuous", "binary": "Binary"},
-    "solver": {"dds": "DDS, closed form", "dds_cg": "DDS, conjugate gradients", "none": "None (no guidance)"},
+    "latent_mask": {name: kind.label for name, kind in LATENT_MASKS.items()},
+    "solver": {name: solver.label for name, solver in SOLVERS.items()},
+    "schedule": {"constant": "The same throughout", "falling": "More at high noise", "rising": "More at low noise"},
+    "phi": {"wiener": "Wiener, x² / (1 + x²)", "exp": "1 − exp(−x)", "tanh": "tanh(x)", "ratio": "x / (1 + x)",
+            "quantile": "Linear, clamped", "minmax": "Linear"},
     "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may ask of a server: megabytes of a file, frames, pixels of the longer side, sampling steps."""
+
+    megabytes: int = 500
+    frames: int = 1025
+    side: int = 1920
+    steps: int = 1000
+
+
+def limits() -> Limits:
+    """Those of this machine: tighter on a Space, where everybody's renders wait for one another."""
+    return Limits(megabytes=200, frames=81, side=832, steps=50) if os.environ.get("SPACE_ID") else Limits()
 
 
 class Analyses:
@@ -120,10 +145,14 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     """The request that the controls' values mean. An empty field means the default."""
     if not values.get("clip"):
         raise InputError(NO_CLIP)
+    allowed = limits()
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
-    given["accepted"] = tuple(given.get("accepted", ()))
+    image_model = given.get("first_frame_model")
+    given["accepted"] = tuple(name for name in given.get("accepted", ()) if name != image_model)
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
+    if given.pop("accept_first_frame", False) and image_model:
+        given["accepted"] += (image_model,)
     if change == "camera":
         given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
     if change == "object":
@@ -135,11 +164,13 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     if (height is None) != (width is None):
         raise InputError("Working size: give both a height and a width, or neither.")
     if height and width:
-        if max(height, width) > MAX_SIDE:
-            raise InputError(f"Working size: {height} x {width} is too large; give sides up to {MAX_SIDE}.")
+        if max(height, width) > allowed.side:
+            raise InputError(f"Working size: {height} x {width} is too large; give sides up to {allowed.side}.")
         given["size"] = (height, width)
-    if given.get("frames", 1) > MAX_FRAMES:
-        raise InputError(f"Frames: {given['frames']} is too many; give up to {MAX_FRAMES}.")
+    for name in ("frames", "steps"):
+        if given.get(name, 1) > (most := getattr(allowed, name)):
+            hint = ", or every n-th frame with Every n-th" if name == "frames" else ""
+            raise InputError(f"{NUMBERS[name][0]}: {given[name]} is too many here; give up to {most}{hint}.")
     if change == "camera":
         return RenderRequest(**given, backbone=backbone)
     if mask is None:
@@ -151,8 +182,18 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
 
 
 def frames_of(request: RenderRequest) -> tuple:
-    """What a mask belongs to: a clip, and which of its frames are used, and how they are cut."""
-    return request.clip, request.start, request.stride, request.frames, request.size
+    """What a mask belongs to: a clip, and which of its frames are used, and how they are cut.
+
+    The clip counts by its content, since Gradio keeps copies of the files that it shows.
+    """
+    clip = Path(request.clip)
+    content = _clip_key(clip, clip.stat().st_mtime_ns) if clip.is_file() else request.clip
+    return content, request.start, request.stride, request.frames, request.size
+
+
+@lru_cache(maxsize=64)
+def _clip_key(clip: Path, changed: int) -> str:
+    return content_key(clip)
 
 
 def _number(value: Any, label: str, kind: type) -> int | float:
@@ -172,7 +213,10 @@ def own_move(editor: dict[str, Any] | None) -> Move | None:
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
-    values = {name: getattr(request, name) for name in DEFAULTS if name not in ("backbone", "size", "mask_frame")}
+    without = ("backbone", "size", "mask_frame")
+    values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
+    values["first_frame_model"] = request.first_frame_model or ""
+    values["accept_first_frame"] = request.first_frame_model in request.accepted
     values["height"], values["width"] = request.size or (None, None)
     values["depth_model"] = request.depth_model or ""
     values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
@@ -203,7 +247,7 @@ def terms_html(model: str | None) -> str:
     spec = models.find(model) if model else None
     if spec is None or not spec.terms:
         return ""
-    size = f"About {spec.download_bytes / 1e9:.1f} GB are fetched once, and nothing before you have ticked the box."
+    size = f"About {models.size(spec.download_bytes)} are fetched once, and nothing before you have ticked the box."
     return f'<p class="rc-caption">{escape(spec.terms)} {size}</p>'
 
 
@@ -275,6 +319,19 @@ def duration_words(seconds: float) -> str:
     return f"about {round(seconds / 60)} minutes"
 
 
+def first_frame_terms(model: str) -> tuple[str, gr.Checkbox]:
+    """What has to be said of an image model before it is used, and the box to accept its licence if it restricts."""
+    spec = IMAGE_MODELS.get(model)
+    if spec is None:
+        return "", gr.Checkbox(value=False, visible=False)
+    words = f'<p class="rc-caption">{escape(terms_of(model))}</p>'
+    return words, gr.Checkbox(label=f"I accept the licence of {spec.title}", visible=bool(spec.restricts))
+
+
+def preview_words(by: str) -> str:
+    return f'<p class="rc-caption">Preview by {escape(by)}.</p>' if by else ""
+
+
 def share_words(share: float) -> str:
     percent = 100 * share
     if percent < 0.5:
@@ -313,6 +370,8 @@ def figures_html(report: dict[str, Any]) -> str:
         if raw.get("ssim") is not None:
             after = f", {kept['ssim']:.3f} after" if kept and kept.get("ssim") is not None else ""
             rows.append(row("Structure kept", f"{raw['ssim']:.3f}", f"SSIM in the same place, 1 is equal{after}"))
+    if source := at("first_frame", "from"):
+        rows.append(row("First frame", source[0].upper() + source[1:]))
     if (total := at("seconds", "total")) is not None:
         sampling = at("seconds", "sample")
         note = f"of which {sampling:.1f} s in {at('steps')} steps" if sampling is not None else ""
@@ -347,6 +406,7 @@ def build(
     *,
     examples: Path,
     analyse: Analyse = render.analyse,
+    describe: Describe = caption,
     depth_model: str | None = None,
 ) -> gr.Blocks:
     """The page, for one backbone. `launch_options` holds what else `launch` needs.
@@ -373,7 +433,7 @@ def build(
 
         with gr.Row(elem_classes="rc-row"):
             with gr.Column(elem_classes="rc-card", min_width=320):
-                widgets.heading(1, "Clip", "A few seconds are used, from its start")
+                widgets.heading(1, "Clip", f"Up to {limits().megabytes} MB; a few seconds are used, from its start")
                 clip = controls["clip"] = gr.Video(
                     label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
                     elem_classes="rc-clip",
@@ -403,8 +463,8 @@ def build(
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(3, "What to change", "A new camera path, another object, or both")
-            with gr.Tabs(elem_classes="rc-tabs"):
-                with gr.Tab("Camera path", render_children=True), gr.Row(elem_classes="rc-camera"):
+            with gr.Tabs(elem_classes="rc-tabs") as tabs:
+                with gr.Tab("Camera path", id="camera", render_children=True), gr.Row(elem_classes="rc-camera"):
                     with gr.Column(min_width=300, scale=2):
                         camera = controls["camera"] = gr.Dropdown(
                             [(preset.label, name) for name, preset in MOVES.items()], value=DEFAULTS["camera"],
@@ -441,7 +501,7 @@ def build(
                         editor = controls["move"] = widgets.camera_editor(
                             EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor"
                         )
-                with gr.Tab("Replace an object", render_children=True, elem_id="replace-tab"):
+                with gr.Tab("Replace an object", id="object", render_children=True, elem_id="replace-tab"):
                     tab = mask_editor.replace_tab(DEFAULTS["grow"])
                     controls |= tab.controls
 
@@ -453,10 +513,13 @@ def build(
                         [(words, name) for name, words in CHANGES.items()], value="camera", label="Change",
                         elem_id="change",
                     )  # fmt: skip
-                    controls["prompt"] = gr.Textbox(
-                        label="Prompt (optional)", placeholder="What is in the scene, in a few words", lines=1,
-                        max_lines=4, max_length=2000, elem_id="prompt",
-                    )  # fmt: skip
+                    with gr.Row(elem_classes="rc-prompt"):
+                        controls["prompt"] = gr.Textbox(
+                            label="Prompt (optional)", placeholder="What is in the scene", lines=1,
+                            max_lines=4, max_length=2000, elem_id="prompt", min_width=160,
+                        )  # fmt: skip
+                        suggest_button = gr.Button("Suggest", scale=0, min_width=96, elem_id="suggest")
+                    prompt_status = gr.HTML("", elem_id="prompt-status", elem_classes="rc-optional")
                     with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
                         controls |= _advanced()
                     with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
@@ -467,6 +530,7 @@ def build(
                     preview = widgets.loop_view(
                         "The render, forming", EMPTY_PREVIEW, elem_id="preview", elem_classes=["rc-preview"]
                     )
+                    preview_note = gr.HTML("", elem_id="preview-note", elem_classes="rc-optional")
 
         # Put away by its class, not by visible=False: a part that is not mounted loses its template with an update.
         with gr.Column(elem_classes=["rc-card", "rc-away"], elem_id="result") as result_card:
@@ -484,13 +548,14 @@ def build(
 
         def camera_request(values: tuple) -> RenderRequest:
             """The request without what it replaces: all that an analysis needs."""
-            return request_from(dict(zip(controls, values, strict=True)) | {"change": "camera"}, backbone)
+            given = dict(zip(controls, values, strict=True)) | {"change": "camera", "first_frame_model": None}
+            return request_from(given, backbone)
 
         def warp_request(values: tuple) -> RenderRequest:
             """What the warp shows: the camera path, and what is replaced where the render will have both."""
             given = dict(zip(controls, values, strict=True))
             both = given["change"] == "both" and given["mask"] is not None
-            return request_of(values) if both else camera_request(values)
+            return request_from(given | {"first_frame_model": None}, backbone) if both else camera_request(values)
 
         def has_clip(values: tuple) -> bool:
             return bool(dict(zip(controls, values, strict=True))["clip"])
@@ -615,7 +680,7 @@ def build(
             standing = given["move"] or {"empty": EMPTY_CLOUD}
             given["move"] = editor_value(standing, None, own=False)
             try:
-                request = request_from(given | {"change": "camera"}, backbone)
+                request = camera_request(tuple(given.values()))
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
                     given["move"] = editor_value(standing, render.move_of(request, analysis), own=False)
@@ -685,6 +750,19 @@ def build(
                 raise InputError("The clip is not analysed yet; wait until it is.")
             return analysis
 
+        def suggest(*values):
+            """The clip's middle frame in words, as the prompt."""
+            yield {prompt_status: widgets.status_html("Describing the clip …", "busy")}
+            try:
+                frames = analysis_at_hand(values).full.frames
+                found = describe(frames[len(frames) // 2])
+                words = f"Suggested by {found.by}, from the clip's middle frame. Change it as you like."
+                yield {controls["prompt"]: found.words, prompt_status: widgets.status_html(words)}
+            except Exception as error:
+                yield {prompt_status: widgets.status_html(widgets.failure_words(error), "error")}
+
+        suggest_button.click(suggest, inputs, [controls["prompt"], prompt_status], **quiet, concurrency_limit=1)
+
         start_painting = mask_editor.connect(
             tab, controls, analysis_at_hand, lambda values: frames_of(camera_request(values)), store.new_folder
         )
@@ -726,9 +804,11 @@ def build(
             def pick(event: gr.EventData):
                 request, described = found[int(event.index)][1:]
                 own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip}
-                return set_controls(request) if described else list(own.values())
+                tab = gr.Tabs(selected="object" if request.mask else "camera")
+                return [*(set_controls(request) if described else own.values()), tab]
 
-            then_all(strip.pick(pick, None, inputs, **quiet).then(show_analysis, inputs, analysis_outputs, **quiet))
+            picked = strip.pick(pick, None, [*inputs, tabs], **quiet)
+            then_all(picked.then(show_analysis, inputs, analysis_outputs, **quiet))
 
         # --- renders as jobs -----------------------------------------------------------------------------------
 
@@ -757,6 +837,7 @@ def build(
                     kind = {"done": "done", "failed": "error"}.get(view.state, "")
                     update[progress] = widgets.status_html(widgets.without_paths(view.message), kind)
                 if view.preview is not None and (last is None or view.step != last.step):
+                    update[preview_note] = preview_words(view.preview_by)
                     update[preview] = {"url": media.preview_url(view.preview), "alt": f"Preview of step {view.step}"}
                 if view.result is not None:
                     update |= finished(view.result, watched=last is not None)
@@ -787,6 +868,7 @@ def build(
             stop_button,
             progress,
             preview,
+            preview_note,
             result_card,
             compare,
             video_file,
@@ -835,13 +917,27 @@ def _advanced() -> dict[str, Any]:
     numbers("steps", "guidance_scale", "strength", "seed")
     controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
     with gr.Row(elem_classes="rc-fields"):
-        # the reference mask needs the wanted video, which a new camera path never has
-        choice("latent_mask", "Latent mask", [name for name in LATENT_MASKS if name != "reference"])
-        choice("solver", "Data consistency", SOLVERS)
+        # those that need the wanted video, which a new camera path never has, are left out
+        choice("latent_mask", "Latent mask", [name for name, kind in LATENT_MASKS.items() if not kind.needs_target])
+        choice("phi", "φ of the latent mask", PHI)
         choice("condition", "The model is shown", CONDITIONS)
-    numbers("gamma", "cg_iterations", "guide_from", "guide_until")
+    with gr.Row(elem_classes="rc-fields"):
+        choice("solver", "Data consistency", SOLVERS)
+        choice("schedule", "Solver iterations over σ", SCHEDULES)
+    numbers("gamma", "iterations", "step_size", "tau")
+    numbers("guide_from", "guide_until")
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
+    own = [
+        ("The video model's own", ""),
+        *((f"Inpainted by {spec.title}", name) for name, spec in IMAGE_MODELS.items()),
+    ]
+    model = controls["first_frame_model"] = gr.Dropdown(
+        own, value="", label="What is unknown of the first frame", elem_id="set-first_frame_model"
+    )
+    terms = gr.HTML("", elem_id="first-frame-terms", elem_classes="rc-optional")
+    box = controls["accept_first_frame"] = gr.Checkbox(value=False, visible=False, elem_id="accept-first-frame")
+    model.change(first_frame_terms, model, [terms, box], show_progress="hidden", api_visibility="private")
     controls["composite"] = gr.Checkbox(
         value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
     )
@@ -870,7 +966,7 @@ def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
         "theme": theme(),
         "css": CSS,
         "allowed_paths": [str(store.root), str(examples)],
-        "max_file_size": MAX_UPLOAD,
+        "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,
         "footer_links": [],
         "run_history": False,

@@ -258,6 +258,9 @@ footer { opacity: .7; }
 .rc-advanced > button { padding: 10px 14px; }
 .rc-advanced > div { padding: 0 14px 14px; }
 .rc-fields { gap: 12px !important; align-items: flex-end; }
+.rc-prompt { gap: 10px !important; align-items: flex-end; flex-wrap: nowrap !important; }
+#suggest { height: 40px; min-height: 0; padding: 0 10px; font-size: .875rem; font-weight: 550; }
+.rc-optional:not(:has(.rc-caption)):not(:has(.rc-status)) { display: none !important; }
 
 /* The result */
 .rc-stage { display: grid; gap: 12px; --divider: 50%; }

@@ -31,7 +31,7 @@ from pipeline.render import (
     size_of,
     solve,
 )
-from pipeline.solvers import SOLVERS
+from pipeline.solvers import dds
 from pipeline.training.world import Sample, render_sample
 from pipeline.video import Clip, resize, write_video
 
@@ -115,11 +115,7 @@ def step_seconds(analysis: Analysis, request: RenderRequest, *, pairs: int = 6) 
         guided.append(_seconds(lambda: next(with_it)))
     assert problem.y_full is not None and problem.h is not None
     y_full, h = problem.y_full, problem.h
-    solver = SOLVERS[request.solver]
-    alone = [
-        _seconds(lambda: solver(problem.noise, y_full, h, gamma=request.gamma, iterations=request.cg_iterations))
-        for _ in range(20)
-    ]
+    alone = [_seconds(lambda: dds(problem.noise, y_full, h, gamma=request.gamma)) for _ in range(20)]
     base = statistics.median(plain[2:])
     extra = statistics.median(g - p for g, p in zip(guided[2:], plain[2:], strict=True))
     return base + extra, base, statistics.median(alone)

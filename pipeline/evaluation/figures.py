@@ -13,7 +13,7 @@ from pipeline.render import DoneEvent, RenderRequest, render, to_uint8
 from pipeline.video import read_video, resize
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = "tiled-room"
+EXAMPLE = "ball-behind-pillar"
 SIZE = (182, 320)
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         clips = [read_video(path) for path in (done.result.source, done.result.warp, done.result.video)]
     shown = torch.cat([resize(clip.frames, SIZE) for clip in clips], -1)
     pictures = [Image.fromarray(frame) for frame in to_uint8(shown)]
-    target = ROOT / "assets" / "figures" / f"{EXAMPLE}.webp"
+    target = ROOT / "assets" / "figures" / "example.webp"
     target.parent.mkdir(parents=True, exist_ok=True)
     pictures[0].save(
         target, save_all=True, append_images=pictures[1:], duration=round(1000 / clips[0].fps), loop=0, quality=80

@@ -100,8 +100,11 @@ def real_clip(path: str) -> Float[Tensor, "T 3 H W"]:
 # --- holes ------------------------------------------------------------------------------------------------------------
 
 
-def flow_error(video: Float[Tensor, "T 3 H W"], view: View, holes: Bool[Tensor, "T 1 H W"]) -> float | None:
-    """Mean absolute change of colour along the true motion of what stands still in the scene, where holes are; or None.
+def flow_errors(
+    video: Float[Tensor, "T 3 H W"], view: View, holes: Bool[Tensor, "T 1 H W"]
+) -> tuple[Float[Tensor, " T-1"], Float[Tensor, " T-1"]]:
+    """Absolute change of colour from frame to frame along the true motion of what stands still in the scene, where
+    holes are: the sum over pixels, and their number, of each pair of frames.
 
     The motion follows from the view's true depth and cameras; objects that move by themselves are left out, and what is
     hidden in the next frame.
@@ -115,9 +118,14 @@ def flow_error(video: Float[Tensor, "T 3 H W"], view: View, holes: Bool[Tensor, 
     next_colour = F.grid_sample(video[1:], grid, mode="bilinear", padding_mode="border", align_corners=False)
     inside = (grid.abs() <= 1).all(-1) & ((next_z - ahead).abs() < 0.02 * ahead) & (z[:-1] < 0.99 * FAR)
     counted = inside & holes[:-1, 0] & ~view.objects[:-1].any(1)
-    if counted.sum() < 200:
-        return None
-    return (next_colour - video[:-1]).abs().mean(1)[counted].mean().item()
+    change = (next_colour - video[:-1]).abs().mean(1)
+    return torch.where(counted, change, 0.0).sum((1, 2)), counted.float().sum((1, 2))
+
+
+def flow_error(video: Float[Tensor, "T 3 H W"], view: View, holes: Bool[Tensor, "T 1 H W"]) -> float | None:
+    """The mean of `flow_errors`; None if there are too few pixels for one."""
+    change, pixels = flow_errors(video, view, holes)
+    return (change.sum() / pixels.sum()).item() if pixels.sum() >= 200 else None
 
 
 # --- replacement ------------------------------------------------------------------------------------------------------

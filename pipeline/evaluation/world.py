@@ -20,24 +20,53 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline import InputError, models
 from pipeline.backbone import Backbone
+from pipeline.cache import content_key
 from pipeline.evaluation.metrics import psnr
+from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
-from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
+from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8, writing
+from pipeline.solvers import SOLVERS
 from pipeline.training.world import Sample, render_sample
 
 BASE = RenderRequest(clip="(world)")
-TELEA, DEFAULT = "Telea (OpenCV)", "DDS, shown the warp (default)"
-COLUMNS = ("holes", "observed", "all", "seconds")
+TELEA, DEFAULT, UNGUIDED = "Telea (OpenCV)", "DDS, shown the warp (default)", "prior alone, shown the warp"
 STRIPS = 5  # scenes in the figure
 PRIORS: dict[str, RenderRequest] = {
-    "prior alone, shown the warp": replace(BASE, solver="none"),
+    UNGUIDED: replace(BASE, solver="none"),
     "prior alone, shown the first frame": replace(BASE, solver="none", condition="first-frame"),
     "DDS, shown the first frame": replace(BASE, condition="first-frame"),
     "DDS, shown the warp, binary mask": replace(BASE, latent_mask="binary"),
     "DDS, shown the warp, reference mask": replace(BASE, latent_mask="reference"),
     DEFAULT: BASE,
 }
+SETTINGS = (
+    "solver", "latent_mask", "phi", "tau", "gamma", "iterations", "step_size", "schedule", "guide_from", "guide_until",
+    "condition", "steps", "guidance_scale", "strength",
+)  # fmt: skip
+
+
+def method_of(text: str) -> RenderRequest:
+    """A method in words, such as "repaint,binary,iterations=3": a solver, a latent mask, settings of the request.
+
+    What is not said is the default's. Raises `InputError`.
+    """
+    given: dict[str, Any] = {}
+    for word in text.split(","):
+        name, equals, value = word.strip().partition("=")
+        if not equals:
+            name, value = ("solver" if name in SOLVERS else "latent_mask"), name
+        if name not in SETTINGS or (not equals and value not in (*SOLVERS, *LATENT_MASKS)):
+            raise InputError(
+                f"{word.strip()!r} is no part of a method; give a solver ({', '.join(SOLVERS)}), a latent mask "
+                f"({', '.join(LATENT_MASKS)}) or one of {', '.join(SETTINGS)}, as in gamma=0.2."
+            )
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            given[name] = value
+    return replace(BASE, **given)
 
 
 def telea(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
@@ -60,13 +89,29 @@ def recapture_sample(
     backbone: Backbone, sample: Sample, measurement: Measurement, request: RenderRequest
 ) -> Float[Tensor, "T 3 H W"]:
     """The raw result of `request`'s method on a sample; its caption is the prompt."""
+    return _recapture(backbone, sample, measurement, request)[0]
+
+
+def _recapture(
+    backbone: Backbone, sample: Sample, measurement: Measurement, request: RenderRequest
+) -> tuple[Float[Tensor, "T 3 H W"], dict[str, float]]:
     request = replace(request, prompt=sample.caption)
-    target = sample.target.frames if request.latent_mask == "reference" else None
-    problem = prepare(backbone, measurement, sample.source.frames, request, target=target)
-    z = problem.noise
+    began = _now(backbone)
+    problem = prepare(backbone, measurement, sample.source.frames, request, target=sample.target.frames)
+    z, ready = problem.noise, _now(backbone)
     for step in solve(backbone, problem, request):
         z = step.z
-    return backbone.decode(z).cpu()
+    sampled = _now(backbone)
+    video = backbone.decode(z).cpu()
+    return video, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
+
+
+def _now(backbone: Backbone) -> float:
+    """Seconds of work: of the processor on a CPU, whatever else it is busy with, else of the clock."""
+    if backbone.device.type == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def evaluate(
@@ -74,49 +119,59 @@ def evaluate(
     first_seed: int,
     count: int,
     *,
-    steps: int | None,
-    output: Path | None,
+    methods: list[str] | None = None,
+    steps: int | None = None,
+    output: Path | None = None,
     figure: Path | None = None,
     progress: Callable[[str], None] = print,
 ) -> str:
-    """PSNR in the holes, on what is observed and over all, per method, as a Markdown table; rows also as JSON lines.
+    """PSNR in the holes, on what is observed and over all, and time, per method, as a Markdown table.
 
-    Scenes without holes (fewer than 0.5 % of the pixels) are passed over for the next seed. figure: a PNG to write, the
-    last frame of the first scenes.
+    methods: see `method_of`; unguided sampling and the default are always among them. None for `PRIORS`.
+    output: one JSON line a scene and method, written as they are done; what it holds already, of the same weights and
+    steps, is not done again. figure: a PNG to write, the last frame of the first scenes.
+    Scenes without holes (fewer than 0.5 % of the pixels) are passed over for the next seed.
     """
+    asked = PRIORS if methods is None else {UNGUIDED: PRIORS[UNGUIDED], DEFAULT: BASE}
+    asked = asked | {text: method_of(text) for text in methods or ()}
     backbone = get_backbone(backbone_ref)
-    rows: list[dict[str, Any]] = []
+    run = {"backbone": backbone_ref, "weights": _fingerprint(backbone_ref), "steps": steps or backbone.steps}
+    rows = _kept(output, run)
     strips: list[np.ndarray] = []
+    plain = lambda video: (video, {})
     seed, done = first_seed, 0
     while done < count:
         sample = render_sample(seed)
         measurement = measure_sample(sample)
         holes, truth = ~measurement.mask, sample.target.frames
         if holes.float().mean() > 0.005:
-            methods: dict[str, Callable[[], Tensor]] = {
-                TELEA: lambda m=measurement: telea(m),
-                "smooth filling (what is encoded)": lambda m=measurement: fill_unknown(m),
-                "nano VAE of the truth (ceiling)": lambda t=truth: backbone.decode(backbone.encode(t)).cpu(),
+            known: dict[str, Callable[[], tuple[Tensor, dict[str, float]]]] = {
+                TELEA: lambda m=measurement: plain(telea(m)),
+                "smooth filling (what is encoded)": lambda m=measurement: plain(fill_unknown(m)),
+                "VAE of the truth (ceiling)": lambda t=truth: plain(backbone.decode(backbone.encode(t)).cpu()),
             }
-            for name, request in PRIORS.items():
-                request = replace(request, steps=steps)
-                methods[name] = lambda r=request, s=sample, m=measurement: recapture_sample(backbone, s, m, r)
-            results = {}
-            for name, method in methods.items():
-                started = time.perf_counter()
-                result = results[name] = method()
-                rows.append(
-                    {
-                        "seed": seed,
-                        "method": name,
+            for name, request in asked.items():
+                request = replace(request, steps=request.steps or steps)
+                known[name] = lambda r=request, s=sample, m=measurement: _recapture(backbone, s, m, r)
+            strip = figure is not None and len(strips) < STRIPS
+            results: dict[str, Tensor] = {}
+            for name, method in known.items():
+                settings = {key: getattr(asked[name], key) for key in SETTINGS} if name in asked else {}
+                key = {**run, "seed": seed, "method": name, "settings": settings}
+                kept = any(key.items() <= row.items() for row in rows)
+                if kept and not (strip and name in (TELEA, DEFAULT)):
+                    continue
+                results[name], spent = method()
+                if not kept:
+                    figures = {
                         "unknown": holes.float().mean().item(),
-                        "holes": psnr(result, truth, holes),
-                        "observed": psnr(result, measurement.video, measurement.mask),
-                        "all": psnr(result, truth),
-                        "seconds": time.perf_counter() - started,
+                        "holes": psnr(results[name], truth, holes),
+                        "observed": psnr(results[name], measurement.video, measurement.mask),
+                        "all": psnr(results[name], truth),
                     }
-                )
-            if len(strips) < STRIPS:
+                    rows.append(key | figures | spent)
+                    _append(output, rows[-1])
+            if strip:
                 shown = [sample.source.frames, show_holes(measurement), results[TELEA], results[DEFAULT], truth]
                 strips.append(np.concatenate([to_uint8(video[-1:])[0] for video in shown], axis=1))
             done += 1
@@ -126,36 +181,76 @@ def evaluate(
         import imageio.v3 as iio
 
         iio.imwrite(figure, np.concatenate(strips))
-    if output is not None:
-        output.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return table(rows)
+    chosen = {TELEA, "smooth filling (what is encoded)", "VAE of the truth (ceiling)", *asked}
+    return table([row for row in rows if row["method"] in chosen and first_seed <= row["seed"] < seed])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over scenes, one line a method; "over Telea" is the mean difference in the holes, scene by scene.
+    """Means over scenes, one line a method, with differences taken scene by scene: in the holes from Telea and from the
+    default, on what is observed from the default. Times are ratios to unguided sampling: of the sampling alone, and of
+    all from the measurement to the video.
 
-    ± is the standard error of a mean. Scenes differ far more than methods do, so the difference is what compares.
+    ± is the standard error of a mean. Scenes differ far more than methods do, so the differences are what compares.
     """
     lines = [
-        "| method | holes, dB | over Telea, dB | observed, dB | whole frame, dB | s |",
-        "|---|---|---|---|---|---|",
+        "| method | holes, dB | over Telea, dB | over default, dB | observed, dB | over default, dB | whole frame, dB "
+        "| sampling, ratio | all, ratio |",
+        "|" + "---|" * 9,
     ]
-    telea_holes = {row["seed"]: row["holes"] for row in rows if row["method"] == TELEA}
-    for name in dict.fromkeys(row["method"] for row in rows):
-        chosen = [row for row in rows if row["method"] == name]
-        holes, observed, whole, seconds = (_mean(row[key] for row in chosen) for key in COLUMNS)
-        over = _with_error([row["holes"] - telea_holes[row["seed"]] for row in chosen], "+.2f")
-        kept = "" if "ceiling" in name else _decibels(observed)
-        over = "" if name == TELEA else over
-        lines.append(f"| {name} | {holes:.2f} | {over} | {kept} | {whole:.2f} | {seconds:.1f} |")
+    names = dict.fromkeys(row["method"] for row in rows)
+    by_seed = {name: {row["seed"]: row for row in rows if row["method"] == name} for name in names}
+
+    def paired(name: str, other: str, key: str, compare: Callable[[float, float], float], form: str) -> str:
+        both = [(row[key], by_seed[other][seed][key]) for seed, row in by_seed[name].items() if seed in by_seed[other]]
+        values = [compare(a, b) for a, b in both if math.isfinite(a) and math.isfinite(b)]
+        return _with_error(values, form) if values and name != other else ""
+
+    less, ratio = (lambda a, b: a - b), (lambda a, b: a / b)
+    for name in names:
+        chosen = list(by_seed[name].values())
+        holes, observed, whole = (_mean(row[key] for row in chosen) for key in ("holes", "observed", "all"))
+        over_telea = paired(name, TELEA, "holes", less, "+.2f")
+        cells = [name, f"{holes:.2f}", over_telea]
+        if "sampling" in chosen[0]:
+            cells += [paired(name, DEFAULT, "holes", less, "+.2f"), _decibels(observed)]
+            cells += [paired(name, DEFAULT, "observed", less, "+.2f"), f"{whole:.2f}"]
+            cells += [paired(name, UNGUIDED, key, ratio, ".3f") or "1" for key in ("sampling", "seconds")]
+        else:
+            cells += ["", "" if "ceiling" in name else _decibels(observed), "", f"{whole:.2f}", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
     unknown = _mean({row["seed"]: row["unknown"] for row in rows}.values())
     lines.append(f"\n{len({row['seed'] for row in rows})} unseen scenes, {unknown:.1%} of the pixels unknown.")
     return "\n".join(lines)
 
 
+def _fingerprint(backbone_ref: str) -> str:
+    """What the results depend on besides the request: figures of other weights must not mix with these."""
+    folder = Path(models.resolve(backbone_ref))
+    parts = [folder / name for name in ("vae", "transformer", "text_encoder", "recapture.json")]
+    return content_key(*(part for part in parts if part.exists()))[:12] if folder.is_dir() else backbone_ref
+
+
+def _kept(output: Path | None, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the same run that the file holds."""
+    if output is None or not output.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+        return [row for row in rows if run.items() <= row.items()]
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"Cannot go on from {output}: {error}. Give another file, or none.") from error
+
+
+def _append(output: Path | None, row: dict[str, Any]) -> None:
+    if output is None:
+        return
+    with writing(output), output.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def _with_error(values: list[float], form: str) -> str:
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{_mean(values):{form}} ± {error:.2f}"
+    return f"{_mean(values):{form}} ± {error:{form.lstrip('+')}}"
 
 
 def _mean(values) -> float:

@@ -225,7 +225,7 @@ def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
     wait_words(page, "progress", "accept its terms")
 
     page.check("#accept input")
-    wait_words(page, "analysis-status", "hub cannot be reached")  # the test's server is offline
+    wait_words(page, "analysis-status", "could not be fetched")  # the test's server is offline
     choose_depth(page, "depth-anything")
     page.wait_for_selector("#terms", state="hidden")
     wait_words(page, "analysis-status", "Depth-Anything-V2-Small-hf is not")

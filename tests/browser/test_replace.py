@@ -134,3 +134,14 @@ def test_the_tab_fits_its_page(visit, clip, width):
     for name in ("paint", "paint-follow", "mask", "grow", "remove"):
         box = page.locator(f"#{name}").bounding_box()
         assert box["width"] > 80 and box["x"] >= 0 and box["x"] + box["width"] <= width, name
+
+
+def test_an_example_brings_its_mask(visit):
+    page = visit()
+    page.locator("#examples button, #examples [role=option]").filter(has_text="Crab on sand").first.click()
+    wait_words(page, "analysis-status", "^Ready")
+    wait_words(page, "mask-status", "of the clip will be replaced")
+    assert 1 < share_replaced(page) < 6
+    assert page.get_by_role("tab", name="Replace an object").get_attribute("aria-selected") == "true"
+    assert page.locator("#change label:has-text('The object') input").is_checked()
+    assert page.locator("#paint canvas").first.is_visible()

@@ -1,0 +1,63 @@
+"""The suggested prompt, the image model for the first frame, and what makes the preview, in a real browser."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.test_app import analysed, upload, wait_words
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_suggest_button_stands_beside_the_prompt(visit, width):
+    page = visit(width, 900)
+    assert not page.is_visible("#prompt-status"), "no empty line"
+    field = page.locator("#prompt textarea, #prompt input").first.bounding_box()
+    button = page.locator("#suggest").bounding_box()
+    assert field["x"] + field["width"] < button["x"] and button["x"] + button["width"] <= width
+    assert abs(field["y"] - button["y"]) < 2 and abs(field["height"] - button["height"]) < 2, (field, button)
+    page.click("#advanced > button")
+    page.wait_for_timeout(600)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    box = page.locator("#set-first_frame_model").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def test_what_the_captioner_lacks_is_said_beside_the_prompt(visit, clip):
+    page = visit()
+    page.click("#suggest")
+    page.wait_for_selector("#prompt-status [role=alert]:has-text('Choose a clip first')", state="visible")
+    upload(page, clip)
+    analysed(page)
+    page.click("#suggest")
+    page.wait_for_selector("#prompt-status [role=alert]:has-text('hf download')", state="visible")
+
+
+def test_an_image_model_says_its_terms_and_asks(visit, clip):
+    page = visit()
+    upload(page, clip)
+    analysed(page)
+    page.click("#advanced > button")
+    choose(page, "FLUX.1 Fill")
+    page.wait_for_selector("#first-frame-terms:has-text('non-commercial')", state="visible")
+    page.wait_for_selector("#accept-first-frame input", state="visible")
+    page.click("#render")
+    wait_words(page, "progress", "accept its licence")
+    page.click("#accept-first-frame input")
+    page.click("#render")
+    wait_words(page, "progress", "hf download")
+    choose(page, "Stable Diffusion XL")
+    wait_words(page, "first-frame-terms", "RAIL")
+    page.wait_for_selector("#accept-first-frame", state="hidden")
+    choose(page, "video model")
+    page.wait_for_selector("#first-frame-terms", state="hidden")
+    page.click("#render")
+    wait_words(page, "progress", "^Done", timeout=120_000)
+    page.wait_for_selector("#preview-note:has-text('linear map')", state="visible")
+    assert "First frame" in page.inner_text("#figures")
+
+
+def choose(page, words: str) -> None:
+    page.click("#set-first_frame_model input")
+    page.click(f"[role=option]:has-text('{words}')")

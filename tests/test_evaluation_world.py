@@ -1,0 +1,68 @@
+"""The comparison of methods: their names, the pairing of its table, going on from a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline import InputError
+from pipeline.evaluation import world
+from pipeline.evaluation.world import BASE, DEFAULT, TELEA, UNGUIDED, evaluate, method_of, table
+
+
+def test_methods_in_words():
+    request = method_of("repaint, binary,iterations=3,tau=0.5,condition=first-frame")
+    assert (request.solver, request.latent_mask, request.iterations) == ("repaint", "binary", 3)
+    assert (request.tau, request.condition, request.gamma) == (0.5, "first-frame", BASE.gamma)
+    assert method_of("solver=none") == method_of("none") and method_of("latent_mask=pooled") == method_of("pooled")
+
+
+@pytest.mark.parametrize("text", ["magic", "", "dds,magic", "seed=3", "gamma=-1", "iterations=many", "solver=magic"])
+def test_methods_that_are_none_are_refused(text):
+    with pytest.raises(InputError):
+        method_of(text)
+
+
+def row(seed, method, holes, observed, seconds=2.0):
+    spent = {} if method == TELEA else {"sampling": seconds / 2, "seconds": seconds}
+    return dict(seed=seed, method=method, unknown=0.1, holes=holes, observed=observed, all=20.0) | spent
+
+
+def test_the_table_compares_scene_by_scene():
+    rows = [row(1, TELEA, 10, 60), row(1, UNGUIDED, 12, 20), row(1, DEFAULT, 13, 25, 3), row(1, "other", 14, 24, 4)]
+    rows += [row(2, TELEA, 20, 60), row(2, UNGUIDED, 21, 30), row(2, DEFAULT, 24, 36, 3), row(2, "other", 24, 34, 4)]
+    cells = {line.split(" | ")[0].strip("| "): line.strip("|\n ").split(" | ") for line in table(rows).splitlines()}
+    assert cells["other"][1:5] == ["19.00", "+4.00 ± 0.00", "+0.50 ± 0.50", "29.00"]
+    assert cells["other"][5:] == ["-1.50 ± 0.50", "20.00", "2.000 ± 0.000", "2.000 ± 0.000"]
+    assert cells[DEFAULT][7] == "1.500 ± 0.000" and cells[UNGUIDED][7:] == ["1", "1"]
+    assert cells[DEFAULT][3].strip() == ""  # of itself
+    # a method that was measured on one of the scenes is compared on that one
+    assert "| late | 14.00 | +4.00 ± nan | +1.00 ± nan |" in table([*rows, row(1, "late", 14, 24)])
+
+
+def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_path, monkeypatch):
+    small = world.render_sample
+    monkeypatch.setattr(world, "render_sample", lambda seed: small(seed, frames=5, size=(32, 48)))
+    output, done = tmp_path / "rows.jsonl", []
+    recapture = world._recapture
+    monkeypatch.setattr(world, "_recapture", lambda *given: done.append(given[-1].solver) or recapture(*given))
+    ask = dict(output=output, steps=2, progress=lambda _: None)
+
+    first = evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask)
+    assert done == ["none", "dds", "replacement"] and "| replacement,binary |" in first
+    lines = output.read_text().splitlines()
+    assert len(lines) == 6 and all(json.loads(line)["steps"] == 2 for line in lines)
+    assert evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask) == first
+    assert len(done) == 3 and output.read_text().splitlines() == lines
+
+    more = evaluate(str(tiny_backbone_folder), 0, 2, methods=["repaint,iterations=2"], **ask)
+    assert done[3:] == ["repaint", "none", "dds", "repaint"] and "2 unseen scenes" in more
+    assert output.read_text().splitlines()[:6] == lines and "replacement" not in more
+    # rows of other steps do not count
+    evaluate(str(tiny_backbone_folder), 0, 1, methods=[], **{**ask, "steps": 1})
+    assert done[7:] == ["none", "dds"]
+
+    output.write_text("no table\n")
+    with pytest.raises(InputError, match="Cannot go on"):
+        evaluate(str(tiny_backbone_folder), 0, 1, methods=[], **ask)
