@@ -31,6 +31,7 @@ def main() -> None:
     add = parser.add_argument
     backbone = os.environ.get("RECAPTURE_BACKBONE")
     add("--backbone", default=backbone, help="name, folder or hub id (default: $RECAPTURE_BACKBONE, else what suits)")
+    add("--depth-model", default=None, help="chosen at first: a name, a folder or a hub id (default: the backbone's)")
     # None leaves it to Gradio, and so to GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and GRADIO_SHARE
     add("--host", default=None, help="address to listen on (default: $GRADIO_SERVER_NAME, or this machine only)")
     add("--port", type=int, default=None, help="port (default: $GRADIO_SERVER_PORT, or the first free from 7860)")
@@ -52,6 +53,7 @@ def main() -> None:
         store,
         examples=EXAMPLES,
         analyse=partial(analyse, find_depth=work["find_depth"]),
+        depth_model=args.depth_model,
         describe=zerogpu.lend(caption, seconds=60),
     )
     if zerogpu.ACTIVE:

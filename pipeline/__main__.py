@@ -57,8 +57,7 @@ def render_file(options: argparse.Namespace) -> None:
 
     path = Path(options.request)
     try:
-        accepted = vars(options).get("accepted", ())
-        request = RenderRequest.from_json(path.read_text(encoding="utf-8"), accepted)
+        request = RenderRequest.from_json(path.read_text(encoding="utf-8"), _accepted(options))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the request {path}: {getattr(error, 'strerror', None) or error}.") from error
 
@@ -267,7 +266,14 @@ def _request(options: argparse.Namespace) -> Any:
         print(why)
     if move := _move(options):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
+    given["accepted"] = _accepted(options)
     return RenderRequest(**given)
+
+
+def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
+    """Names of models whose terms the user accepts: of --accept, else of the environment."""
+    names = vars(options).get("accepted", os.environ.get("RECAPTURE_ACCEPT", "")).split(",")
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def _move(options: argparse.Namespace) -> Any:
@@ -330,6 +336,10 @@ def _parser() -> argparse.ArgumentParser:
     def report(added: argparse.ArgumentParser) -> None:
         added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
 
+    def accept(added: argparse.ArgumentParser) -> None:
+        words = "you accept the licence of that model; several, separated by commas (default: $RECAPTURE_ACCEPT)"
+        added.add_argument("--accept", dest="accepted", metavar="MODEL", help=words)
+
     def camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
         from pipeline.moves import MOVES, SPEEDS
 
@@ -342,6 +352,8 @@ def _parser() -> argparse.ArgumentParser:
         add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
 
     def source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
+        from pipeline.models import MODELS
+
         add = added.add_argument
         add("clip", metavar="CLIP", help="a video file")
         camera(added, default)
@@ -352,6 +364,9 @@ def _parser() -> argparse.ArgumentParser:
         add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")
         add("--backbone", help="model: a name, a folder or a Hugging Face id (default: by what this machine has)")
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
+        names = ", ".join(name for name, spec in MODELS.items() if spec.role == "depth")
+        add("--depth-model", metavar="MODEL", help=f"{names}, a folder or a Hugging Face id (default: the backbone's)")
+        accept(added)
 
     def masked(added: argparse.ArgumentParser, *, required: bool) -> None:
         add = added.add_argument
@@ -373,11 +388,6 @@ def _parser() -> argparse.ArgumentParser:
         add("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
         names = f"{', '.join(IMAGE_MODELS)}, a folder or a Hugging Face id"
         add("--first-frame-model", metavar="MODEL", help=f"paints what is unknown of the first frame: {names}")
-        accept(added)
-
-    def accept(added: argparse.ArgumentParser) -> None:
-        help = "you accept the licence of that model; several, separated by commas"
-        added.add_argument("--accept", dest="accepted", type=lambda names: tuple(names.split(",")), help=help)
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
         from pipeline.latent_mask import LATENT_MASKS, PHI

@@ -46,15 +46,19 @@ def content_key(*parts: object) -> str:
 
 def cached(key: str, compute: Callable[[], Arrays], *, limit_bytes: int = LIMIT_BYTES) -> Arrays:
     """The arrays kept under key, or those that compute() returns, which are then kept."""
-    path = cache_folder() / f"{key}.npz"
-    kept = _load(path)
+    kept = look_up(key)
     if kept is not None:
         return kept
     arrays = compute()
     with suppress(OSError):
-        _store(path, arrays)
+        _store(cache_folder() / f"{key}.npz", arrays)
         evict(limit_bytes)
     return arrays
+
+
+def look_up(key: str) -> Arrays | None:
+    """The arrays kept under key, if there are any."""
+    return _load(cache_folder() / f"{key}.npz")
 
 
 def evict(limit_bytes: int = LIMIT_BYTES) -> None:

@@ -13,7 +13,8 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -31,6 +32,7 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from pipeline import InputError, models
+from pipeline.depthcrafter import DepthCrafter, Progress, load_depthcrafter
 from pipeline.video import resize
 
 _AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
@@ -39,6 +41,7 @@ _STRIDE = 32  # of the network's coarsest level
 _MEDIAN = 4.0  # of depth that has no unit
 _FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FAR_GIVEN = 1000.0
+_FOLLOWED = 0.25  # share of the pixels that the flow must follow to be believed
 _JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 _PICTURES = (".exr", ".png")
 _MAX_SIDE = 8192  # pixels
@@ -201,42 +204,70 @@ class HubDepth:
         self.model, self.processor, self.inverse = model, processor, inverse
 
     @torch.no_grad()
-    def predict(self, frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T H W"]:
-        """What the model says of each frame by itself, at the size of the frames."""
+    def predict(
+        self, frames: Float[Tensor, "T 3 H W"], size: tuple[int, int]
+    ) -> Iterator[Progress | Float[Tensor, "T h w"]]:
+        """What the model says of each frame by itself, at `size`, on the device of the frames; it comes last."""
         predictions = []
-        for frame in frames:
+        for number, frame in enumerate(frames):
             image = (rearrange(frame, "c h w -> h w c").clamp(0, 1) * 255).round().byte().cpu().numpy()
             inputs = self.processor(images=image, return_tensors="pt").to(self.model.device)
-            found = self.processor.post_process_depth_estimation(
-                self.model(**inputs), target_sizes=[tuple(frame.shape[-2:])]
-            )
-            predictions.append(found[0]["predicted_depth"].float())
-        return torch.stack(predictions)
+            found = self.processor.post_process_depth_estimation(self.model(**inputs), target_sizes=[size])
+            predictions.append(found[0]["predicted_depth"].float().to(frames.device))
+            yield f"Estimating depth: frame {number + 1} of {len(frames)}", (number + 1) / len(frames)
+        yield torch.stack(predictions)
 
 
-DepthModel = DepthNet | HubDepth
+DepthModel = DepthNet | HubDepth | DepthCrafter
+
+
+def estimate_depth(frames: Float[Tensor, "T 3 H W"], model: DepthModel) -> Depth:
+    """As `estimate`, without its progress, at the size of the frames."""
+    (*_, depth) = estimate(frames, model)
+    assert isinstance(depth, Depth), "estimating ends with the depth"
+    return depth
 
 
 @torch.no_grad()
-def estimate_depth(frames: Float[Tensor, "T 3 H W"], model: DepthModel) -> Depth:
-    """Depth of a clip in [0, 1], of any length and size, at its own size and on its device.
+def estimate(
+    frames: Float[Tensor, "T 3 H W"], model: DepthModel, size: tuple[int, int] | None = None
+) -> Iterator[Progress | Depth]:
+    """Depth of a clip in [0, 1], of any length and size, on its device; it comes last, after progress.
 
     The median is 4, unless the model knows metres; nothing is farther than 40 times the nearest parts, so that sky is
-    finite. `model`: from `load_depth_model`.
+    finite. Of disparity known up to an affine map (Depth Anything, MiDaS, DepthCrafter) zero counts as infinity, and so
+    as those 40 times: which shift the map has, no such model says. size: (H, W) of the depth, None for that of the
+    frames. model: from `load_depth_model`. Raises `InputError`.
     """
     if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames of shape {tuple(frames.shape)}: wanted T 3 H W")
+    size = size or _size_of(frames)
     if isinstance(model, HubDepth):
-        found = model.predict(frames).to(frames.device)
-        if not model.inverse:
-            return Depth(_repair(found, "the prediction of the depth model"), metric=True)
-        log_z = -_positive(align_disparity(found)).log()
-        return Depth(_bounded(log_z), metric=False)
+        found = yield from _last(model.predict(frames, size))
+        if model.inverse:
+            aligned = align_disparity(found, resize(frames.float(), size))
+            yield Depth(_bounded(-_positive(aligned).log()), metric=False)
+        else:
+            yield Depth(_repair(found, "the prediction of the depth model"), metric=True)
+        return
+    if isinstance(model, DepthCrafter):
+        disparity = yield from _last(model.disparity(frames))
+        z = _bounded(-_positive(disparity).log()).to(frames.device)
+        small = resize(frames.float(), _size_of(z))
+    else:
+        small = resize(frames.float(), _network_size(*_size_of(frames), model.pixels))
+        log_z = _in_windows(small.to(next(model.parameters()).device), model).to(frames.device)
+        z = _bounded(log_z)
+    yield Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
-    small = resize(frames.float(), _network_size(*_size_of(frames), model.pixels))
-    log_z = _in_windows(small.to(next(model.parameters()).device), model).to(frames.device)
-    z = _bounded(log_z)
-    return Depth(resize_depth(z, _size_of(frames), guide=(small, frames.float())), metric=False)
+
+def _last(events: Iterator[Progress | Tensor]) -> Generator[Progress, None, Tensor]:
+    """Passes progress on, and returns the tensor that comes last."""
+    for event in events:
+        if isinstance(event, Tensor):
+            return event
+        yield event
+    raise AssertionError("there is a result at the end")
 
 
 def _network_size(height: int, width: int, pixels: int) -> tuple[int, int]:
@@ -288,15 +319,44 @@ def _positive(disparity: Float[Tensor, "T H W"], ratio: float = 1000.0) -> Float
     return disparity.clamp(min=near / ratio)
 
 
-def align_disparity(disparity: Float[Tensor, "T H W"]) -> Float[Tensor, "T H W"]:
+def align_disparity(disparity: Float[Tensor, "T H W"], frames: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "T H W"]:
     """Frames whose scale and shift were free, each brought to those of the one before it.
 
-    The scale is the ratio of the spreads: a least-squares slope is below one under noise, and would shrink the depth of
-    a clip frame by frame. The fifth of the pixels that agrees least, where something moved, is left out.
+    Pixels are compared along the optical flow (DIS, arXiv 1603.03590) where it leads back to where it came from; in
+    place where it does so almost nowhere, as at a cut. The scale is the ratio of the spreads: a least-squares slope is
+    below one under noise, and would shrink the depth of a clip frame by frame. The fifth of the pixels that agrees
+    least, whose disparity itself changed, is left out.
     """
-    aligned = [disparity[0]]
-    for frame in disparity[1:]:
-        x, y = _sample(frame, 20_000), _sample(aligned[-1], 20_000)
+    import cv2
+
+    dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    h, w = _size_of(disparity)
+    grid = np.stack(np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32)), -1)
+
+    def look_up(field: np.ndarray, at: np.ndarray, outside: Any) -> np.ndarray:
+        x, y = at[..., 0], at[..., 1]
+        return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=outside)
+
+    def grey(frame: Tensor) -> np.ndarray:
+        rgb = (rearrange(frame, "c h w -> h w c").float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+        return cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+
+    def seen_before(now: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in the last frame each pixel was, H W 2, and whether that can be trusted."""
+        if min(h, w) < 16:  # too small for flow
+            return grid, np.zeros((h, w), bool)
+        back, forth = dis.calc(now, last, None), dis.calc(last, now, None)
+        at = grid + back
+        return at, np.linalg.norm(back + look_up(forth, at, (1e3, 1e3)), axis=-1) < 1
+
+    aligned, last = [disparity[0]], grey(frames[0])
+    for raw, frame in zip(disparity[1:], frames[1:], strict=True):
+        at, good = seen_before(now := grey(frame), last)
+        if good.mean() < _FOLLOWED:
+            at, good = grid, np.ones_like(good)
+        moved = torch.from_numpy(look_up(aligned[-1].float().cpu().numpy(), at, 0.0)).to(raw)
+        known = torch.from_numpy(good).to(raw.device)
+        x, y, last = _sample(raw[known], 20_000), _sample(moved[known], 20_000), now
         keep = torch.ones_like(x, dtype=torch.bool)
         scale = shift = x.new_zeros(())
         for _ in range(4):
@@ -305,7 +365,7 @@ def align_disparity(disparity: Float[Tensor, "T H W"]) -> Float[Tensor, "T H W"]
             shift = y[keep].mean() - scale * x[keep].mean()
             error = (scale * x + shift - y).abs()
             keep = error <= error.quantile(0.8)
-        aligned.append(scale * frame + shift)
+        aligned.append(scale * raw + shift)
     return torch.stack(aligned)
 
 
@@ -362,19 +422,27 @@ def subject_distance(depth: Depth) -> float:
 def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel:
     """The depth model `ref`: a name of `models.MODELS`, a folder, or the hub id of a model of transformers.
 
-    A folder holds a `DepthNet` or a depth model of transformers, or is a backbone's with a sub-folder `depth`. Of the
-    hub's models those of type depth_anything and dpt are known, for example depth-anything-v2-small of the table
-    (Apache-2.0). Weights are read from safetensors only, never from pickles. Raises InputError.
+    A folder holds a `DepthNet`, a depth model of transformers or the parts of DepthCrafter, or is a backbone's with a
+    sub-folder `depth`. Of the models of transformers those of type depth_anything and dpt are known, for example
+    depth-anything-v2-small of the table (Apache-2.0). Fetches what is on the hub and not in its cache; whether the user
+    has accepted its terms is for the caller to ask (`models.check_accepted`). Weights are read from safetensors only,
+    never from pickles. Raises InputError.
     """
-    spec = models.MODELS.get(ref)
+    spec = models.find(ref)
+    if spec is not None and spec.name == "depthcrafter":
+        with _naming_remedy():
+            return load_depthcrafter(device=device)
     if spec is None or spec.local:
-        folder = Path(models.resolve(ref) if spec else ref).expanduser()
+        folder = Path(models.resolve(spec.name) if spec else ref).expanduser()
     elif spec.role == "depth":
-        folder = models.download(spec)[0]
+        with _naming_remedy():
+            folder = models.download(spec)[0]
     else:
         raise InputError(f"The model {ref!r} is for {spec.role}, not for depth.")
     if (folder / "depth" / "config.json").is_file():
         folder = folder / "depth"
+    if (folder / "unet").is_dir() and (folder / "image_encoder").is_dir():
+        return load_depthcrafter(folder, device)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(f"The folder {ref!r} holds no depth model: it has no config.json.")
@@ -391,37 +459,57 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
             if isinstance(error, InputError):
                 raise
             raise InputError(f"The depth model {ref!r} cannot be read: {error}") from error
-    else:
-        try:
-            models.resolve(ref)
-        except InputError:
-            raise InputError(
-                f"Unknown depth model {ref!r}: give nano, a folder with a depth model, or a Hugging Face id such as "
-                f"{models.MODELS['depth-anything-v2-small'].ref}."
-            ) from None
-    return _load_hub_model(ref, str(folder) if folder.is_dir() else ref, device)
-
-
-def _load_hub_model(ref: str, source: str, device: str | torch.device) -> HubDepth:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
-
+        return _load_hub_model(ref, folder, device)
     try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type not in ("depth_anything", "dpt"):
-            raise InputError(
-                f"The depth model {ref!r} is of type {config.model_type}; known are depth_anything and dpt, for "
-                "example depth-anything/Depth-Anything-V2-Small-hf."
-            )
-        processor = AutoImageProcessor.from_pretrained(source)
-        model = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        models.resolve(ref)
+    except InputError:
         raise InputError(
-            f"The depth model {ref!r} could not be loaded: {str(error).splitlines()[0]} Without a connection to the "
-            "Hugging Face hub use the program's own depth model (nano), or give the clip's depth as a file."
+            f"Unknown depth model {ref!r}: give nano, depth-anything-v2-small, depthcrafter, a folder with a depth "
+            "model, or a Hugging Face id such as depth-anything/Depth-Anything-V2-Small-hf."
+        ) from None
+    with _naming_remedy():
+        _refuse_unknown(ref, models.fetch(ref, ["config.json"]))  # before its weights
+        folder = models.fetch(ref, ["config.json", "preprocessor_config.json", "*.safetensors"])
+    return _load_hub_model(ref, folder, device)
+
+
+@contextmanager
+def _naming_remedy() -> Iterator[None]:
+    """What can be done about depth where a model cannot be had."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{error} Without it, use the depth model nano, which comes with the program, or give the depth as a file."
         ) from error
-    inverse = getattr(config, "depth_estimation_type", "relative") == "relative"
+
+
+def _refuse_unknown(ref: str, folder: Path) -> None:
+    """Raises `InputError` for a model of transformers that is none of the known depth models."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"The depth model {ref!r} cannot be read: {error}") from error
+    if kind not in ("depth_anything", "dpt"):
+        raise InputError(
+            f"The depth model {ref!r} is of type {kind}; known are depth_anything and dpt, for example "
+            "depth-anything/Depth-Anything-V2-Small-hf. Video Depth Anything and Depth Anything 3 are not in "
+            "transformers and cannot be used."
+        )
+
+
+def _load_hub_model(ref: str, folder: Path, device: str | torch.device) -> HubDepth:
+    import transformers
+
+    _refuse_unknown(ref, folder)
+    try:
+        # the plain (PIL) class where there are two: the other one needs torchvision
+        cls = getattr(transformers, "DPTImageProcessorPil", None) or transformers.DPTImageProcessor
+        processor = cls.from_pretrained(folder)
+        model = transformers.AutoModelForDepthEstimation.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"The depth model {ref!r} could not be loaded: {str(error).splitlines()[0]}") from error
+    inverse = getattr(model.config, "depth_estimation_type", "relative") == "relative"
     return HubDepth(model.eval().requires_grad_(False).to(device), processor, inverse=inverse)
 
 

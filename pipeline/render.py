@@ -28,9 +28,10 @@ from torch import Tensor
 
 from pipeline import InputError, memory, models
 from pipeline.backbone import FAST, FEW_STEPS, Backbone, load_backbone, read_settings
-from pipeline.cache import cached, content_key
+from pipeline.cache import cached, content_key, look_up
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
-from pipeline.depth import Depth, estimate_depth, load_depth, load_depth_model, resize_depth, subject_distance
+from pipeline.depth import Depth, estimate, load_depth, load_depth_model, resize_depth, subject_distance
+from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.first_frame import check_accepted, inpaint, locate, title_of
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
@@ -90,11 +91,12 @@ class RenderRequest:
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     first_frame_model: an image model that paints what is unknown of the first frame: a name of
         `first_frame.IMAGE_MODELS`, a folder or a hub id; None leaves it to the video model.
-    accepted: names of models whose terms the user has accepted. It is not written to JSON: everyone accepts for
-        themselves.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
     fast: a name of `backbone.FAST`, "off" for full quality. memory: how the model is placed on a GPU, a name of
         `memory.MODES`, or "auto". compile: compile the transformer's blocks first, which pays in many or long renders.
+    depth_model: a name, a folder or a hub id, see `depth.load_depth_model`; None for what comes with the backbone.
+    accepted: names of models whose terms the user has accepted, see `models.check_accepted`. It is not written to JSON:
+        everyone accepts for themselves.
     composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
         over which they fade into the model's, inside of what is known; 0 is a hard cut.
     """
@@ -134,6 +136,7 @@ class RenderRequest:
     first_frame_model: str | None = None
     backbone: str = "nano"
     depth: str | None = None
+    depth_model: str | None = None
     accepted: tuple[str, ...] = ()
     fast: str = "off"
     memory: str = "auto"
@@ -238,6 +241,10 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.compile, bool), "compile", "true or false")
     need(not request.compile or request.fast == "off", "compile", "false with a fast mode, which changes the blocks")
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
+    optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
+    used = (request.backbone, None if request.depth else request.depth_model)
+    for ref in filter(None, used):
+        models.check_accepted(ref, request.accepted)
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
     optional("first_frame_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
@@ -364,14 +371,19 @@ Fill = Callable[..., Generator[StageEvent | StepEvent | np.ndarray, None, None]]
 
 
 def find_depth(
-    ref: str, frames: Float[np.ndarray, "T 3 h w"]
+    ref: str, frames: Float[np.ndarray, "T 3 H W"], size: tuple[int, int]
 ) -> Generator[StageEvent | tuple[np.ndarray, bool], None, None]:
-    """Depth of a clip by the model `ref`: z (float32 T h w) and whether it is metric come last. Arrays: see `fill`."""
+    """Depth of a clip by the model `ref`: z (float32 T h w, of that size) and whether it is metric come last.
+
+    That the terms of a model that has some are accepted is for the caller to see to. Arrays: see `fill`.
+    """
     with _LOADING:
         model = _load_depth_model(ref)
-    with torch.no_grad():
-        depth = estimate_depth(torch.from_numpy(frames), model)
-    yield depth.z.float().cpu().numpy(), depth.metric
+    for event in estimate(torch.from_numpy(frames), model, size):
+        if isinstance(event, Depth):
+            yield event.z.float().cpu().numpy(), event.metric
+        else:
+            yield StageEvent("depth", event[0], 0.03 + 0.05 * event[1])
 
 
 def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Iterator[StageEvent | Analysis]:
@@ -398,8 +410,13 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
     if request.depth is None:
-        yield StageEvent("depth", "Estimating depth", 0.03)
-        depth = _estimated_depth(request, clip, backbone, find_depth)
+        depth = None
+        for event in _estimated_depth(request, clip, full, backbone, find_depth):
+            if isinstance(event, Depth):
+                depth = event
+            else:
+                yield event
+        assert depth is not None, "estimating ends with the depth"
     else:
         yield StageEvent("depth", "Reading your depth", 0.03)
         depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
@@ -886,6 +903,7 @@ def _render(
         },
         "depth": {
             "from": request.depth or "estimated",
+            "model": None if request.depth else _name_of(request.depth_model) or "the backbone's",
             "metric": analysis.depth.metric,
             "distance": analysis.distance,
         },
@@ -1136,7 +1154,8 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[
     if _padded(frames) != frames:
         notes.append(f"The model works on {_padded(frames)} frames: the last one was repeated, and cut off again.")
     if request.depth is None and not _stands_still(analysis, request):
-        notes.append("The depth was estimated from the pictures.")
+        by = f" by {_name_of(request.depth_model)}" if request.depth_model else ""
+        notes.append(f"The depth was estimated from the pictures{by}.")
     if analysis.picture is not None:
         how = "" if analysis.picture_from.startswith("inpainted") else "taken from "
         notes.append(f"What was unknown of the first frame was {how}{analysis.picture_from}.")
@@ -1166,6 +1185,11 @@ def _speed_notes(request: RenderRequest, backbone: Backbone) -> list[str]:
     return notes
 
 
+def _name_of(model: str | None) -> str | None:
+    """A model's name without the place of its folder."""
+    return Path(model).name if model and Path(model).is_dir() else model
+
+
 def _depth_model_of(backbone: Backbone) -> str:
     # a backbone without a depth model of its own uses the one that comes with the program
     ref = backbone.depth or read_settings(Path(models.resolve("nano"))).depth
@@ -1174,20 +1198,34 @@ def _depth_model_of(backbone: Backbone) -> str:
     return ref
 
 
-def _estimated_depth(request: RenderRequest, clip: Clip, backbone: Backbone, find_depth: FindDepth) -> Depth:
-    ref = _depth_model_of(backbone)
+def _estimated_depth(
+    request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone, find_depth: FindDepth
+) -> Iterator[StageEvent | Depth]:
+    ref = request.depth_model or _depth_model_of(backbone)
+    yield StageEvent("depth", "Estimating depth", 0.03)
     key = content_key(
-        "depth", 1, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        "depth", 2, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
-
-    def compute() -> dict[str, np.ndarray]:
-        *_, found = find_depth(ref, clip.frames.numpy())
-        assert isinstance(found, tuple), "the depth comes last"
-        return {"z": found[0], "metric": np.array(found[1])}
-
-    kept = cached(key, compute)
-    return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
+    kept = look_up(key)
+    if kept is None:
+        size, frames = size_of(clip.frames), clip.frames
+        if request.depth_model is not None:
+            yield StageEvent("depth", models.loading(ref), 0.03)
+            # a small backbone's working size is too little for models that were made for larger pictures
+            scale = min(1.0, LONGEST / max(size_of(full.frames)))
+            height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
+            frames = resize(full.frames, (height, width))
+        found = None
+        for event in find_depth(ref, frames.numpy(), size):
+            if isinstance(event, StageEvent):
+                yield event
+            else:
+                found = event
+        assert found is not None, "the depth comes last"
+        arrays = {"z": found[0], "metric": np.array(found[1])}
+        kept = cached(key, lambda: arrays)
+    yield Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
 
 def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[int, int], clip: Clip) -> Depth:

@@ -29,7 +29,7 @@ from pipeline.render import (
 )
 from pipeline.sampler import flow_sigmas, sample
 from pipeline.solvers import SOLVERS, dds
-from pipeline.video import probe, read_video
+from pipeline.video import probe, read_video, resize
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +167,13 @@ def test_start_and_stride_pick_frames_and_their_depth(request_, tmp_path):
 def test_depth_is_estimated_once_for_a_clip(request_, tmp_path, monkeypatch):
     calls = []
 
-    def estimate(frames, model):
+    def estimate(frames, model, size):
         calls.append(len(frames))
-        return Depth(2 + frames.mean(1), False)
+        yield "Estimating depth: half of it", 0.5
+        yield Depth(2 + resize(frames, size).mean(1), False)
 
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr(room, "estimate_depth", estimate)
+    monkeypatch.setattr(room, "estimate", estimate)
     monkeypatch.setattr(room, "_load_depth_model", lambda ref: None)
     monkeypatch.setattr(room.get_backbone(request_.backbone), "depth", str(tmp_path / "model"))
     request = replace(request_, depth=None)

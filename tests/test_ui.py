@@ -427,3 +427,22 @@ def test_analyses_are_kept_and_shared():
     list(analyses.find(replace(request, frames=5)))
     list(analyses.find(replace(request, fov=40.0)))
     assert len(calls) == 3 and analyses.get(request) is None, "only the last few are kept"
+
+
+def test_the_depth_model_and_what_is_accepted_reach_the_request(clip):
+    values = layout.values_from(RenderRequest(clip=clip))
+    assert values["depth_model"] == "" and layout.request_from(values, "nano").depth_model is None
+    with pytest.raises(InputError, match="academic"):
+        layout.request_from(values | {"depth_model": "depthcrafter"}, "nano")
+    request = layout.request_from(values | {"depth_model": "depthcrafter", "accepted": ("depthcrafter",)}, "nano")
+    assert request.accepted == ("depthcrafter",)
+    assert layout.request_from(layout.values_from(request), "nano") == request
+    assert layout.Analyses.key(request) != layout.Analyses.key(replace(request, depth_model=None))
+
+
+def test_only_the_hosts_depth_models_are_offered(tmp_path):
+    names = [value for _, value in layout.depth_choices()]
+    assert names[0] == "" and {"depthcrafter", "depth-anything-v2-small"} < set(names)
+    (label, value) = layout.depth_choices(str(tmp_path))[-1]
+    assert value == str(tmp_path) and label == tmp_path.name
+    assert "academic" in layout.terms_html("depthcrafter") and not layout.terms_html("depth-anything-v2-small")

@@ -18,7 +18,7 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from pipeline import InputError, render
+from pipeline import InputError, models, render
 from pipeline.backbone import FAST
 from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
@@ -120,7 +120,8 @@ class Analyses:
     def key(request: RenderRequest) -> tuple:
         """What an analysis depends on."""
         return tuple(
-            getattr(request, name) for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "backbone")
+            getattr(request, name)
+            for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "depth_model", "backbone")
         )
 
     def get(self, request: RenderRequest) -> Analysis | None:
@@ -153,9 +154,11 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     allowed = limits()
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
+    image_model = given.get("first_frame_model")
+    given["accepted"] = tuple(name for name in given.get("accepted", ()) if name != image_model)
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
-    if given.pop("accept_first_frame", False) and "first_frame_model" in given:
-        given["accepted"] = (given["first_frame_model"],)
+    if given.pop("accept_first_frame", False) and image_model:
+        given["accepted"] += (image_model,)
     if change == "camera":
         given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
     if change == "object":
@@ -216,11 +219,12 @@ def own_move(editor: dict[str, Any] | None) -> Move | None:
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
-    without = ("backbone", "size", "mask_frame", "accepted")
+    without = ("backbone", "size", "mask_frame")
     values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
     values["first_frame_model"] = request.first_frame_model or ""
     values["accept_first_frame"] = request.first_frame_model in request.accepted
     values["height"], values["width"] = request.size or (None, None)
+    values["depth_model"] = request.depth_model or ""
     values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
     values["change"] = "camera" if not request.mask else "object" if request.camera == "still" else "both"
     if request.move is not None and request.mask:
@@ -233,6 +237,28 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
     if request.amount is None:
         values["amount"] = MOVES[request.camera].default
     return values
+
+
+def depth_choices(extra: str | None = None) -> list[tuple[str, str]]:
+    """(label, value) of the depth models of the page; the empty one is what comes with the backbone."""
+    named = [(f"{spec.name} · {spec.note}", spec.name) for spec in models.MODELS.values() if spec.role == "depth"]
+    choices = [("What comes with the model", ""), *named]
+    if extra and extra not in dict(named).values():
+        choices.append((Path(extra).name if Path(extra).is_dir() else extra, extra))
+    return choices
+
+
+def terms_html(model: str | None) -> str:
+    """What has to be accepted before a model's first use; empty if nothing has to be."""
+    spec = models.find(model) if model else None
+    if spec is None or not spec.terms:
+        return ""
+    size = f"About {models.size(spec.download_bytes)} are fetched once, and nothing before you have ticked the box."
+    return f'<p class="rc-caption">{escape(spec.terms)} {size}</p>'
+
+
+def terms_classes(model: str | None) -> list[str]:
+    return ["rc-terms"] if terms_html(model) else ["rc-terms", "rc-away"]
 
 
 def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
@@ -387,9 +413,16 @@ def build(
     examples: Path,
     analyse: Analyse = render.analyse,
     describe: Describe = caption,
+    depth_model: str | None = None,
 ) -> gr.Blocks:
-    """The page, for one backbone. `launch_options` holds what else `launch` needs."""
+    """The page, for one backbone. `launch_options` holds what else `launch` needs.
+
+    depth_model: what is chosen at first, a name of the table, a folder or a hub id; one that is not in the
+    table joins the choices. Visitors choose among these only: what a server fetches and reads is its host's to say.
+    """
     analyses = Analyses(analyse)
+    if depth_model and (spec := models.find(depth_model)):
+        depth_model = spec.name
     found = find_examples(examples)
     gr.set_static_paths([widgets.plotly_script()])
 
@@ -426,6 +459,13 @@ def build(
                         "Analyse again", size="sm", elem_id="analyse", interactive=False, min_width=120, scale=0
                     )
                 analysis_notes = gr.HTML("", elem_id="analysis-notes")
+                depth_choice = controls["depth_model"] = gr.Dropdown(
+                    depth_choices(depth_model), value=depth_model or "", label="Depth from", elem_id="depth-model"
+                )
+                accepted = controls["accepted"] = gr.State(())
+                with gr.Column(elem_classes=terms_classes(depth_model), elem_id="terms") as terms:
+                    terms_words = gr.HTML(terms_html(depth_model))
+                    accept_box = gr.Checkbox(label="I accept these terms", elem_id="accept")
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(3, "What to change", "A new camera path, another object, or both")
@@ -529,6 +569,7 @@ def build(
         def set_controls(request: RenderRequest) -> list[Any]:
             values = values_from(request)
             values["amount"] = gr.Slider(**amount_slider(request.camera, values["amount"]))
+            values["accepted"] = request.accepted or gr.skip()  # an example takes back nothing
             return [values[name] for name in controls]
 
         # --- analysis and warp ---------------------------------------------------------------------------------
@@ -577,6 +618,15 @@ def build(
             except Exception as error:
                 words = widgets.status_html(widgets.failure_words(error), "error")
                 yield nothing(values) | {analysis_status: words, analyse_button: button_on}
+
+        def show_terms(model, names):
+            """The terms of the chosen depth model, if it has any."""
+            ticked = bool(model) and model in names
+            return terms_html(model), gr.Checkbox(value=ticked), gr.Column(elem_classes=terms_classes(model))
+
+        def accept(ticked, model, names):
+            """The names of all models whose terms this visitor has accepted."""
+            return tuple(name for name in names if name != model) + ((model,) if ticked else ())
 
         def show_if_new(known, *values):
             """As `show_analysis`, unless a field was left as it was."""
@@ -734,8 +784,11 @@ def build(
         clip.upload(lambda words: "" if words in said else gr.skip(), controls["prompt"], controls["prompt"], **quiet)
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
-        changes += [controls["depth"].upload, controls["depth"].clear]
+        changes += [controls["depth"].upload, controls["depth"].clear, depth_choice.input]
         then_all(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
+        depth_choice.change(show_terms, [depth_choice, accepted], [terms_words, accept_box, terms], **quiet)
+        ticked = accept_box.input(accept, [accept_box, depth_choice, accepted], accepted, **quiet)
+        then_all(ticked.then(show_if_new, [shown, *inputs], analysis_outputs, **quiet))
 
         # While a warp is computed only the latest of the changes that come meanwhile is kept.
         latest: Any = quiet | {"trigger_mode": "always_last"}

@@ -102,6 +102,6 @@ def fill_seconds(request: RenderRequest, video: np.ndarray, mask: np.ndarray, so
     return round(START_SECONDS + cost.seconds_of(work, PACE, steps=steps, passes=passes))
 
 
-def depth_seconds(ref: str, frames: np.ndarray) -> int:
+def depth_seconds(ref: str, frames: np.ndarray, size: tuple[int, int]) -> int:
     """How long to ask for, for `render.find_depth` with these arguments."""
     return round(START_SECONDS + DEPTH_SECONDS * len(frames) * frames[0, 0].size / (480 * 832))

@@ -211,3 +211,31 @@ def test_the_page_fits_is_labelled_and_asks_no_other_server(visit, server, width
     # side by side on a desk, one above the other on a phone
     tops = [page.locator(".rc-card").nth(i).bounding_box()["y"] for i in range(4)]
     assert (tops[0] == tops[1] < tops[2] < tops[3]) if width > 1000 else tops == sorted(set(tops))
+
+
+def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
+    page = visit()
+    upload(page, clip)
+    analysed(page)
+    assert not page.is_visible("#terms")
+    choose_depth(page, "depthcrafter")
+    wait_words(page, "analysis-status", "accept its terms")
+    assert page.is_visible("#terms") and "academic" in page.inner_text("#terms")
+    page.click("#render")
+    wait_words(page, "progress", "accept its terms")
+
+    page.check("#accept input")
+    wait_words(page, "analysis-status", "could not be fetched")  # the test's server is offline
+    choose_depth(page, "depth-anything")
+    page.wait_for_selector("#terms", state="hidden")
+    wait_words(page, "analysis-status", "Depth-Anything-V2-Small-hf is not")
+    choose_depth(page, "depthcrafter")
+    page.wait_for_selector("#terms", state="visible")
+    page.wait_for_function("document.querySelector('#accept input').checked")
+    choose_depth(page, "What comes")
+    analysed(page)
+
+
+def choose_depth(page, words: str) -> None:
+    page.click("#depth-model input")
+    page.click(f"[role=option]:has-text('{words}')")
