@@ -118,4 +118,4 @@ def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
         # half of the sampling, all of the rest
         expected = 25 * 2 * cost.work_of("wan2.1-fun-1.3b-inp", 49, (480, 832)).velocity / zerogpu.PACE.transformer
         assert whole - less == pytest.approx(expected, abs=1.5)
-    assert zerogpu.depth_seconds("nano", np.zeros((17, 3, 32, 48), np.float32)) >= zerogpu.START_SECONDS
+    assert zerogpu.depth_seconds("nano", np.zeros((17, 3, 32, 48), np.float32), (32, 48)) >= zerogpu.START_SECONDS
