@@ -367,7 +367,7 @@ class Problem:
 
 
 FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
-Fill = Callable[..., Generator[StageEvent | StepEvent | np.ndarray, None, None]]
+Fill = Callable[..., Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]]
 
 
 def find_depth(
@@ -710,8 +710,8 @@ def fill(
     mask: Bool[np.ndarray, "T 1 h w"],
     source: Float[np.ndarray, "T 3 h w"],
     still: bool,
-) -> Generator[StageEvent | StepEvent | np.ndarray, None, None]:
-    """The part of a render that an accelerator does: encode, sample, decode. The raw video, as large, comes last.
+) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
+    """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video, as large, come last.
 
     video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
     all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
