@@ -139,7 +139,8 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     started, last, step = time.time(), time.time(), 0
     while (progress := (time.time() - started) / (60 * args.minutes)) < 1 and step < args.steps:
         picked = torch.randint(len(inputs), (BATCH,), generator=generator)
-        x, n = _augment(inputs[picked], generator).to(args.device), numbers[picked].to(args.device)
+        views = torch.randint(VIEWS, (BATCH,), generator=generator)  # one of each: more objects for the time
+        x, n = _augment(inputs[picked, views][:, None], generator).to(args.device), numbers[picked].to(args.device)
         for group in optimiser.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         colour, shape = model(x)
