@@ -711,7 +711,7 @@ def fill(
     source: Float[np.ndarray, "T 3 h w"],
     still: bool,
 ) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
-    """The part of a render that an accelerator does: encode, sample, decode. Notes and the raw video, as large, come last.
+    """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video come last.
 
     video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
     all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
