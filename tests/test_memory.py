@@ -33,7 +33,9 @@ AUTOMATIC = [mode for mode in MODES.values() if mode.automatic]
 
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone_folder: Path) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder), **CPU)
+    loaded = load_backbone(str(tiny_backbone_folder), **CPU)
+    loaded.frames = T  # one window
+    return loaded
 
 
 @pytest.fixture(scope="module")
