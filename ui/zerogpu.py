@@ -73,8 +73,21 @@ def on_gpu(work: Work, seconds: Callable[..., int]) -> Work:
 
 
 def lend(function: Callable[..., Any], seconds: int) -> Callable[..., Any]:
-    """A plain function of ours, on the shared GPU if there is one, for so many seconds at most."""
-    return spaces.GPU(function, duration=seconds) if ACTIVE and spaces is not None else function
+    """As `on_gpu`, of a plain function, for so many seconds at most."""
+    if not ACTIVE:
+        return function
+
+    def work(args: tuple, options: dict[str, Any]) -> Generator[Any, None, None]:
+        yield function(*args, **options)
+
+    lent = on_gpu(work, lambda *_: seconds)
+
+    @wraps(function)
+    def outside(*args: Any, **options: Any) -> Any:
+        (*_, result) = lent(args, options)
+        return result
+
+    return outside
 
 
 def _understood(error: gr.Error, seconds: int) -> Exception:
