@@ -632,13 +632,13 @@ def solve(
     Nothing in it waits for the device, see `Backbone.velocity`: on a GPU a step is handed out before it is computed.
     """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
-    scale = _guidance_scale(request, backbone)
+    scale = guidance_scale_of(request, backbone)
 
     def velocity(z_t: Tensor, sigma: float, span: slice) -> Tensor:
         condition, context = problem.condition[:, span], str(span.start or "")
         return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
 
-    sigmas = flow_sigmas(_steps(request, backbone), backbone.shift)
+    sigmas = flow_sigmas(steps_of(request, backbone), backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
@@ -672,11 +672,13 @@ def solve(
         yield from sample(whole, z, sigmas, **solver.hooks(given, **guided), generator=generator)
 
 
-def _steps(request: RenderRequest, backbone: Backbone) -> int:
+def steps_of(request: RenderRequest, backbone: Backbone) -> int:
+    """The sampling steps of a request: its own, or what the model or the fast mode was made for."""
     return request.steps or (FEW_STEPS.steps if request.fast == "lora" else backbone.steps)
 
 
-def _guidance_scale(request: RenderRequest, backbone: Backbone) -> float:
+def guidance_scale_of(request: RenderRequest, backbone: Backbone) -> float:
+    """As `steps_of`, the scale of classifier-free guidance."""
     if request.guidance_scale is not None:
         return request.guidance_scale
     return FEW_STEPS.guidance_scale if request.fast == "lora" else backbone.guidance_scale
@@ -879,8 +881,8 @@ def _render(
         "request": _to_dict(request),
         "backbone": backbone.name,
         "seed": request.seed,
-        "steps": _steps(request, backbone),
-        "guidance_scale": _guidance_scale(request, backbone),
+        "steps": steps_of(request, backbone),
+        "guidance_scale": guidance_scale_of(request, backbone),
         "strength": _strength(request, backbone),
         "fast": request.fast,
         "memory": {
@@ -947,9 +949,11 @@ def get_backbone(ref: str, request: RenderRequest | None = None, clip: tuple[int
     """
     with _LOADING:
         kept = _BACKBONES.get(ref)
-        if kept is not None and memory.lent():  # to load it again would be lost after each call
-            if request is not None and request.compile:
-                kept.backbone.compile()  # which refuses
+        if kept is not None and memory.lent():  # what was loaded again would be lost after the call
+            if request is not None:
+                _mode(kept.backbone, request, clip)  # refuses another placement
+                if request.compile:
+                    kept.backbone.compile()  # refuses
             return kept.backbone
         if kept is not None and (request is None or clip is None or _suits(kept, request, clip)):
             return kept.backbone
@@ -1195,7 +1199,7 @@ def _speed_notes(request: RenderRequest, backbone: Backbone) -> list[str]:
     if request.fast == "lora":
         spec = models.MODELS[FEW_STEPS.model]
         notes.append(
-            f"Fast mode: {_steps(request, backbone)} steps with {spec.title}, whose licence is {spec.licence}."
+            f"Fast mode: {steps_of(request, backbone)} steps with {spec.title}, whose licence is {spec.licence}."
         )
     if backbone.mode.eight_bits:
         notes.append("The transformer's weights were kept in 8 bits, which changes the result a little.")

@@ -248,7 +248,7 @@ def test_close_stops_and_removes(make_store, clip):
 
 def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
     with gr.Blocks():
-        controls = layout._advanced()
+        controls, _ = layout._advanced()
     tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
     tables["latent_mask"] = [name for name in LATENT_MASKS if name != "reference"]  # needs the wanted video
     for name, table in tables.items():

@@ -127,8 +127,9 @@ def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
     assert whole == seconds(frames=46) > zerogpu.START_SECONDS  # padded to 49
     assert seconds(frames=81) > 1.6 * whole
     assert seconds(size=(240, 416)) < whole / 2
+    assert seconds(fast="lora", accepted=("causvid-lora",)) == seconds(steps=8, guidance_scale=1.0)
     for less in (seconds(steps=25), seconds(guidance_scale=1.0)):
         # half of the sampling, all of the rest
         expected = 25 * 2 * cost.work_of("wan2.1-fun-1.3b-inp", 49, (480, 832)).velocity / zerogpu.PACE.transformer
         assert whole - less == pytest.approx(expected, abs=1.5)
-    assert zerogpu.depth_seconds("nano", np.zeros((17, 3, 32, 48), np.float32)) >= zerogpu.START_SECONDS
+    assert zerogpu.depth_seconds("nano", np.zeros((17, 3, 32, 48), np.float32), (32, 48)) >= zerogpu.START_SECONDS

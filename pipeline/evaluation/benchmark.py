@@ -58,7 +58,7 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
     """
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        write_video(clip, synthetic_clip())
+        write_video(clip, synthetic_clip(FRAMES, HEIGHT, WIDTH))
         request = RenderRequest(str(clip), frames=FRAMES, backbone=backbone, depth=depth, size=size)
         analysis = next(event for event in analyse(request) if isinstance(event, Analysis))
         working = size_of(analysis.clip.frames)
