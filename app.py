@@ -18,6 +18,7 @@ with suppress(ImportError):  # on a shared GPU it must come before anything that
 
 from pipeline import InputError, models
 from pipeline.caption import caption
+from pipeline.first_frame import inpaint
 from pipeline.render import analyse, fill, find_depth, render, warm
 from ui import zerogpu
 from ui.jobs import JobStore
@@ -44,6 +45,7 @@ def main() -> None:
     work = {
         "find_depth": zerogpu.on_gpu(find_depth, zerogpu.depth_seconds),
         "fill": zerogpu.on_gpu(fill, zerogpu.fill_seconds),
+        "paint": zerogpu.lend(inpaint, seconds=120),
     }
     store = JobStore(partial(render, **work))
     atexit.register(store.close)
@@ -57,7 +59,8 @@ def main() -> None:
         describe=zerogpu.lend(caption, seconds=60),
     )
     if zerogpu.ACTIVE:
-        warm(args.backbone)  # what is not loaded by now, in this thread, would be loaded in each call anew
+        # what is not loaded by now, in this thread, would be loaded in each call anew
+        warm(args.backbone, args.depth_model)
     else:
         threading.Thread(target=_warm, args=[args.backbone], name="warm", daemon=True).start()
     page.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options(store, EXAMPLES))

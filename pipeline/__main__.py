@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from pipeline import InputError
 
+TITLE = "Film an existing video anew, along another camera path or with an object replaced."
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
@@ -125,7 +127,7 @@ def describe(options: argparse.Namespace) -> None:
     """Say what the middle frame of a clip shows, as a suggestion for the prompt."""
     from pipeline.caption import caption, middle_frame
 
-    found = caption(middle_frame(options.clip), vars(options).get("model"))
+    found = caption(middle_frame(options.clip), vars(options).get("model"), _accepted(options))
     print(found.words)
     print(f"Suggested by {found.by}.", file=sys.stderr)
 
@@ -155,7 +157,7 @@ def list_models(options: argparse.Namespace) -> None:
     spec = models.MODELS.get(options.download)
     if spec is None:
         raise InputError(f"Unknown model {options.download!r}: give one of {', '.join(models.MODELS)}.")
-    for folder in models.download(spec, options.accept):
+    for folder in models.download(spec, _accepted(options)):
         print(folder)
 
 
@@ -321,7 +323,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m pipeline", description="Film an existing video anew along another camera path.")
+    parser = Parser(prog="python -m pipeline", description=TITLE)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, run: Any) -> argparse.ArgumentParser:
@@ -337,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--report", default=None, metavar="FILE", help="also write the report there, as JSON")
 
     def accept(added: argparse.ArgumentParser) -> None:
-        words = "you accept the licence of that model; several, separated by commas (default: $RECAPTURE_ACCEPT)"
+        words = "you accept the terms of that model; several, separated by commas (default: $RECAPTURE_ACCEPT)"
         added.add_argument("--accept", dest="accepted", metavar="MODEL", help=words)
 
     def camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
@@ -352,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
 
     def source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
-        from pipeline.models import MODELS
+        from pipeline.models import of_role
 
         add = added.add_argument
         add("clip", metavar="CLIP", help="a video file")
@@ -362,9 +364,11 @@ def _parser() -> argparse.ArgumentParser:
         add("--start", type=int, help="first frame (default 0)")
         add("--stride", type=int, help="use every n-th frame (default 1)")
         add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")
-        add("--backbone", help="model: a name, a folder or a Hugging Face id (default: by what this machine has)")
+        names = ", ".join(spec.name for spec in of_role("backbone"))
+        words = f"video model: {names}, a folder or a Hugging Face id (default: by what this machine has)"
+        add("--backbone", metavar="MODEL", help=words)
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
-        names = ", ".join(name for name, spec in MODELS.items() if spec.role == "depth")
+        names = ", ".join(spec.name for spec in of_role("depth"))
         add("--depth-model", metavar="MODEL", help=f"{names}, a folder or a Hugging Face id (default: the backbone's)")
         accept(added)
 
@@ -382,12 +386,13 @@ def _parser() -> argparse.ArgumentParser:
         add("--remove", action="store_true", help="put nothing there: take what stood behind it from other frames")
 
     def first_frame(added: argparse.ArgumentParser) -> None:
-        from pipeline.first_frame import IMAGE_MODELS
+        from pipeline.models import of_role
 
         add = added.add_argument
         add("--first-frame", metavar="FILE", help="a picture of what the first frame is to show")
-        names = f"{', '.join(IMAGE_MODELS)}, a folder or a Hugging Face id"
-        add("--first-frame-model", metavar="MODEL", help=f"paints what is unknown of the first frame: {names}")
+        names = ", ".join(spec.name for spec in of_role("first frame"))
+        words = f"paints what is unknown of the first frame: {names}, a folder or a Hugging Face id"
+        add("--first-frame-model", metavar="MODEL", help=words)
 
     def sampling(added: argparse.ArgumentParser, prompt: str) -> None:
         from pipeline.latent_mask import LATENT_MASKS, PHI
@@ -416,10 +421,11 @@ def _parser() -> argparse.ArgumentParser:
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
         add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
-        add("--fast", help="off (default); cache: skip what changes little from step to step; lora: a few-step LoRA")
+        words = "off (default); cache: skip what changes little from step to step; lora: few steps by causvid-lora"
+        add("--fast", help=words)
         add("--memory", help=f"how the model is placed on a GPU: auto (default), {', '.join(MODES)}")
         add("--compile", action="store_true", help="compile the model's blocks first, which takes a while")
-        add("--seam", type=float, help="percent of the shorter side over which clip and model fade (default 1)")
+        add("--seam", type=float, help="percent of the shorter side over which the clip fades out (default 1)")
 
     added = command("recapture", recapture)
     source(added)
@@ -458,11 +464,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
 
+    from pipeline.models import of_role
+
     added = command("caption", describe)
     added.add_argument("clip", metavar="CLIP", help="a video file")
-    added.add_argument(
-        "--model", help="blip or blip-2, a folder or a Hugging Face id (default: what suits this machine)"
-    )
+    names = ", ".join(spec.name for spec in of_role("captions"))
+    words = f"{names}, a folder or a Hugging Face id (default: what suits this machine)"
+    added.add_argument("--model", metavar="MODEL", help=words)
+    accept(added)
 
     added = command("doctor", doctor)
     added.add_argument("--json", action="store_true", default=False, help="as JSON")
@@ -488,7 +497,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("models", list_models)
     added.add_argument("--download", default=None, metavar="NAME", help="get a model of the table from the hub")
-    added.add_argument("--accept", action="append", default=[], metavar="NAME", help="accept the terms of that model")
+    accept(added)
 
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")

@@ -10,7 +10,6 @@ import hashlib
 import html
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -59,11 +58,10 @@ COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "i
 class FewSteps:
     """A distilled LoRA with which a model needs few steps and no classifier-free guidance.
 
-    repository, file: on the Hugging Face hub. width, layers: of the transformer that it fits.
+    model: its name in `models.MODELS`. width, layers: of the transformer that it fits.
     """
 
-    repository: str
-    file: str
+    model: str
     width: int
     layers: int
     steps: int
@@ -71,9 +69,7 @@ class FewSteps:
 
 
 # CausVid (arXiv 2412.07772), taken out as a LoRA by Kijai, who advises 4 steps or more without guidance.
-FEW_STEPS = FewSteps(
-    "Kijai/WanVideo_comfy", "Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors", 1536, 30, 8, 1.0
-)
+FEW_STEPS = FewSteps("causvid-lora", width=1536, layers=30, steps=8, guidance_scale=1.0)
 
 
 @dataclass
@@ -187,7 +183,7 @@ class Backbone:
     @cached_property
     def size(self) -> memory.ModelSize:
         """What the need for memory depends on."""
-        return memory.model_size(**self._parts)
+        return memory.model_size(**self._parts, window=self.settings.frames)
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -231,7 +227,7 @@ class Backbone:
 
     def compile(self) -> None:
         """Compile the transformer's blocks, one for all, at their first use. Raises `InputError` where it cannot be."""
-        if os.environ.get("SPACES_ZERO_GPU"):
+        if memory.lent():
             raise InputError("ZeroGPU compiles nothing: each call runs in a process of its own. Leave out compile.")
         if self.mode.groups or self.mode.eight_bits:
             raise InputError(f"The transformer cannot be compiled in the memory mode {self.mode.name}; leave out one.")
@@ -288,21 +284,15 @@ class Backbone:
         if find_spec("peft") is None:
             raise InputError("The few-step LoRA needs the package peft; install it with: pip install peft")
         from diffusers import WanImageToVideoPipeline  # pyright: ignore[reportPrivateImportUsage]
-        from huggingface_hub import hf_hub_download
 
+        spec = models.MODELS[lora.model]
+        (file,) = spec.parts[0].files
+        (folder,) = models.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
         try:
-            path = hf_hub_download(lora.repository, lora.file)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"The few-step LoRA {lora.file} could not be fetched from {lora.repository} on the hub: {error}"
-            ) from error
-        try:
-            state = WanImageToVideoPipeline.lora_state_dict(path, use_safetensors=True)
+            state = WanImageToVideoPipeline.lora_state_dict(str(folder / file), use_safetensors=True)
         except ValueError as error:
-            raise InputError(
-                f"The few-step LoRA {lora.file} is not in a layout that diffusers knows: {error}"
-            ) from error
-        _check_lora(state, self.transformer, lora.file)
+            raise InputError(f"The few-step LoRA {file} is not in a layout that diffusers knows: {error}") from error
+        _check_lora(state, self.transformer, file)
         self.transformer.load_lora_adapter(state, adapter_name="few-steps")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -640,6 +630,21 @@ def load_backbone(
     )
     backbone.place(mode(backbone) if callable(mode) else mode)
     return backbone
+
+
+def skeleton(spec: models.ModelSpec) -> dict[str, Any]:
+    """The parts of a backbone on the hub that need memory, by their published configurations, without weights."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
+    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+
+    given: Any = spec.configs
+    with torch.device("meta"):
+        return {
+            "vae": AutoencoderKLWan(**given["vae"]),
+            "transformer": WanTransformer3DModel(**given["transformer"]),
+            "text_encoder": UMT5EncoderModel(UMT5Config(**given["text_encoder"])),
+            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**given["image_encoder"])),
+        }
 
 
 def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:

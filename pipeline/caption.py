@@ -7,6 +7,7 @@ once, and released.
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,41 +17,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, models
 from pipeline.video import probe, read_video
 
 LARGE_GPU = 20 * 2**30  # bytes of a GPU's memory from which BLIP-2 is preferred; it takes 8 GB beside the video model
 MAX_TOKENS = 40
-
-
-@dataclass(frozen=True)
-class Captioner:
-    """One captioning model. title, licence: for the user. download_bytes: about. fetch: arguments of `hf download`."""
-
-    ref: str
-    title: str
-    licence: str
-    download_bytes: int
-    fetch: str
-
-
-CAPTIONERS: dict[str, Captioner] = {
-    # The large one: of the base one only other branches than the main one hold safetensors.
-    "blip": Captioner(
-        ref="Salesforce/blip-image-captioning-large",
-        title="BLIP",
-        licence="BSD-3-Clause",
-        download_bytes=1_880_000_000,
-        fetch='Salesforce/blip-image-captioning-large --exclude "*.bin" "*.h5"',
-    ),
-    "blip-2": Captioner(
-        ref="Salesforce/blip2-opt-2.7b",
-        title="BLIP-2",
-        licence="MIT; its language model, OPT, comes under Meta's OPT licence, for research",
-        download_bytes=15_500_000_000,
-        fetch='Salesforce/blip2-opt-2.7b --exclude "*.bin"',
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -61,31 +32,35 @@ class Caption:
     by: str
 
 
-def default_captioner() -> str:
-    """BLIP-2 where a large GPU is, else BLIP; the other one if only that is on this machine."""
+def default_captioner(accepted: Collection[str] = ()) -> str:
+    """BLIP-2 where a large GPU is, else BLIP; the other one if only that is on this machine. Of BLIP-2 the terms have
+    to be among those `accepted`."""
     large = torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= LARGE_GPU
-    preferred = ("blip-2", "blip") if large else ("blip", "blip-2")
-    return next((name for name in preferred if _find(CAPTIONERS[name].ref) is not None), preferred[0])
+    free = [spec for spec in models.of_role("captions") if not spec.terms or spec.name in accepted]
+    preferred = [spec.name for spec in sorted(free, key=lambda spec: spec.download_bytes, reverse=large)]
+    return next((name for name in preferred if models.at_hand(name) is not None), preferred[0])
 
 
 def caption(
-    picture: Float[Tensor, "3 H W"], model: str | None = None, *, device: str | torch.device | None = None
+    picture: Float[Tensor, "3 H W"],
+    model: str | None = None,
+    accepted: Collection[str] = (),
+    *,
+    device: str | torch.device | None = None,
 ) -> Caption:
     """What a picture in [0, 1] shows, in a few words.
 
-    model: a name of `CAPTIONERS`, a folder or a hub id of a BLIP or BLIP-2 model; None for `default_captioner`.
-    Raises `InputError` if it is not on this machine or is another kind of model.
+    model: a name of `models.MODELS`, a folder or a hub id of a BLIP or BLIP-2 model; None for `default_captioner`.
+    accepted: names of models whose terms the user has accepted. Raises `InputError` if the model's are not among them,
+    if it is not on this machine, or if it is another kind of model.
     """
-    name = model or default_captioner()
-    spec = CAPTIONERS.get(name)
-    title = spec.title if spec else Path(name).name if Path(name).is_dir() else name
-    folder = _find(spec.ref if spec else name)
-    if folder is None:
-        size = f" ({spec.download_bytes / 1e9:.1f} GB, {spec.licence})" if spec else ""
-        raise InputError(
-            f"The captioning model {title} is not on this machine. Get it with `hf download "
-            f"{spec.fetch if spec else name}`{size}, or write the prompt yourself."
-        )
+    name = model or default_captioner(accepted)
+    models.check_accepted(name, accepted)
+    title = models.title_of(name)
+    try:
+        folder = models.locate(name)
+    except InputError as error:
+        raise InputError(f"{error}; or write the prompt yourself.") from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         network, processor, tokenizer = _load(folder, title, device)
@@ -112,17 +87,6 @@ def caption(
 def middle_frame(path: str | Path) -> Float[Tensor, "3 H W"]:
     """The middle frame of a clip. Raises `InputError` for a file that is no video."""
     return read_video(path, start=probe(path).frames // 2, frames=1).frames[0]
-
-
-def _find(ref: str) -> Path | None:
-    """The folder of a model on this machine, if it is there with its weights as safetensors."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(ref) if Path(ref).is_dir() else Path(snapshot_download(ref, local_files_only=True))
-    except (OSError, ValueError):
-        return None
-    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def _load(folder: Path, title: str, device: torch.device) -> tuple[Any, Any, Any]:

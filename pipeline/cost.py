@@ -17,15 +17,6 @@ import torch
 
 from pipeline import InputError, models
 
-# Of the large models: what of their published transformer/config.json differs from the defaults of
-# WanTransformer3DModel. Their VAE is AutoencoderKLWan's default.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    # alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP
-    "wan2.1-fun-1.3b-inp": {
-        "num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "in_channels": 36, "image_dim": 1280,
-        "added_kv_proj_dim": 1536,
-    },
-}  # fmt: skip
 IMAGE_TOKENS = 257  # of CLIP ViT-H/14 at 224x224
 
 
@@ -127,8 +118,9 @@ def _rate(work: Any, operations: float, device: torch.device, seconds: float) ->
 
 def _configs(ref: str) -> tuple[dict[str, Any], dict[str, Any], int] | None:
     """Configurations of transformer and VAE, and the number of text tokens."""
-    if ref in PUBLISHED:
-        return PUBLISHED[ref], {}, 512
+    spec = models.find(ref)
+    if spec is not None and spec.configs:
+        return dict(spec.configs["transformer"]), dict(spec.configs["vae"]), 512
     try:
         folder = Path(models.resolve(ref))
         read = lambda name: json.loads((folder / name / "config.json").read_text(encoding="utf-8"))

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline import InputError, cost, models
-from pipeline.backbone import Settings, default_dtype, read_settings
+from pipeline import InputError, cost, memory, models
+from pipeline.backbone import Settings, default_dtype, read_settings, skeleton
 from pipeline.cache import cache_folder
 from pipeline.models import MODELS, ModelSpec
 from pipeline.render import DoneEvent, FailedEvent, RenderRequest, render, warm
@@ -33,9 +33,8 @@ HUB_SECONDS = 3.0
 TRIAL_STEPS = 2
 SHOWN = ("torch", "diffusers", "transformers", "accelerate", "gradio", "spaces", "av", "huggingface_hub")
 DECODERS, ENCODERS = ("h264", "hevc", "vp9", "av1", "prores", "mpeg4"), ("libx264", "aac")
-WITHOUT_WEIGHTS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorPil", "Extractor")
+WANTED, CLIPS = (480, 832), (49, 81)  # height and width, and frames, for which the use of memory is said
 EFFICIENCY = 0.5  # assumed: of the speed of large matrix products and convolutions, what a whole model reaches
-GB = 1e9
 
 
 def run(*, as_json: bool = False) -> int:
@@ -58,7 +57,9 @@ def examine() -> dict[str, Any]:
         "trial": _trial(),
     }
     found["hub"] = hub(HUB_SECONDS) or {"state": "not reachable", "endpoint": _endpoint(), "seconds": HUB_SECONDS}
-    found["runs"] = [_prospect(spec, found) for spec in MODELS.values() if spec.role == "backbone"]
+    device = "cuda" if found["gpus"] else "cpu"
+    pace = cost.measure_pace(device, default_dtype(device)) if not found["machine"]["zerogpu"] else None
+    found["runs"] = [_prospect(spec, found, pace) for spec in models.of_role("backbone")]
     found["missing"] = _missing(found)
     return found
 
@@ -79,8 +80,8 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> dict[str, Any]:
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
+    main = psutil.virtual_memory()
+    total, free = main.total, main.available
     try:  # a container may have less than the machine
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -95,7 +96,7 @@ def _machine() -> dict[str, Any]:
         "memory": total,
         "memory free": free,
         "space": os.environ.get("SPACE_ID"),
-        "zerogpu": bool(os.environ.get("SPACES_ZERO_GPU")),
+        "zerogpu": memory.lent(),
     }
 
 
@@ -185,7 +186,7 @@ def _in_background(work: Callable[[], Any]) -> Callable[[float], Any]:
 
 
 def _model(spec: ModelSpec) -> dict[str, Any]:
-    state, size, missing = whereabouts(spec.name if spec.local else spec.ref)
+    state, size, missing = whereabouts(spec)
     return {
         "name": spec.name,
         "ref": spec.ref,
@@ -195,57 +196,31 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
         "state": state,
         "bytes": size,
         "missing": missing,
-        "get": None if spec.local or state == "complete" else f"hf download {spec.ref}",
+        "get": None if spec.local or state == "complete" else models.command_for(spec),
     }
 
 
-def whereabouts(ref: str) -> tuple[str, int, list[str]]:
-    """("complete" | "partial" | "absent", bytes on this machine, missing files) of a model: see `models.resolve`."""
-    try:
-        resolved = models.resolve(ref)
-    except InputError:
-        return "absent", 0, []
-    folder = Path(resolved)
-    unfinished: list[Path] = []
-    if not folder.is_dir():
-        from huggingface_hub.file_download import repo_folder_name
-
-        stored = _hub_cache() / repo_folder_name(repo_id=resolved, repo_type="model")
-        unfinished = list(stored.glob("blobs/*.incomplete"))
-        main = stored / "refs" / "main"
-        folder = stored / "snapshots" / (main.read_text().strip() if main.is_file() else "none")
-        if not folder.is_dir():
-            return ("partial" if unfinished else "absent"), _bytes(unfinished), []
-    missing = missing_files(folder)
-    size = _bytes(folder.rglob("*")) + _bytes(unfinished)
-    return ("partial" if missing or unfinished else "complete"), size, missing
+def whereabouts(spec: ModelSpec) -> tuple[str, int, list[str]]:
+    """("complete" | "partial" | "absent", bytes on this machine, missing files) of a model."""
+    if spec.folder is not None:
+        folder = models.ROOT / spec.folder
+        missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
+        return ("absent" if missing else "complete"), _bytes(folder.rglob("*")), missing
+    size, lacking = 0, []
+    for part in spec.parts:
+        folder = models.snapshot(part)
+        if folder is not None:
+            size += _bytes(path for pattern in part.files for path in folder.glob(pattern))
+        if models.cached(part) is None:
+            lacking += part.files if folder is None else models.lacking(folder, part.files)
+            size += _bytes(_stored(part.repo).glob("blobs/*.incomplete"))
+    return ("partial" if size else "absent") if lacking else "complete", size, lacking if size else []
 
 
-def missing_files(folder: Path) -> list[str]:
-    """What a folder in the layout of diffusers, or of one model of transformers, lacks according to its own indices."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        return _missing_weights(folder) if (folder / "config.json").is_file() else ["config.json"]
-    missing = []
-    for name, given in json.loads(index.read_text(encoding="utf-8")).items():
-        if name.startswith("_") or not isinstance(given, list) or given[-1] is None:
-            continue
-        if not (folder / name).is_dir():
-            missing.append(f"{name}/")
-        elif not str(given[-1]).endswith(WITHOUT_WEIGHTS):
-            missing += [f"{name}/{file}" for file in _missing_weights(folder / name)]
-    return missing
+def _stored(repo: str) -> Path:
+    from huggingface_hub.file_download import repo_folder_name
 
-
-def _missing_weights(folder: Path) -> list[str]:
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    indices = list(folder.glob("*.safetensors.index.json"))
-    for index in indices:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
-    if not indices and not any(file.is_file() for file in folder.glob("*.safetensors")):
-        missing.append("*.safetensors")
-    return missing
+    return _hub_cache() / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 def _bytes(files: Iterable[Path]) -> int:
@@ -302,8 +277,8 @@ def _clip(frames: int) -> Clip:
     return Clip(torch.cat([picture.roll(2 * t, dims=-1) for t in range(frames)]), 8.0)
 
 
-def _prospect(spec: ModelSpec, found: dict[str, Any]) -> dict[str, Any]:
-    """At which size and length a backbone works, how long a render takes, and whether its weights fit."""
+def _prospect(spec: ModelSpec, found: dict[str, Any], pace: cost.Pace | None) -> dict[str, Any]:
+    """At which size and length a backbone works, how long a render takes, and how it fits into memory."""
     run: dict[str, Any] = {
         "model": spec.name,
         "size": None,
@@ -311,6 +286,7 @@ def _prospect(spec: ModelSpec, found: dict[str, Any]) -> dict[str, Any]:
         "steps": None,
         "seconds": None,
         "how": None,
+        "memory": [],
     }
     if spec.local:
         trial = found["trial"]
@@ -320,32 +296,39 @@ def _prospect(spec: ModelSpec, found: dict[str, Any]) -> dict[str, Any]:
         return run | {name: trial[name] for name in ("size", "frames", "steps", "seconds")} | {
             "how": how, "verdict": "runs",
         }  # fmt: skip
-    settings = Settings()
-    size = working_size(480, 832, pixels=settings.pixels, multiple=16)
+    folder = models.at_hand(spec.name)
+    settings = Settings() if folder is None else read_settings(folder)
+    size = working_size(*WANTED, pixels=settings.pixels, multiple=16)
     run |= {"size": list(size), "frames": settings.frames, "steps": settings.steps}
     work = cost.work_of(spec.name, settings.frames, size)
     gpu = found["gpus"][0] if found["gpus"] else None
-    run |= {"verdict": weights_verdict(spec, gpu, found["machine"])}
-    if work is not None:
-        pace = cost.measure_pace("cuda" if gpu else "cpu", default_dtype("cuda" if gpu else "cpu"))
+    run |= memory_words(memory.model_size(**skeleton(spec), window=settings.frames), gpu, found["machine"])
+    if work is not None and pace is not None:
         seconds = cost.seconds_of(work, pace, steps=settings.steps) / EFFICIENCY
         run |= {"seconds": round(seconds), "how": "estimate: half the speed of matrix products measured here"}
     return run
 
 
-def weights_verdict(spec: ModelSpec, gpu: dict[str, Any] | None, machine: dict[str, Any]) -> str:
-    """Whether the weights find room, in a few words. Frames and their latents come on top of them."""
-    weights = f"{spec.download_bytes / GB:.0f} GB of weights"
+def memory_words(size: memory.ModelSize, gpu: dict[str, Any] | None, machine: dict[str, Any]) -> dict[str, Any]:
+    """Whether a model of that size runs in the memory that is free ("verdict"), and the memory mode that would be used
+    for clips of 480x832 ("memory": frames, mode, bytes needed, in words)."""
     if machine["zerogpu"]:
-        return f"runs on the GPU that is lent ({weights})"
+        return {"verdict": "runs whole on the GPU that is lent", "memory": []}
     if gpu is None:
-        room = machine["memory free"] > 2 * spec.download_bytes  # float32 on the CPU
-        return f"too slow without a GPU ({weights})" if room else f"needs a GPU; too large for the memory ({weights})"
-    if gpu["memory free"] > spec.download_bytes:
-        return f"fits on the GPU ({weights})"
-    if machine["memory free"] > spec.download_bytes:
-        return f"fits only by turns: GPU and memory together ({weights})"
-    return f"too large for GPU and memory ({weights})"
+        needed = (size.transformer // memory.BYTES) * default_dtype("cpu").itemsize + size.vae
+        needed += 2 * (size.text + size.image)  # which are float32 there
+        if needed < machine["memory free"]:
+            return {"verdict": f"too slow without a GPU, and would take {models.size(needed)} of memory", "memory": []}
+        return {"verdict": f"needs a GPU; too large for the memory ({models.size(needed)} of weights)", "memory": []}
+    ways = []
+    for frames in CLIPS:
+        try:
+            plan = memory.choose(size, frames, *WANTED, free=gpu["memory free"])
+            ways.append({"frames": frames, "mode": plan.mode.name, "need": plan.need, "words": plan.words})
+        except InputError as error:
+            ways.append({"frames": frames, "mode": None, "need": None, "words": str(error)})
+    fits = [way["mode"] for way in ways if way["mode"]]
+    return {"verdict": "runs on the GPU" if fits else "too large for the GPU", "memory": ways}
 
 
 def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
@@ -359,10 +342,10 @@ def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
         if model["state"] == "complete":
             continue
         left = model["download"] - model["bytes"]
-        what = f"{model['name']} ({model['role']}, {model['licence']}), {_size(max(left, 0))} to fetch"
+        what = f"{model['name']} ({model['role']}, {model['licence']}), {models.size(max(left, 0))} to fetch"
         room = found["disks"][0]
         if left > room["free"]:
-            what += f", but only {_size(room['free'])} free at {room['folder']}: set HF_HOME to a larger disk"
+            what += f", but only {models.size(room['free'])} free at {room['folder']}: set HF_HOME to a larger disk"
         get = model["get"] or "git checkout -- assets/nano"
         missing.append({"what": what, "get": get})
     for codec in found["video"]["cannot"]:
@@ -409,15 +392,15 @@ def report(found: dict[str, Any], columns: int = 92) -> str:
         ("Python", software["python"]),
         ("packages", ", ".join(versions)),
         ("processor", f"{machine['cores']} cores, {machine['system']}, bfloat16 {_yes(machine['bfloat16'])}"),
-        ("memory", f"{_size(machine['memory free'])} free of {_size(machine['memory'])}"),
+        ("memory", f"{models.size(machine['memory free'])} free of {models.size(machine['memory'])}"),
     ]
     for gpu in found["gpus"]:
         able = f"bfloat16 {_yes(gpu['bfloat16'])}, float8 {_yes(gpu['float8'])}"
-        memory = f"{_size(gpu['memory free'])} free of {_size(gpu['memory'])}"
-        rows.append(("GPU", f"{gpu['name']}, {memory}, compute capability {gpu['capability']}, {able}"))
+        room = f"{models.size(gpu['memory free'])} free of {models.size(gpu['memory'])}"
+        rows.append(("GPU", f"{gpu['name']}, {room}, compute capability {gpu['capability']}, {able}"))
     if not found["gpus"]:
         rows.append(("GPU", "lent for one call at a time (ZeroGPU)" if machine["zerogpu"] else "none"))
-    rows += [(disk["what"], f"{_size(disk['free'])} free at {disk['folder']}") for disk in found["disks"]]
+    rows += [(disk["what"], f"{models.size(disk['free'])} free at {disk['folder']}") for disk in found["disks"]]
     rows.append(("video", f"reads {', '.join(video['reads'])}; writes {', '.join(video['writes'])}"))
     states = {"offline": "offline mode (HF_HUB_OFFLINE)", "reachable": f"reachable in {hub['seconds']:.1f} s"}
     rows.append(("hub", f"{hub['endpoint']}: {states.get(hub['state'], hub['state'])}"))
@@ -438,9 +421,9 @@ def report(found: dict[str, Any], columns: int = 92) -> str:
 
 def _model_words(model: dict[str, Any]) -> str:
     here = {
-        "complete": f"here, {_size(model['bytes'])}",
-        "partial": f"only in part here, {_size(model['bytes'])} of {_size(model['download'])}",
-        "absent": f"not here, {_size(model['download'])} to fetch" if model["download"] else "not here",
+        "complete": f"here, {models.size(model['bytes'])}",
+        "partial": f"only in part here, {models.size(model['bytes'])} of {models.size(model['download'])}",
+        "absent": f"not here, {models.size(model['download'])} to fetch" if model["download"] else "not here",
     }[model["state"]]
     missing = f"; without {', '.join(model['missing'][:4])}" if model["missing"] else ""
     return f"{model['role']}, {model['licence']}: {here}{missing}"
@@ -451,7 +434,12 @@ def _run_words(run: dict[str, Any]) -> str:
         return run["verdict"]
     height, width = run["size"]
     words = f"{run['verdict']}; {run['frames']} frames of {height}x{width}, {run['steps']} steps"
-    return words if run["seconds"] is None else f"{words}: about {duration_words(run['seconds'])} ({run['how']})"
+    if run["seconds"] is not None:
+        words += f": about {duration_words(run['seconds'])} ({run['how']})"
+    height, width = WANTED
+    return " ".join(
+        [f"{words}.", *(f"{way['frames']} frames of {height}x{width}: {way['words']}" for way in run["memory"])]
+    )
 
 
 def duration_words(seconds: float) -> str:
@@ -459,10 +447,6 @@ def duration_words(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _size(count: float) -> str:
-    return f"{count / GB:.1f} GB" if count >= GB else f"{count / 1e6:.0f} MB"
 
 
 def _yes(able: bool) -> str:

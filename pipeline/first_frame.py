@@ -9,8 +9,6 @@ from __future__ import annotations
 import gc
 import inspect
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,74 +17,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, models
 from pipeline.measurement import Measurement, fill_unknown
 from pipeline.video import resize, working_size
 
 DEFAULT_PIXELS = 1024 * 1024  # at which a model works that does not say
 HEADROOM = 1.3  # of the memory of the weights, for what is computed with them
-
-
-@dataclass(frozen=True)
-class ImageModel:
-    """One image model. title, licence: for the user. restricts: what its licence forbids, in words; "" if it is open.
-
-    download_bytes: about. fetch: the arguments of `hf download`. gated: its licence has to be accepted on the hub too.
-    """
-
-    ref: str
-    title: str
-    licence: str
-    download_bytes: int
-    fetch: str
-    restricts: str = ""
-    gated: bool = False
-
-
-IMAGE_MODELS: dict[str, ImageModel] = {
-    # 3.47e9 parameters at 16 bits; the files of unet and VAE say 5.14 and 0.17 GB
-    "sdxl-inpaint": ImageModel(
-        ref="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
-        title="Stable Diffusion XL inpainting",
-        licence="CreativeML Open RAIL++-M, which forbids harmful uses",
-        download_bytes=7_000_000_000,
-        fetch='diffusers/stable-diffusion-xl-1.0-inpainting-0.1 --include "*.json" "*.txt" "*.fp16.safetensors"',
-    ),
-    # transformer 23.8 GB, text encoders 9.5 and 0.25, VAE 0.17
-    "flux-fill": ImageModel(
-        ref="black-forest-labs/FLUX.1-Fill-dev",
-        title="FLUX.1 Fill [dev]",
-        licence="FLUX.1 [dev] Non-Commercial License",
-        download_bytes=34_000_000_000,
-        fetch='black-forest-labs/FLUX.1-Fill-dev --exclude "flux1-fill-dev.safetensors" "ae.safetensors"',
-        restricts="the model may be used for non-commercial purposes only",
-        gated=True,
-    ),
-}
-
-
-def title_of(model: str) -> str:
-    """A model of `IMAGE_MODELS`, a folder or a hub id, in words."""
-    if model in IMAGE_MODELS:
-        return IMAGE_MODELS[model].title
-    return Path(model).name if Path(model).is_dir() else model
-
-
-def terms_of(model: str) -> str:
-    """Size, licence and what it forbids, in a sentence: what has to be said before a model of the table is used."""
-    spec = IMAGE_MODELS[model]
-    forbids = f": {spec.restricts}" if spec.restricts else ""
-    return f"{spec.title}: {spec.download_bytes / 1e9:.0f} GB, {spec.licence}{forbids}."
-
-
-def check_accepted(model: str, accepted: Collection[str]) -> None:
-    """Raises `InputError` for a model whose licence restricts its use, unless its name is in `accepted`."""
-    spec = next((name for name, spec in IMAGE_MODELS.items() if model in (name, spec.ref)), None)
-    if spec is not None and IMAGE_MODELS[spec].restricts and spec not in accepted:
-        raise InputError(
-            f"The image model {spec} waits for you to accept its licence. {terms_of(spec)} To accept it, tick the box "
-            f"below the choice of the model; on the command line give --accept {spec}."
-        )
 
 
 def inpaint(
@@ -101,9 +37,9 @@ def inpaint(
 ) -> Float[Tensor, "3 H W"]:
     """The picture in [0, 1] with what is unknown (False) painted by an image model; known pixels come back exactly.
 
-    model: a name of `IMAGE_MODELS`, a folder in the diffusers layout, or a hub id. It works at its own size and at the
+    model: a name of `models.MODELS`, a folder in the diffusers layout, or a hub id. It works at its own size and at the
     picture's proportions, so that small pictures are enlarged for it. steps: None for the pipeline's own number.
-    That the licence of a model that restricts its use is accepted is for the caller to see to (`check_accepted`).
+    That the terms of a model that has some are accepted is for the caller to see to (`models.check_accepted`).
     Raises `InputError` if the weights are not on this machine, or are no inpainting model.
     """
     folder = locate(model)
@@ -136,25 +72,10 @@ def inpaint(
 
 def locate(model: str) -> Path:
     """The folder of a model's weights on this machine. Raises `InputError` that says how to get them."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    spec = IMAGE_MODELS.get(model)
-    ref = spec.ref if spec else model
     try:
-        folder = Path(snapshot_download(ref, local_files_only=True))
-    except (OSError, ValueError) as error:
-        gate = ""
-        if spec is not None and spec.gated:
-            gate = f", after you have agreed to its terms on huggingface.co/{ref} and logged in with `hf auth login`"
-        size = f" ({spec.download_bytes / 1e9:.0f} GB)" if spec else ""
-        raise InputError(
-            f"The image model {title_of(model)} is not on this machine. Get it with `hf download "
-            f"{spec.fetch if spec else ref}`{size}{gate}; or leave the first frame to the video model, or give a "
-            "picture of it."
-        ) from error
-    return folder
+        return models.locate(model)
+    except InputError as error:
+        raise InputError(f"{error}; or leave the first frame to the video model, or give a picture of it.") from error
 
 
 def _load(folder: Path, model: str, device: torch.device) -> Any:
@@ -175,11 +96,11 @@ def _load(folder: Path, model: str, device: torch.device) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"The image model {title_of(model)} cannot be loaded as an inpainting model: {str(error).splitlines()[0]} "
-            "Choose another, or download it again."
+            f"The image model {models.title_of(model)} cannot be loaded as an inpainting model: "
+            f"{str(error).splitlines()[0]} Choose another, or download it again."
         ) from error
     if "mask_image" not in inspect.signature(pipe.__call__).parameters:
-        raise InputError(f"The image model {title_of(model)} does not inpaint; choose another.")
+        raise InputError(f"The image model {models.title_of(model)} does not inpaint; choose another.")
     pipe.set_progress_bar_config(disable=True)
     if device.type != "cuda":
         return pipe.to(device)

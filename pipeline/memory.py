@@ -7,6 +7,7 @@ real configurations without their weights (the largest sum of live tensors, as t
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +64,9 @@ class ModelSize:
     transformer, block, linear: all of it, the largest of its blocks, and all of its blocks, which 8 bits halve.
     text_leaf, text_work: the largest layer of the text encoder, and its activations in bytes. width, ffn: of the
     transformer. text_tokens: length of what it attends to beside the video. patch: frames and pixels of one token,
-    t, h, w. vae_width: channels of the VAE at full size; vae_patch: side in pixels of what it takes as one.
+    t, h, w. vae_width: channels of the VAE at full size; vae_patch: side in pixels of what it takes as one. latents:
+    bytes a token of all that a render keeps in the latent space. window: frames that the transformer sees at once,
+    None for all of a clip.
     """
 
     transformer: int
@@ -80,10 +83,14 @@ class ModelSize:
     patch: tuple[int, int, int]
     vae_width: int
     vae_patch: int
+    latents: int
+    window: int | None = None
 
 
-def model_size(*, vae: Any, transformer: Any, text_encoder: Any, image_encoder: Any = None) -> ModelSize:
-    """The size of a model from its parts, which may be on the meta device."""
+def model_size(
+    *, vae: Any, transformer: Any, text_encoder: Any, image_encoder: Any = None, window: int | None = None
+) -> ModelSize:
+    """The size of a model from its parts, which may be on the meta device. window: see `ModelSize`."""
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())
     config, vae_config, text = transformer.config, vae.config, text_encoder.config
     blocks = list(transformer.blocks)
@@ -106,17 +113,32 @@ def model_size(*, vae: Any, transformer: Any, text_encoder: Any, image_encoder: 
         patch=(t * vae_config["scale_factor_temporal"], h * spatial, w * spatial),
         vae_width=max(vae_config["base_dim"], vae_config.get("decoder_base_dim") or 0),
         vae_patch=vae_config.get("patch_size") or 1,
+        # float32, in numbers of input channels: 6.5 were counted with dds, 8.7 with dds_cg
+        latents=4 * 9 * config["in_channels"] * t * h * w,
+        window=window,
     )
 
 
-def sampling_bytes(size: ModelSize, frames: int, height: int, width: int, *, cache: bool = False) -> int:
-    """Activations of one pass through the transformer. cache: those that a first-block cache keeps, too."""
+def lent() -> bool:
+    """Whether the GPU is lent for one call at a time (ZeroGPU): what is loaded stays whole, placed once for all."""
+    return bool(os.environ.get("SPACES_ZERO_GPU"))
+
+
+def _tokens(size: ModelSize, frames: int, height: int, width: int) -> int:
     t, h, w = size.patch
-    tokens = (math.ceil((frames - 1) / t) + 1) * math.ceil(height / h) * math.ceil(width / w) + size.text_tokens
+    return (math.ceil((frames - 1) / t) + 1) * math.ceil(height / h) * math.ceil(width / w)
+
+
+def sampling_bytes(size: ModelSize, frames: int, height: int, width: int, *, cache: bool = False) -> int:
+    """Activations of one pass through the transformer, over one window of a long clip. cache: those that a first-block
+    cache keeps, too, of all windows."""
+    tokens = _tokens(size, min(frames, size.window or frames), height, width) + size.text_tokens
     # the larger of a block's two halves: attention with its queries turned in float32, or the feed-forward layer
     each = max(23 * size.width, 9 * size.width + 4 * size.ffn) + 1024
+    # the windows of a long clip overlap by a quarter or more, and are all remembered
+    all_windows = tokens if frames <= (size.window or frames) else 2 * _tokens(size, frames, height, width)
     kept = 2 * 3 * BYTES * size.width if cache else 0
-    return tokens * (each + kept)
+    return tokens * each + all_windows * kept
 
 
 def vae_bytes(size: ModelSize, frames: int, height: int, width: int, *, tiles: bool) -> int:
@@ -138,10 +160,11 @@ def needs(size: ModelSize, frames: int, height: int, width: int, mode: Mode, *, 
         transformer = min(transformer, transformer - linear + 2 * block)
     # a block's weights are widened one layer after the other
     widened = size.block // 2 if mode.eight_bits else 0
+    latents = _tokens(size, frames, height, width) * size.latents
     work = {
         "text": size.text_work,
-        "vae": vae_bytes(size, frames, height, width, tiles=mode.tiles),
-        "sampling": sampling_bytes(size, frames, height, width, cache=cache) + widened,
+        "vae": vae_bytes(size, frames, height, width, tiles=mode.tiles) + latents,
+        "sampling": sampling_bytes(size, frames, height, width, cache=cache) + latents + widened,
     }
     if mode.in_turn:
         weights = {"text": max(size.text_leaf, size.image), "vae": size.vae, "sampling": transformer}
@@ -157,7 +180,7 @@ def need(size: ModelSize, frames: int, height: int, width: int, mode: Mode, *, c
 
 @dataclass(frozen=True)
 class Plan:
-    """A chosen mode. need, free: bytes, of what the GPU has free; None on the CPU."""
+    """A chosen mode. need: bytes; None on the CPU. free: bytes that the GPU has free; None there, or if it is lent."""
 
     mode: Mode
     need: int | None = None
@@ -166,8 +189,10 @@ class Plan:
     @property
     def words(self) -> str:
         """What will happen, for the user."""
-        if self.need is None or self.free is None:
+        if self.need is None:
             return "No GPU: everything is computed on the processor, in main memory."
+        if self.free is None:
+            return f"About {_gb(self.need)} of the GPU that is lent are needed: {self.mode.words}."
         short = "" if self.need <= self.free else ", which may not be enough"
         return f"About {_gb(self.need)} of the {_gb(self.free)} free on the GPU are needed{short}: {self.mode.words}."
 
@@ -189,6 +214,10 @@ def choose(
     """
     if wanted not in CHOICES:
         raise InputError(f"memory must be one of {', '.join(CHOICES)}; it is {wanted!r}.")
+    if lent():
+        if wanted not in ("auto", WHOLE.name):
+            raise InputError("On a GPU that is lent (ZeroGPU) the model stays whole; leave memory at auto.")
+        return Plan(WHOLE, need(size, frames, height, width, WHOLE, cache=cache))
     if free is None:
         if wanted not in ("auto", WHOLE.name):
             raise InputError(
@@ -232,13 +261,14 @@ def _remedy(size: ModelSize, frames: int, height: int, width: int, free: int, mo
 
 
 def free_memory(device: torch.device | str) -> int | None:
-    """Bytes of GPU memory that a model can have: what is free, and what this process holds already. None on the CPU.
+    """Bytes of GPU memory that a model can have: what is free, and what this process holds already. None on the CPU,
+    and where the GPU is lent: there it is nobody's between two calls.
 
     What this process holds counts as free, since a model that is loaded is replaced by the next one; so drop other
     models first.
     """
     device = torch.device(device)
-    if device.type != "cuda":
+    if device.type != "cuda" or lent():
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device)

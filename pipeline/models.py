@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-ROLES = ("backbone", "depth", "masks", "first frame", "captions", "previews")
+ROLES = ("backbone", "fast mode", "depth", "masks", "first frame", "captions", "previews")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 ORIGINAL_FILES = "diffusion_pytorch_model*.safetensors"  # Wan's own layout has its transformer beside the README
@@ -43,6 +44,8 @@ class ModelSpec:
 
     classes: of diffusers, transformers or our own that read it. terms: what the licence forbids, in plain words, where
     the user has to accept it before the first use (see `check_accepted`); empty for licences that forbid nothing here.
+    title: what it is called in sentences, where that is not its name. configs: of a backbone on the hub, what its
+    components' published configurations have other than their classes' defaults.
     """
 
     name: str
@@ -53,6 +56,8 @@ class ModelSpec:
     folder: str | None = None
     parts: tuple[Part, ...] = ()
     terms: str = ""
+    title: str = ""
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     @property
     def local(self) -> bool:
@@ -96,6 +101,27 @@ _WAN_OTHERS = Part(
 )
 WAN_ENCODERS = (_WAN_TEXT, _WAN_OTHERS)
 
+
+def _wan_configs(heads: int, layers: int, ffn_dim: int) -> dict[str, dict[str, Any]]:
+    return {
+        "transformer": {
+            "num_attention_heads": heads, "attention_head_dim": 128, "num_layers": layers, "ffn_dim": ffn_dim,
+            "in_channels": 36, "out_channels": 16, "text_dim": 4096, "image_dim": 1280,
+            "added_kv_proj_dim": 128 * heads,
+        },
+        "vae": {},
+        "text_encoder": {
+            "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+        },
+        "image_encoder": {
+            "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+            "patch_size": 14, "image_size": 224,
+        },
+    }  # fmt: skip
+
+
+_WAN_SMALL, _WAN_LARGE = _wan_configs(12, 30, 8960), _wan_configs(40, 40, 13824)
+
 _SPECS = (
     ModelSpec(
         name="nano",
@@ -111,6 +137,7 @@ _SPECS = (
         classes=_WAN_CLASSES,
         licence="Apache-2.0",
         note="The backbone of the InverseCrafter paper, 480x832, 81 frames. The default where there is a GPU.",
+        configs=_WAN_SMALL,
         parts=(
             Part(
                 "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP",
@@ -128,6 +155,7 @@ _SPECS = (
         classes=_WAN_CLASSES,
         licence="Apache-2.0",
         note="Its larger sibling, with ten times the parameters.",
+        configs=_WAN_LARGE,
         parts=(
             Part(
                 "alibaba-pai/Wan2.1-Fun-V1.1-14B-InP",
@@ -145,6 +173,7 @@ _SPECS = (
         classes=_WAN_CLASSES,
         licence="Apache-2.0",
         note="Image-to-video, trained on complete first frames only, not on holes.",
+        configs=_WAN_LARGE,
         parts=(
             Part(
                 _WAN_OTHERS.repo,
@@ -154,6 +183,22 @@ _SPECS = (
                 ("transformer",),
             ),
             *WAN_ENCODERS,
+        ),
+    ),
+    ModelSpec(
+        name="causvid-lora",
+        role="fast mode",
+        classes=("WanImageToVideoPipeline.lora_state_dict",),
+        licence="CC BY-NC-SA 4.0",
+        note="A LoRA of rank 32 from CausVid for wan2.1-fun-1.3b-inp: few steps, no classifier-free guidance.",
+        title="the few-step LoRA CausVid",
+        terms="It may not be used commercially; what is made of it has to name its authors and to be shared alike.",
+        parts=(
+            Part(
+                "Kijai/WanVideo_comfy",
+                ("Wan21_CausVid_bidirect2_T2V_1_3B_lora_rank32.safetensors",),
+                87_500_000,  # two matrices for each linear layer of 30 blocks, in 16 bits
+            ),
         ),
     ),
     ModelSpec(
@@ -216,6 +261,7 @@ _SPECS = (
         classes=("FluxFillPipeline",),
         licence="FLUX.1 [dev] Non-Commercial License",
         note="Fills the holes of the first frame. The hub gives it only to those who are logged in and agreed there.",
+        title="FLUX.1 Fill [dev]",
         terms=(
             "The model may not be used commercially, nor to train another one; its pictures must be marked where the "
             "law says so. What it makes may be used, as far as the licence allows."
@@ -242,11 +288,44 @@ _SPECS = (
         ),
     ),
     ModelSpec(
+        name="sdxl-inpaint",
+        role="first frame",
+        classes=("StableDiffusionXLInpaintPipeline",),
+        licence="CreativeML Open RAIL++-M",
+        note="Fills the holes of the first frame; the smaller of the two.",
+        title="Stable Diffusion XL inpainting",
+        terms=(
+            "The model may not be used to harm: not against the law, nor to exploit, deceive, defame, harass or "
+            "discriminate; commercial use is allowed. Who passes it or its pictures on has to say so."
+        ),
+        parts=(
+            Part(
+                "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+                (
+                    "model_index.json",
+                    "scheduler/*.json",
+                    "text_encoder/config.json",
+                    "text_encoder/model.fp16.safetensors",
+                    "text_encoder_2/config.json",
+                    "text_encoder_2/model.fp16.safetensors",
+                    "tokenizer/*",
+                    "tokenizer_2/*",
+                    "unet/config.json",
+                    "unet/diffusion_pytorch_model.fp16.safetensors",
+                    "vae/config.json",
+                    "vae/diffusion_pytorch_model.fp16.safetensors",
+                ),
+                6_940_000_000,  # 3.47e9 parameters
+            ),
+        ),
+    ),
+    ModelSpec(
         name="blip",
         role="captions",
         classes=("BlipForConditionalGeneration",),
         licence="BSD-3-Clause",
         note="Suggests a prompt from the clip's middle frame.",
+        title="BLIP",
         parts=(
             Part(
                 "Salesforce/blip-image-captioning-large",
@@ -261,6 +340,7 @@ _SPECS = (
         classes=("Blip2ForConditionalGeneration",),
         licence="MIT; its language model: Meta's OPT-175B licence",
         note="The captioner of the InverseCrafter paper.",
+        title="BLIP-2",
         terms="Its language model, OPT, may be used for research only, not commercially.",
         parts=(Part("Salesforce/blip2-opt-2.7b", ("*.json", "merges.txt", "*.safetensors"), 15_500_000_000),),
     ),
@@ -270,6 +350,7 @@ _SPECS = (
         classes=("our own",),
         licence="MIT",
         note="A tiny video autoencoder for Wan 2.1's latents: sharper previews.",
+        title="TAEW 2.1",
         parts=(Part("OzzyGT/taew2_1", ("taew2_1.safetensors",), 22_700_000),),
     ),
 )
@@ -295,13 +376,22 @@ def find(ref: str) -> ModelSpec | None:
     return next(named, None)
 
 
+def title_of(ref: str) -> str:
+    """A model in a sentence: a title of the table, else a name or hub id, or a folder's name without its place."""
+    spec = find(ref)
+    if spec is not None:
+        return spec.title or spec.name
+    return Path(ref).name if Path(ref).is_dir() else ref
+
+
 def check_accepted(ref: str, accepted: Collection[str]) -> None:
     """Raises `InputError` if `ref` is a model whose terms have to be accepted, and its name is not in `accepted`."""
     spec = find(ref)
     if spec is not None and spec.terms and spec.name not in accepted:
         raise InputError(
-            f"The model {spec.name} waits for you to accept its terms; nothing is fetched before. {spec.terms} To "
-            f"accept them, tick the box below the choice of the model; on the command line give --accept {spec.name}."
+            f"The model {spec.name} ({size(spec.download_bytes)}, {spec.licence}) waits for you to accept its terms; "
+            f"nothing is fetched before. {spec.terms} To accept them, tick the box below the choice of the model; on "
+            f"the command line give --accept {spec.name}."
         )
 
 
@@ -369,20 +459,49 @@ def default_backbone(cuda: bool | None = None) -> tuple[str, str]:
 # --- the hub and its cache --------------------------------------------------------------------------------------------
 
 
-def cached(part: Part) -> Path | None:
-    """The folder of a part in the hub's cache, if all its files are there; the network is not asked."""
+def snapshot(part: Part) -> Path | None:
+    """The folder of a part in the hub's cache, with all its files or some of them; the network is not asked."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(part.repo, revision=part.revision, local_files_only=True))
+        return Path(snapshot_download(part.repo, revision=part.revision, local_files_only=True))
     except (OSError, ValueError):
         return None
-    return None if lacking(folder, part.files) else folder
+
+
+def cached(part: Part) -> Path | None:
+    """The folder of a part in the hub's cache, if all its files are there; the network is not asked."""
+    folder = snapshot(part)
+    return None if folder is None or lacking(folder, part.files) else folder
 
 
 def in_cache(spec: ModelSpec) -> bool:
     """Whether a model can be loaded without the network."""
     return spec.local or all(cached(part) for part in spec.parts)
+
+
+def at_hand(ref: str) -> Path | None:
+    """The folder of a model that can be loaded without the network, of several parts the first; None if it cannot be.
+
+    ref: a name of `MODELS`, a folder, or a hub id, of which it is not known what it should hold.
+    """
+    spec = find(ref)
+    if spec is None:
+        return Path(ref) if Path(ref).is_dir() else snapshot(Part(ref, (), 0))
+    if spec.folder is not None:
+        return ROOT / spec.folder
+    return cached(spec.parts[0]) if in_cache(spec) else None
+
+
+def locate(ref: str) -> Path:
+    """As `at_hand`, for models that are not fetched unasked. Raises `InputError` that says what gets them."""
+    folder = at_hand(ref)
+    if folder is not None:
+        return folder
+    spec = find(ref)
+    what = f"{title_of(ref)} ({size(spec.download_bytes)}, {spec.licence})" if spec else ref
+    get = command_for(spec) if spec else f"hf download {ref}"
+    raise InputError(f"The model {what} is not on this machine. This gets it: {get}")
 
 
 def download(spec: ModelSpec, accepted: Collection[str] = ()) -> tuple[Path, ...]:

@@ -33,7 +33,7 @@ from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, projec
 from pipeline.depth import Depth, estimate, load_depth, load_depth_model, resize_depth, subject_distance
 from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
-from pipeline.first_frame import check_accepted, inpaint, locate, title_of
+from pipeline.first_frame import inpaint, locate
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
@@ -90,7 +90,7 @@ class RenderRequest:
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     first_frame_model: an image model that paints what is unknown of the first frame: a name of
-        `first_frame.IMAGE_MODELS`, a folder or a hub id; None leaves it to the video model.
+        `models.MODELS`, a folder or a hub id; None leaves it to the video model.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
     fast: a name of `backbone.FAST`, "off" for full quality. memory: how the model is placed on a GPU, a name of
         `memory.MODES`, or "auto". compile: compile the transformer's blocks first, which pays in many or long renders.
@@ -242,9 +242,6 @@ def _validate(request: RenderRequest) -> None:
     need(not request.compile or request.fast == "off", "compile", "false with a fast mode, which changes the blocks")
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
     optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
-    used = (request.backbone, None if request.depth else request.depth_model)
-    for ref in filter(None, used):
-        models.check_accepted(ref, request.accepted)
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
     optional("first_frame_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
@@ -253,8 +250,14 @@ def _validate(request: RenderRequest) -> None:
         "first_frame_model",
         "left out where a picture of the first frame is given",
     )
-    if request.first_frame_model is not None:
-        check_accepted(request.first_frame_model, request.accepted)
+    used = (
+        request.backbone,
+        None if request.depth else request.depth_model,
+        request.first_frame_model,
+        FEW_STEPS.model if request.fast == "lora" else None,
+    )
+    for ref in filter(None, used):
+        models.check_accepted(ref, request.accepted)
     optional("mask_frame", lambda value: _is_int(value) and value >= 0, "a whole number, 0 or more")
     need(_is_number(request.grow) and -10 <= request.grow <= 25, "grow", "from -10 to 25 percent")
     need(isinstance(request.remove, bool), "remove", "true or false")
@@ -368,6 +371,7 @@ class Problem:
 
 FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
 Fill = Callable[..., Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]]
+Paint = Callable[..., Float[Tensor, "3 H W"]]
 
 
 def find_depth(
@@ -628,13 +632,13 @@ def solve(
     Nothing in it waits for the device, see `Backbone.velocity`: on a GPU a step is handed out before it is computed.
     """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
-    scale = _guidance_scale(request, backbone)
+    scale = guidance_scale_of(request, backbone)
 
     def velocity(z_t: Tensor, sigma: float, span: slice) -> Tensor:
         condition, context = problem.condition[:, span], str(span.start or "")
         return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
 
-    sigmas = flow_sigmas(_steps(request, backbone), backbone.shift)
+    sigmas = flow_sigmas(steps_of(request, backbone), backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
     start = sigmas[0].item()
     z = problem.noise if problem.y_full is None else (1 - start) * problem.y_full + start * problem.noise
@@ -668,11 +672,13 @@ def solve(
         yield from sample(whole, z, sigmas, **solver.hooks(given, **guided), generator=generator)
 
 
-def _steps(request: RenderRequest, backbone: Backbone) -> int:
+def steps_of(request: RenderRequest, backbone: Backbone) -> int:
+    """The sampling steps of a request: its own, or what the model or the fast mode was made for."""
     return request.steps or (FEW_STEPS.steps if request.fast == "lora" else backbone.steps)
 
 
-def _guidance_scale(request: RenderRequest, backbone: Backbone) -> float:
+def guidance_scale_of(request: RenderRequest, backbone: Backbone) -> float:
+    """As `steps_of`, the scale of classifier-free guidance."""
     if request.guidance_scale is not None:
         return request.guidance_scale
     return FEW_STEPS.guidance_scale if request.fast == "lora" else backbone.guidance_scale
@@ -711,7 +717,8 @@ def fill(
     source: Float[np.ndarray, "T 3 h w"],
     still: bool,
 ) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
-    """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video come last.
+    """The part of a render that an accelerator does: encode, sample, decode. Notes on speed, then the raw video, as
+    large, come last.
 
     video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
     all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
@@ -750,16 +757,18 @@ def render(
     keep: str | Path | None = None,
     find_depth: FindDepth = find_depth,
     fill: Fill = fill,
+    paint: Paint | None = None,
 ) -> Generator[RenderEvent, None, None]:
     """Render a request into folder (created): result.mp4, source.mp4, warp.mp4, report.json, request.json.
 
     analysis: of the same clip, frames, size and depth, to save doing it again. keep: a folder for measurement.npz,
-    raw.npz and depth.npz at working size. find_depth, fill: in place of the functions of those names, where their work
-    is done elsewhere. Never raises for user errors: the last event is a `DoneEvent` or a `FailedEvent`. Closing the
-    generator stops the render at the next step.
+    raw.npz and depth.npz at working size. find_depth, fill, paint: in place of the functions of those names and of
+    `first_frame.inpaint`, where their work is done elsewhere. Never raises for user errors: the last event is a
+    `DoneEvent` or a `FailedEvent`. Closing the generator stops the render at the next step.
     """
     try:
-        yield from _render(request, Path(folder), analysis, Path(keep) if keep is not None else None, find_depth, fill)
+        kept = Path(keep) if keep is not None else None
+        yield from _render(request, Path(folder), analysis, kept, find_depth, fill, paint or inpaint)
     except InputError as error:
         yield FailedEvent(str(error))
     except torch.OutOfMemoryError:
@@ -773,6 +782,7 @@ def _render(
     keep: Path | None,
     find_depth: FindDepth,
     fill: Fill,
+    paint: Paint,
 ) -> Generator[RenderEvent, None, None]:
     clock = _Clock()
     for place in filter(None, (folder, keep)):
@@ -802,7 +812,7 @@ def _render(
         raise InputError(NO_REFERENCE)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not memory.lent():
         _load_depth_model.cache_clear()  # its memory is needed now
     backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
     plan = backbone.plan(_padded(frames), *size, wanted=backbone.mode.name, fast=request.fast)
@@ -812,9 +822,9 @@ def _render(
     yield clock.stage("warp", "Warping", 0.1)
     measurement = measure(analysis, request)
     if request.first_frame_model is not None and _lacks_first_frame(measurement):
-        title = title_of(request.first_frame_model)
+        title = models.title_of(request.first_frame_model)
         yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
-        analysis = _paint_first_frame(analysis, request, request.first_frame_model)
+        analysis = _paint_first_frame(analysis, request, request.first_frame_model, paint)
         measurement = measure(analysis, request)
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
     yield WarpEvent(
@@ -871,8 +881,8 @@ def _render(
         "request": _to_dict(request),
         "backbone": backbone.name,
         "seed": request.seed,
-        "steps": _steps(request, backbone),
-        "guidance_scale": _guidance_scale(request, backbone),
+        "steps": steps_of(request, backbone),
+        "guidance_scale": guidance_scale_of(request, backbone),
         "strength": _strength(request, backbone),
         "fast": request.fast,
         "memory": {
@@ -939,6 +949,12 @@ def get_backbone(ref: str, request: RenderRequest | None = None, clip: tuple[int
     """
     with _LOADING:
         kept = _BACKBONES.get(ref)
+        if kept is not None and memory.lent():  # what was loaded again would be lost after the call
+            if request is not None:
+                _mode(kept.backbone, request, clip)  # refuses another placement
+                if request.compile:
+                    kept.backbone.compile()  # refuses
+            return kept.backbone
         if kept is not None and (request is None or clip is None or _suits(kept, request, clip)):
             return kept.backbone
         kept = None
@@ -1028,9 +1044,14 @@ def writing(place: Path) -> Iterator[None]:
         raise InputError(f"Cannot write to {place}: {error.strerror or error}.") from error
 
 
-def warm(ref: str) -> None:
-    """Load what an analysis and a render with the backbone `ref` need, so that the first one need not wait for it."""
-    model = _depth_model_of(get_backbone(ref))
+def warm(ref: str, depth_model: str | None = None) -> None:
+    """Load what an analysis and a render with the backbone `ref` need, so that the first one need not wait for it.
+
+    depth_model: None for what comes with the backbone.
+    """
+    backbone = get_backbone(ref)
+    model = depth_model or _depth_model_of(backbone)
+    backbone.preview_by  # noqa: B018  loads what makes the previews
     with _LOADING:
         _load_depth_model(model)
 
@@ -1176,9 +1197,9 @@ def _speed_notes(request: RenderRequest, backbone: Backbone) -> list[str]:
             f"Fast mode: {spared} of {passes.asked} passes through the model were cut short after their first block."
         )
     if request.fast == "lora":
+        spec = models.MODELS[FEW_STEPS.model]
         notes.append(
-            f"Fast mode: {_steps(request, backbone)} steps with the few-step LoRA CausVid; mind its licence, see "
-            "huggingface.co/tianweiy/CausVid."
+            f"Fast mode: {steps_of(request, backbone)} steps with {spec.title}, whose licence is {spec.licence}."
         )
     if backbone.mode.eight_bits:
         notes.append("The transformer's weights were kept in 8 bits, which changes the result a little.")
@@ -1216,6 +1237,8 @@ def _estimated_depth(
             scale = min(1.0, LONGEST / max(size_of(full.frames)))
             height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
             frames = resize(full.frames, (height, width))
+        if (spec := models.find(ref)) is not None:
+            models.download(spec, request.accepted)  # here, since the work may be done where time is lent
         found = None
         for event in find_depth(ref, frames.numpy(), size):
             if isinstance(event, StageEvent):
@@ -1295,11 +1318,11 @@ def _lacks_first_frame(measurement: Measurement) -> bool:
     return 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW
 
 
-def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str) -> Analysis:
+def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str, paint: Paint) -> Analysis:
     """The analysis with its first frame completed by an image model, which sees it at the clip's full resolution."""
     first = _warp(analysis, request, size_of(analysis.full.frames), slice(0, 1))
-    picture = inpaint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
-    return replace(analysis, picture=picture, picture_from=f"inpainted by {title_of(model)}")
+    picture = paint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
+    return replace(analysis, picture=picture, picture_from=f"inpainted by {models.title_of(model)}")
 
 
 def _see_behind(analysis: Analysis) -> Analysis:

@@ -25,10 +25,10 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from pipeline import InputError, models
+from pipeline import InputError, memory, models
 from pipeline.video import probe, read_video, resize
 
-SAM2 = models.MODELS["sam2-hiera-tiny"].ref
+SAM2 = "sam2-hiera-tiny"
 
 _IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MAX_SIDE = 8192  # pixels
@@ -539,20 +539,19 @@ def _drop_islands(p: np.ndarray, expected: np.ndarray) -> np.ndarray:
 # --- SAM 2 ------------------------------------------------------------------------------------------------------------
 
 
-def load_sam2(ref: str = SAM2, device: str | torch.device = "cpu", *, download: bool = False) -> Any:
+def load_sam2(ref: str, device: str | torch.device = "cpu") -> Any:
     """The Sam2VideoModel of a folder or hub id. Weights are read from safetensors only, never from pickles.
 
-    The hub is asked only with `download`; else the model has to be in the folder or in the hub's cache on this machine.
-    Raises InputError.
+    Nothing is downloaded: it has to be in the folder or in the hub's cache on this machine. Raises InputError.
     """
     from transformers import Sam2VideoModel
 
     try:
-        model: Any = Sam2VideoModel.from_pretrained(ref, use_safetensors=True, local_files_only=not download)
+        model: Any = Sam2VideoModel.from_pretrained(ref, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"The segmentation model {ref!r} could not be loaded: {str(error).splitlines()[0]} Give a folder with a "
-            f"Sam2VideoModel, download one first (python -m pipeline models --download sam2-hiera-tiny), or follow the "
+            f"Sam2VideoModel, download one first ({models.command_for(models.MODELS[SAM2])}), or follow the "
             "object without a model."
         ) from error
     return model.eval().requires_grad_(False).to(device)
@@ -610,12 +609,9 @@ def track_with_sam2(
 
 @lru_cache(maxsize=1)
 def _sam2_at_hand() -> Any:
-    # on a Space with a shared GPU, CUDA is there only in the processes that the GPU is lent to, and this runs outside
-    shared = bool(os.environ.get("SPACES_ZERO_GPU"))
-    try:
-        return load_sam2(SAM2, "cuda" if torch.cuda.is_available() and not shared else "cpu")
-    except InputError:
-        return None
+    folder = models.at_hand(SAM2)
+    # where a GPU is lent, CUDA is there only in the processes that it is lent to, and this runs outside
+    return folder and load_sam2(str(folder), "cuda" if torch.cuda.is_available() and not memory.lent() else "cpu")
 
 
 def follower() -> str:

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import InputError
+from pipeline import InputError, models
 
-REPOSITORY, FILE = "OzzyGT/taew2_1", "taew2_1.safetensors"  # the author's file, unchanged; MIT, 23 MB
-FETCH = f"hf download {REPOSITORY} {FILE}"
+SPEC = models.MODELS["taew2.1"]  # the author's file, unchanged
 SCALE = 4  # pixels of the preview a latent position
 _WIDTHS = (256, 128, 64, 64)
 
@@ -85,10 +84,8 @@ class TinyDecoder(nn.Module):
 
 def tiny_decoder_file() -> Path | None:
     """Where the weights lie in the hub's cache of this machine; None if they are not there. Nothing is downloaded."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(REPOSITORY, FILE)
-    return Path(found) if isinstance(found, str) else None
+    folder = models.at_hand(SPEC.name)
+    return None if folder is None else folder / SPEC.parts[0].files[0]
 
 
 def load_tiny_decoder(path: str | Path, device: str | torch.device = "cpu") -> TinyDecoder:
@@ -105,7 +102,8 @@ def load_tiny_decoder(path: str | Path, device: str | torch.device = "cpu") -> T
         model.load_state_dict(weights)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(
-            f"{Path(path).name} holds no weights of TAEW 2.1 ({str(error).splitlines()[0]}); fetch them with `{FETCH}`."
+            f"{Path(path).name} holds no weights of TAEW 2.1 ({str(error).splitlines()[0]}). This gets them: "
+            f"{models.command_for(SPEC)}"
         ) from error
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     return model.eval().requires_grad_(False).to(device, dtype)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import InputError, caption
+from pipeline import InputError, caption, models
 from pipeline.__main__ import main
 from pipeline.video import Clip, write_video
 
@@ -109,36 +109,43 @@ def test_the_words_depend_on_the_picture(blip):
     assert caption.caption(picture, str(blip), device="cpu").words.split() == wanted
 
 
-@pytest.mark.parametrize("name", caption.CAPTIONERS)
-def test_a_model_that_is_not_here_is_named_with_what_gets_it(name, nothing_cached):
-    spec = caption.CAPTIONERS[name]
-    with pytest.raises(InputError, match="hf download") as raised:
-        caption.caption(torch.zeros(3, 8, 8), name)
-    assert spec.ref in str(raised.value) and "write the prompt yourself" in str(raised.value)
+@pytest.mark.parametrize("spec", models.of_role("captions"), ids=lambda spec: spec.name)
+def test_a_model_that_is_not_here_is_named_with_what_gets_it(spec, nothing_cached):
+    with pytest.raises(InputError, match="write the prompt yourself") as raised:
+        caption.caption(torch.zeros(3, 8, 8), spec.name, [spec.name])
+    assert models.command_for(spec) in str(raised.value) and spec.title in str(raised.value)
+
+
+def test_terms_are_accepted_first(nothing_cached):
+    for ref in ("blip-2", models.MODELS["blip-2"].ref):
+        with pytest.raises(InputError, match=r"research only.*--accept blip-2"):
+            caption.caption(torch.zeros(3, 8, 8), ref)
 
 
 def test_the_default_is_what_suits_the_machine(monkeypatch):
     here: set[str] = set()
-    monkeypatch.setattr(caption, "_find", lambda ref: Path(ref) if ref in here else None)
+    monkeypatch.setattr(models, "at_hand", lambda ref: Path(ref) if ref in here else None)
     gigabytes = 0
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gigabytes > 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, gigabytes * 2**30))
-    assert caption.default_captioner() == "blip"
+    default = lambda: caption.default_captioner(["blip-2"])
+    assert default() == "blip"
     gigabytes = 8
-    assert caption.default_captioner() == "blip"
+    assert default() == "blip"
     gigabytes = 80
-    assert caption.default_captioner() == "blip-2"
-    here.add(caption.CAPTIONERS["blip"].ref)
-    assert caption.default_captioner() == "blip", "the one that is here rather than none"
-    here.add(caption.CAPTIONERS["blip-2"].ref)
-    assert caption.default_captioner() == "blip-2"
+    assert default() == "blip-2"
+    assert caption.default_captioner() == "blip", "of the other the terms are not accepted"
+    here.add("blip")
+    assert default() == "blip", "the one that is here rather than none"
+    here.add("blip-2")
+    assert default() == "blip-2"
 
 
 def test_another_kind_of_model_is_refused(tiny_backbone_folder):
     with pytest.raises(InputError, match="a captioning model is a BLIP"):
         caption.caption(torch.zeros(3, 8, 8), str(tiny_backbone_folder / "text_encoder"))
-    with pytest.raises(InputError, match="is not on this machine"):
+    with pytest.raises(InputError, match="cannot be loaded"):
         caption.caption(torch.zeros(3, 8, 8), str(tiny_backbone_folder / "tokenizer"))
 
 
@@ -151,5 +158,5 @@ def test_the_command_describes_the_middle_frame(blip, tmp_path, capsys, nothing_
     said = capsys.readouterr()
     assert said.out.strip() == caption.caption(middle, str(blip), device="cpu").words and "tiny-blip" in said.err
     assert main(["caption", str(tmp_path / "clip.mp4")]) == 2
-    assert "hf download" in capsys.readouterr().err
+    assert "models --download blip" in capsys.readouterr().err
     assert main(["caption", str(tmp_path / "nowhere.mp4")]) == 2

@@ -26,7 +26,7 @@ def test_the_published_sizes():
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):
-        net = WanTransformer3DModel.from_config(cost.PUBLISHED["wan2.1-fun-1.3b-inp"])
+        net = WanTransformer3DModel.from_config(dict(models.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]))
     assert sum(p.numel() for p in net.parameters()) == 1_564_428_608
 
 

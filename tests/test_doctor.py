@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import doctor, models
+from pipeline import doctor, memory, models
 from pipeline.__main__ import main
-from pipeline.doctor import missing_files, whereabouts
+from pipeline.backbone import skeleton
+from pipeline.doctor import whereabouts
 from pipeline.models import MODELS
 
 WAN = MODELS["wan2.1-fun-1.3b-inp"]
@@ -24,13 +25,13 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def store(hub, ref: str, files: dict[str, bytes | None]):
+def store(hub, ref: str, files: dict[str, bytes | None], commit: str | None = None):
     """Files of a model as the hub's cache holds them; None: a file whose download has not ended."""
     folder = hub / f"models--{ref.replace('/', '--')}"
-    snapshot = folder / "snapshots" / "abc"
+    snapshot = folder / "snapshots" / (commit or "0" * 40)
     for directory in (folder / "blobs", folder / "refs", snapshot):
         directory.mkdir(parents=True, exist_ok=True)
-    (folder / "refs" / "main").write_text("abc")
+    (folder / "refs" / "main").write_text(snapshot.name)
     for number, (name, content) in enumerate(files.items()):
         if content is None:
             (folder / "blobs" / f"{number}.incomplete").write_bytes(b"half")
@@ -38,73 +39,66 @@ def store(hub, ref: str, files: dict[str, bytes | None]):
         blob = folder / "blobs" / str(number)
         blob.write_bytes(content)
         (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).unlink(missing_ok=True)
         (snapshot / name).symlink_to(blob)
-    return snapshot
 
 
-INDEX = json.dumps({
-    "_class_name": "WanImageToVideoPipeline", "transformer": ["diffusers", "WanTransformer3DModel"],
-    "tokenizer": ["transformers", "T5TokenizerFast"], "image_encoder": [None, None],
-}).encode()  # fmt: skip
-SHARDS = json.dumps({"weight_map": {"a": "m-1.safetensors", "b": "m-2.safetensors", "c": "m-1.safetensors"}}).encode()
+DEPTH, TINY, LORA = (MODELS[name] for name in ("depth-anything-v2-small", "taew2.1", "causvid-lora"))
 
 
 def test_what_is_in_the_hubs_cache(hub):
-    assert whereabouts(WAN.ref) == ("absent", 0, [])
-    files = {
-        "model_index.json": INDEX, "tokenizer/tokenizer.json": b"{}", "transformer/config.json": b"{}",
-        "transformer/m.safetensors.index.json": SHARDS, "transformer/m-1.safetensors": b"x" * 1000,
-    }  # fmt: skip
-    state, size, missing = whereabouts_of(hub, files)
-    assert (state, missing) == ("partial", ["transformer/m-2.safetensors"])
-    assert size == sum(map(len, files.values()))
-    files["transformer/m-2.safetensors"] = b"y"
-    assert whereabouts_of(hub, files) == ("complete", size + 1, [])
-    del files["tokenizer/tokenizer.json"]
-    assert whereabouts_of(hub, files)[2] == ["tokenizer/"]
+    assert whereabouts(DEPTH) == ("absent", 0, [])
+    revision = DEPTH.parts[0].revision
+    files: dict[str, bytes | None] = {"config.json": b"{}", "preprocessor_config.json": b"{}"}
+    store(hub, DEPTH.ref, files, revision)
+    assert whereabouts(DEPTH) == ("partial", 4, ["model.safetensors"])
+    store(hub, DEPTH.ref, files | {"model.safetensors": b"w" * 1000}, revision)
+    assert whereabouts(DEPTH) == ("complete", 1004, [])
 
 
-def whereabouts_of(hub, files):
-    import shutil
+@pytest.mark.parametrize("spec", [TINY, LORA], ids=lambda spec: spec.name)
+def test_models_of_one_file(hub, spec):
+    (file,) = spec.parts[0].files
+    store(hub, spec.ref, {"other.safetensors": b"another of the same repository"})
+    assert whereabouts(spec) == ("absent", 0, [])
+    store(hub, spec.ref, {file: b"w" * 10})
+    assert whereabouts(spec) == ("complete", 10, []) and models.in_cache(spec)
 
-    shutil.rmtree(hub, ignore_errors=True)
-    store(hub, WAN.ref, files)
-    return whereabouts(WAN.ref)
+
+def test_parts_and_shards_count_one_by_one(hub):
+    vae = WAN.parts[2]
+    store(hub, vae.repo, {"vae/config.json": b"{}", "vae/m-00001-of-00002.safetensors": b"w" * 10}, vae.revision)
+    state, size, missing = whereabouts(WAN)
+    assert (state, size) == ("partial", 12) and "m-00002-of-00002.safetensors" in missing
+    assert "vae/*.json" not in missing and "text_encoder/*.safetensors" in missing
 
 
 def test_a_download_that_has_not_ended_is_partial(hub):
-    one = {"config.json": b"{}", "model.safetensors": b"w"}
-    store(hub, "somebody/depth", one)
-    assert whereabouts("somebody/depth")[0] == "complete"
-    store(hub, "somebody/depth", {"a": b"", "b": b"", "other.safetensors": None})
-    assert whereabouts("somebody/depth")[0] == "partial"
-
-
-def test_missing_files_of_one_model(tmp_path):
-    assert missing_files(tmp_path) == ["config.json"]
-    (tmp_path / "config.json").write_text("{}")
-    assert missing_files(tmp_path) == ["*.safetensors"]
-    (tmp_path / "model.bin").write_bytes(b"a pickle is never read")
-    assert missing_files(tmp_path) == ["*.safetensors"]
-    (tmp_path / "model.safetensors").write_bytes(b"x")
-    assert missing_files(tmp_path) == []
+    store(hub, TINY.ref, {"taew2_1.safetensors": None})
+    assert whereabouts(TINY)[:2] == ("partial", 4)
 
 
 def test_what_comes_with_the_program_is_complete():
-    state, size, missing = whereabouts("nano")
+    state, size, missing = whereabouts(MODELS["nano"])
     assert (state, missing) == ("complete", []) and 30e6 < size < 60e6
 
 
-def test_the_weights_find_room_or_not():
+def test_the_memory_that_is_free_decides_how_a_model_runs():
+    size = memory.model_size(**skeleton(WAN), window=81)
     machine = lambda free: {"memory free": free * GIB, "zerogpu": False}
-    gpu = lambda free: {"memory free": free * GIB}
-    verdict = lambda *given: doctor.weights_verdict(WAN, *given)
-    assert verdict(gpu(24), machine(4)).startswith("fits on the GPU")
-    assert verdict(gpu(8), machine(32)).startswith("fits only by turns")
-    assert verdict(gpu(8), machine(8)).startswith("too large")
-    assert verdict(None, machine(8)).startswith("needs a GPU")
-    assert verdict(None, machine(64)).startswith("too slow")
-    assert verdict(None, machine(8) | {"zerogpu": True}).startswith("runs on the GPU that is lent")
+    told = lambda gpu, main: doctor.memory_words(size, gpu and {"memory free": gpu * 10**9}, machine(main))
+    for free, modes in ((80, ["whole", "whole"]), (11, ["offload", "offload"]), (7, ["tiles", "tiles"])):
+        found = told(free, 64)
+        assert found["verdict"] == "runs on the GPU" and [way["frames"] for way in found["memory"]] == [49, 81]
+        assert [way["mode"] for way in found["memory"]] == modes
+        for way in found["memory"]:
+            plan = memory.choose(size, way["frames"], 480, 832, free=free * 10**9)
+            assert way["need"] == plan.need <= free * 10**9 and way["words"] == plan.words
+    found = told(1, 64)
+    assert found["verdict"] == "too large for the GPU" and "are missing" in found["memory"][0]["words"]
+    assert told(None, 8)["verdict"].startswith("needs a GPU")
+    assert told(None, 128)["verdict"].startswith("too slow")
+    assert doctor.memory_words(size, None, machine(8) | {"zerogpu": True})["verdict"].startswith("runs whole")
 
 
 def test_a_gpu_is_described(monkeypatch):
@@ -160,7 +154,7 @@ def test_the_whole_examination(hub, capsys):
 
     text = doctor.report(found)
     commands = [missing["get"] for missing in found["missing"]]
-    assert f"hf download {WAN.ref}" in commands
+    assert models.command_for(WAN) in commands and models.command_for(LORA) in commands
     assert all(len(line) <= 92 or line.strip() in commands for line in text.splitlines())
     for word in ("nano", WAN.name, "offline mode", "cores", "libx264", *commands):
         assert word in text

@@ -13,9 +13,9 @@ import torch
 from synthetic import write_depth
 
 import pipeline.render as room
-from pipeline import InputError, first_frame
+from pipeline import InputError, first_frame, models
 from pipeline.__main__ import main
-from pipeline.first_frame import IMAGE_MODELS, check_accepted, inpaint, locate, terms_of
+from pipeline.first_frame import inpaint, locate
 from pipeline.render import DoneEvent, FailedEvent, RenderRequest, StageEvent, render
 from pipeline.video import Clip, write_video
 
@@ -170,11 +170,10 @@ def test_the_model_works_at_its_own_size(model, monkeypatch):
 def test_weights_that_are_not_here_are_named_with_what_gets_them(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for name, spec in IMAGE_MODELS.items():
-        with pytest.raises(InputError, match="hf download") as raised:
-            locate(name)
-        assert spec.ref in str(raised.value) and spec.title in str(raised.value)
-        assert ("hf auth login" in str(raised.value)) == spec.gated
+    for spec in models.of_role("first frame"):
+        with pytest.raises(InputError, match="or give a picture of it") as raised:
+            locate(spec.name)
+        assert models.command_for(spec) in str(raised.value) and spec.title in str(raised.value)
     with pytest.raises(InputError, match="hf download someone/no-such-inpainting"):
         locate("someone/no-such-inpainting")
 
@@ -190,16 +189,16 @@ def test_what_is_no_inpainting_model_is_refused(tmp_path, tiny_backbone_folder):
 def test_a_restricted_licence_has_to_be_accepted():
     with pytest.raises(InputError, match="--accept flux-fill") as raised:
         RenderRequest("clip.mp4", first_frame_model="flux-fill")
-    assert "non-commercial" in str(raised.value) and "34 GB" in str(raised.value)
+    assert "not be used commercially" in str(raised.value) and "33.7 GB" in str(raised.value)
     with pytest.raises(InputError, match="--accept flux-fill"):
-        check_accepted(IMAGE_MODELS["flux-fill"].ref, ())
+        RenderRequest("clip.mp4", first_frame_model=models.MODELS["flux-fill"].ref)
     request = RenderRequest("clip.mp4", first_frame_model="flux-fill", accepted=("flux-fill",))
     assert "accepted" not in json.loads(request.to_json()), "everyone accepts for themselves"
     with pytest.raises(InputError, match="--accept"):
         RenderRequest.from_json(request.to_json())
     assert RenderRequest.from_json(request.to_json(), ("flux-fill",)) == request
-    RenderRequest("clip.mp4", first_frame_model="sdxl-inpaint")
-    assert "RAIL" in terms_of("sdxl-inpaint")
+    with pytest.raises(InputError, match=r"RAIL.*to harm.*--accept sdxl-inpaint"):
+        RenderRequest("clip.mp4", first_frame_model="sdxl-inpaint")
 
 
 # --- in a render ------------------------------------------------------------------------------------------------------
@@ -258,8 +257,9 @@ def test_a_complete_first_frame_needs_no_model(request_, tmp_path, monkeypatch):
 
 def test_what_cannot_be_had_is_said_before_any_work(request_, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    events = list(render(replace(request_, first_frame_model="sdxl-inpaint"), tmp_path / "out"))
-    assert len(events) == 1 and isinstance(events[0], FailedEvent) and "hf download" in events[0].message
+    lacking = replace(request_, first_frame_model="sdxl-inpaint", accepted=("sdxl-inpaint",))
+    events = list(render(lacking, tmp_path / "out"))
+    assert len(events) == 1 and isinstance(events[0], FailedEvent) and "models --download" in events[0].message
     with pytest.raises(InputError, match="picture of the first frame"):
         replace(request_, first_frame="picture.png")
 

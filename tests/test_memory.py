@@ -20,9 +20,10 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline import InputError, memory
 from pipeline.__main__ import main
-from pipeline.backbone import FEW_STEPS, Backbone, load_backbone
+from pipeline.backbone import FEW_STEPS, Backbone, load_backbone, skeleton
 from pipeline.measurement import Measurement
 from pipeline.memory import MODES, WHOLE, choose, model_size, need, needs
+from pipeline.models import MODELS as TABLE
 from pipeline.render import RenderRequest, prepare, solve, with_previews
 
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -45,26 +46,7 @@ def backbone(tiny_backbone_folder: Path) -> Backbone:
 @pytest.fixture(scope="module")
 def real() -> dict[str, torch.nn.Module]:
     """Wan2.1-Fun-V1.1-1.3B-InP by its published configurations, without weights."""
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
-
-    with torch.device("meta"):
-        return {
-            "vae": AutoencoderKLWan(),
-            "transformer": WanTransformer3DModel(
-                num_attention_heads=12, num_layers=30, ffn_dim=8960, in_channels=36, image_dim=1280, text_dim=4096,
-                added_kv_proj_dim=1536,
-            ),
-            "text_encoder": UMT5EncoderModel(
-                UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
-            ),
-            "image_encoder": CLIPVisionModel(
-                CLIPVisionConfig(
-                    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16,
-                    patch_size=14, image_size=224,
-                )
-            ),
-        }  # fmt: skip
+    return skeleton(TABLE["wan2.1-fun-1.3b-inp"])
 
 
 def problem_of(backbone: Backbone, request: RenderRequest):
@@ -253,6 +235,47 @@ def test_need_grows_with_the_clip_and_falls_with_frugality(real):
     assert need(size, 49, 480, 832, MODES["groups"], cache=True) >= need(size, 49, 480, 832, MODES["groups"])
 
 
+def test_a_long_clip_needs_the_activations_of_one_window(real):
+    size = model_size(**real, window=81)
+    latents = 4 * 9 * 36 * 60 * 104 * (257 - 21)  # of 1025 frames, and of 81
+    for mode in MODES.values():
+        short, long = (needs(size, frames, 480, 832, mode)["sampling"] for frames in (81, 1025))
+        assert long - short == pytest.approx(memory.MARGIN * latents, rel=1e-6)
+        assert long < needs(replace(size, window=None), 1025, 480, 832, mode)["sampling"] / 1.5
+        video = 4 * 3 * 480 * 832 * (1025 - 81)
+        assert needs(size, 1025, 480, 832, mode)["vae"] > needs(size, 81, 480, 832, mode)["vae"] + video
+        # what a cache keeps is kept of every window
+        kept = [needs(size, n, 480, 832, mode, cache=True)["sampling"] for n in (81, 161, 1025)]
+        assert kept[0] < kept[1] < kept[2] and kept[2] - long > 5 * (kept[0] - short)
+
+
+@pytest.mark.parametrize("solver", ["dds", "dds_cg", "replacement", "repaint"])
+def test_estimated_latents_are_those_of_a_render(backbone, solver, monkeypatch):
+    """All but the passes themselves, which the model is spared here."""
+    request = replace(REQUEST, solver=solver, steps=3)
+    problem = problem_of(backbone, request)
+    names = ("y_full", "h", "condition", "noise")
+    problem = replace(problem, **{name: getattr(problem, name).repeat(1, 4, 4, 4) for name in names})
+    backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
+    monkeypatch.setattr(Backbone, "velocity", lambda self, z, *_: torch.zeros_like(z))
+    told = sum(getattr(problem, name).nbytes for name in names)
+    with LargestSum(backbone.vae) as counted:
+        for _ in solve(backbone, problem, request):
+            pass
+    tokens = problem.noise[0].numel() // 4
+    print(f"{solver}: {(told + counted.peak) / (tokens * backbone.size.latents):.2f}")
+    assert 0.6 < (told + counted.peak) / (tokens * backbone.size.latents) <= 1
+
+
+def test_on_a_lent_gpu_all_stays_whole(real, monkeypatch):
+    size = model_size(**real)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    plan = choose(size, 81, 480, 832, free=None)
+    assert plan.mode == WHOLE and plan.need == need(size, 81, 480, 832, WHOLE) and "lent" in plan.words
+    with pytest.raises(InputError, match="stays whole"):
+        choose(size, 81, 480, 832, free=None, wanted="tiles")
+
+
 def test_more_free_memory_never_means_a_more_frugal_mode(real):
     size, order = model_size(**real), list(MODES)
     frugality = []
@@ -395,7 +418,7 @@ def test_the_cache_works_in_groups_and_in_eight_bits(tiny_backbone_folder, backb
 
 def test_the_few_step_lora_is_refused_where_it_does_not_fit(backbone):
     with pytest.raises(InputError, match=r"fits Wan 2\.1 1\.3B, with 30 blocks 1536 wide.*has 2, 24 wide"):
-        result_of(backbone, replace(REQUEST, fast="lora"))
+        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 
 
 def write_lora(folder: Path, width: int, layers: int) -> Path:
@@ -419,28 +442,31 @@ def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_pat
     backbone = load_tiny(tiny_backbone_folder, mode=MODES[name])
     monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     lora = write_lora(tmp_path, 24, 2)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: str(lora))
+    (part,) = TABLE[FEW_STEPS.model].parts
+    spec = replace(TABLE[FEW_STEPS.model], parts=(replace(part, files=(lora.name,)),))
+    monkeypatch.setitem(TABLE, FEW_STEPS.model, spec)
+    monkeypatch.setattr("pipeline.models.download", lambda asked, _: (tmp_path,) if asked is spec else ())
     plain = result_of(backbone, replace(REQUEST, steps=2, guidance_scale=1.0))
-    changed = result_of(backbone, replace(REQUEST, fast="lora", steps=2))
+    changed = result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,), steps=2))
     assert backbone.passes.asked == 2 and (changed - plain).norm() > 1e-4 * plain.norm()
     assert torch.equal(result_of(backbone, replace(REQUEST, steps=2, guidance_scale=1.0)), plain)
     lora = write_lora(tmp_path, 36, 2)
     with pytest.raises(InputError, match="does not fit the model"):
-        result_of(backbone, replace(REQUEST, fast="lora"))
+        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 
 
 def test_the_few_step_lora_is_refused_in_eight_bits(tiny_backbone_folder, monkeypatch):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES["fp8"])
     monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     with pytest.raises(InputError, match="8 bits"):
-        result_of(backbone, replace(REQUEST, fast="lora"))
+        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 
 
 def test_a_missing_peft_is_said(backbone, monkeypatch):
     monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     monkeypatch.setattr("pipeline.backbone.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install peft"):
-        result_of(backbone, replace(REQUEST, fast="lora"))
+        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 
 
 def test_compiling_is_refused_where_it_cannot_work(tiny_backbone_folder, monkeypatch):

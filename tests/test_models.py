@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import InputError, models
 from pipeline.__main__ import main
-from pipeline.backbone import _fetch, diffusers_key, load_backbone, load_original, original_config
+from pipeline.backbone import _fetch, diffusers_key, load_backbone, load_original, original_config, skeleton
 
 CONFIGS = Path(__file__).parent / "configs"
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -466,6 +466,19 @@ def test_download_sizes_are_those_of_the_weights():
             parts += (("umt5-xxl-encoder", 2), ("wan2.1-vae", 4), ("svd-image-encoder", 2))
         weights = sum(PUBLISHED[config][1] * each for config, each in parts)
         assert math.isclose(models.MODELS[name].download_bytes, weights, rel_tol=0.01)
+    # of rank 32 and 16 bits, for eight layers as wide as the model and two of the feed-forward network in each block
+    lora = 30 * 32 * 2 * (8 * (1536 + 1536) + 2 * (1536 + 8960))
+    assert math.isclose(models.MODELS["causvid-lora"].download_bytes, lora, rel_tol=0.01)
+
+
+@pytest.mark.parametrize("name", ["wan2.1-fun-1.3b-inp", "wan2.1-fun-14b-inp", "wan2.1-i2v-14b-480p"])
+def test_the_configurations_of_the_table_are_the_published_ones(name):
+    transformer = "wan2.1-fun-1.3b-inp-transformer" if "1.3b" in name else "wan2.1-i2v-14b-transformer"
+    published = (transformer, "wan2.1-vae", "umt5-xxl-encoder", "clip-vit-h-vision")
+    parts = skeleton(models.MODELS[name])
+    for part, config in zip(("transformer", "vae", "text_encoder", "image_encoder"), published, strict=True):
+        found = [parameter.numel() for parameter in parts[part].parameters()]
+        assert (len(found), sum(found)) == PUBLISHED[config][:2]
 
 
 def test_models_of_wan_2_2_say_why_not(tmp_path):

@@ -248,7 +248,7 @@ def test_close_stops_and_removes(make_store, clip):
 
 def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
     with gr.Blocks():
-        controls = layout._advanced()
+        controls, _ = layout._advanced()
     tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
     tables["latent_mask"] = [name for name in LATENT_MASKS if name != "reference"]  # needs the wanted video
     for name, table in tables.items():
@@ -286,20 +286,21 @@ def test_wrong_controls_are_input_errors(values, words):
         layout.request_from({"clip": "a.mp4"} | values, "nano")
 
 
-def test_an_image_model_for_the_first_frame():
-    values = {"clip": "a.mp4", "amount": 12.0, "first_frame_model": "flux-fill"}
-    with pytest.raises(InputError, match="accept its licence"):
-        layout.request_from(values | {"accept_first_frame": False}, "nano")
-    request = layout.request_from(values | {"accept_first_frame": True}, "nano")
-    assert request.first_frame_model == "flux-fill" and request.accepted == ("flux-fill",)
+def test_models_with_terms_are_accepted_by_name():
+    values = {"clip": "a.mp4", "amount": 12.0, "first_frame_model": "flux-fill", "fast": "lora"}
+    for accepted in ((), ("flux-fill",), ("causvid-lora", "depthcrafter")):
+        with pytest.raises(InputError, match="accept its terms"):
+            layout.request_from(values | {"accepted": accepted}, "nano")
+    request = layout.request_from(values | {"accepted": ("flux-fill", "causvid-lora")}, "nano")
+    assert request.first_frame_model == "flux-fill" and request.accepted == ("flux-fill", "causvid-lora")
     assert layout.request_from(layout.values_from(request), "nano") == request
-    left = layout.request_from(values | {"first_frame_model": "", "accept_first_frame": False}, "nano")
+    left = layout.request_from(values | {"first_frame_model": "", "fast": "off"}, "nano")
     assert left.first_frame_model is None and layout.values_from(left)["first_frame_model"] == ""
-    words, box = layout.first_frame_terms("flux-fill")
-    assert "Non-Commercial" in words and "34 GB" in words and box.visible and "FLUX.1 Fill" in str(box.label)
-    words, box = layout.first_frame_terms("sdxl-inpaint")
-    assert "Stable Diffusion XL" in words and not box.visible
-    assert layout.first_frame_terms("")[0] == ""
+    for model, words in (("flux-fill", "commercially"), ("sdxl-inpaint", "RAIL"), ("causvid-lora", "alike")):
+        assert words in layout.terms_html(model) and "rc-away" not in layout.terms_classes(model)
+    for choice in ("", None, "off", "cache", "nano", "depth-anything-v2-small"):
+        assert layout.terms_html(layout.chosen_model(choice)) == ""
+    assert layout.chosen_model("lora") == "causvid-lora"
 
 
 def test_a_space_allows_less(monkeypatch):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from synthetic import write_clip
 
-from pipeline import cost, render
+from pipeline import cost, models, render
 from pipeline.render import RenderRequest
 from ui import zerogpu
 
@@ -93,14 +93,27 @@ def test_errors_cross_as_ours(space):
     assert told["fault"][0] == "RuntimeError" and "KeyError" in told["fault"][1]
 
 
+@forks
+def test_a_plain_function_is_lent_a_gpu(space):
+    assert space.suggested == "a ball, by ann, where it is lent"
+    assert space.told["plain"] == ["InputError", "There are no words for this."]
+
+
+@forks
+def test_what_is_loaded_stays_whole(space):
+    assert space.depth_models == 1 and space.same_backbone
+    assert "stays whole" in space.refused_memory and "ZeroGPU compiles nothing" in space.refused_compiled
+
+
 def test_elsewhere_nothing_is_wrapped():
     assert not zerogpu.ACTIVE
+    assert zerogpu.lend(render.warm, 5) is render.warm
     assert zerogpu.on_gpu(render.fill, zerogpu.fill_seconds) is render.fill
 
 
 def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
     wan = SimpleNamespace(
-        transformer=SimpleNamespace(config=cost.PUBLISHED["wan2.1-fun-1.3b-inp"]),
+        transformer=SimpleNamespace(config=models.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]),
         vae=SimpleNamespace(config={"_class_name": "AutoencoderKLWan"}),
         settings=SimpleNamespace(text_tokens=512), guidance_scale=5.0, steps=50,
     )  # fmt: skip
@@ -114,6 +127,7 @@ def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
     assert whole == seconds(frames=46) > zerogpu.START_SECONDS  # padded to 49
     assert seconds(frames=81) > 1.6 * whole
     assert seconds(size=(240, 416)) < whole / 2
+    assert seconds(fast="lora", accepted=("causvid-lora",)) == seconds(steps=8, guidance_scale=1.0)
     for less in (seconds(steps=25), seconds(guidance_scale=1.0)):
         # half of the sampling, all of the rest
         expected = 25 * 2 * cost.work_of("wan2.1-fun-1.3b-inp", 49, (480, 832)).velocity / zerogpu.PACE.transformer

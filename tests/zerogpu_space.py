@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,6 +118,12 @@ def broken(kind: str):
         os._exit(9)
 
 
+def plain(words: str, *, by: str) -> str:
+    if not words:
+        raise InputError("There are no words for this.")
+    return f"{words}, by {by}, {'in the space' if torch.cuda.is_available() else 'where it is lent'}"
+
+
 def told(work) -> list[str]:
     try:
         work()
@@ -199,6 +206,16 @@ def main() -> dict:
     assert isinstance(analysis, Analysis)
     out["analysis"] = [analysis.depth.z.device.type, analysis.clip.frames.device.type, list(analysis.depth.z.shape)]
     out["told"] = {kind: told(lambda kind=kind: list(lent(kind))) for kind in ("input", "memory", "fault", "killed")}
+    # a plain function that is lent
+    suggest = zerogpu.lend(plain, 7)
+    out["suggested"] = as_visitor("ann", lambda: suggest("a ball", by="ann"))
+    out["told"]["plain"] = told(lambda: suggest("", by="ann"))
+    # what was loaded in this thread is still there, and stays as it is
+    out["depth models"] = render._load_depth_model.cache_info().currsize
+    for name, given in (("memory", {"memory": "tiles"}), ("compiled", {"compile": True})):
+        (*_, failed) = render.render(replace(b, **given), folder / name, **work)
+        out[f"refused {name}"] = failed.message
+    out["same backbone"] = render.get_backbone(BACKBONE) is backbone
     out["told"]["quota"] = as_visitor("poor", lambda: told(lambda: list(lent("quota"))))
     return out
 

@@ -19,11 +19,10 @@ import gradio as gr
 from torch import Tensor
 
 from pipeline import InputError, models, render
-from pipeline.backbone import FAST
+from pipeline.backbone import FAST, FEW_STEPS
 from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.caption import Caption, caption
-from pipeline.first_frame import IMAGE_MODELS, terms_of
 from pipeline.latent_mask import LATENT_MASKS, PHI
 from pipeline.memory import CHOICES as MEMORY
 from pipeline.moves import MOVES, Move, fov_of
@@ -47,6 +46,7 @@ EMPTY_CLOUD = "Your clip appears here as a point cloud, with the camera path in 
 EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
 CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
+BEFORE_RENDER = {"first_frame_model": None, "fast": "off"}  # whose terms nobody has to accept for an analysis
 EMPTY_PREVIEW = "While a render runs, you see it form here."
 NUMBERS: dict[str, tuple[str, type]] = {
     "steps": ("Steps", int),
@@ -154,11 +154,8 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     allowed = limits()
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
-    image_model = given.get("first_frame_model")
-    given["accepted"] = tuple(name for name in given.get("accepted", ()) if name != image_model)
+    given["accepted"] = tuple(given.get("accepted", ()))
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
-    if given.pop("accept_first_frame", False) and image_model:
-        given["accepted"] += (image_model,)
     if change == "camera":
         given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
     if change == "object":
@@ -222,7 +219,6 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
     without = ("backbone", "size", "mask_frame")
     values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
     values["first_frame_model"] = request.first_frame_model or ""
-    values["accept_first_frame"] = request.first_frame_model in request.accepted
     values["height"], values["width"] = request.size or (None, None)
     values["depth_model"] = request.depth_model or ""
     values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
@@ -239,9 +235,33 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
     return values
 
 
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """The terms of what is chosen in a dropdown, and the box that accepts them; put away where there are none."""
+
+    choice: gr.Dropdown
+    column: gr.Column
+    words: gr.HTML
+    box: gr.Checkbox
+
+
+def ask_terms(choice: gr.Dropdown, elem_id: str) -> Terms:
+    """The place for the terms of what is chosen in a dropdown, below it."""
+    model = chosen_model(choice.value)
+    with gr.Column(elem_classes=terms_classes(model), elem_id=f"{elem_id}-terms") as column:
+        words = gr.HTML(terms_html(model))
+        box = gr.Checkbox(label="I accept these terms", elem_id=f"{elem_id}-accept")
+    return Terms(choice, column, words, box)
+
+
+def chosen_model(choice: Any) -> str:
+    """The model that a choice in a dropdown means; the fast mode of that name is one."""
+    return FEW_STEPS.model if choice == "lora" else choice or ""
+
+
 def depth_choices(extra: str | None = None) -> list[tuple[str, str]]:
     """(label, value) of the depth models of the page; the empty one is what comes with the backbone."""
-    named = [(f"{spec.name} · {spec.note}", spec.name) for spec in models.MODELS.values() if spec.role == "depth"]
+    named = [(f"{spec.name} · {spec.note}", spec.name) for spec in models.of_role("depth")]
     choices = [("What comes with the model", ""), *named]
     if extra and extra not in dict(named).values():
         choices.append((Path(extra).name if Path(extra).is_dir() else extra, extra))
@@ -254,7 +274,7 @@ def terms_html(model: str | None) -> str:
     if spec is None or not spec.terms:
         return ""
     size = f"About {models.size(spec.download_bytes)} are fetched once, and nothing before you have ticked the box."
-    return f'<p class="rc-caption">{escape(spec.terms)} {size}</p>'
+    return f'<p class="rc-caption">{escape(spec.terms)} ({escape(spec.licence)}.) {size}</p>'
 
 
 def terms_classes(model: str | None) -> list[str]:
@@ -323,15 +343,6 @@ def duration_words(seconds: float) -> str:
     if seconds < 90:
         return f"about {round(seconds)} seconds"
     return f"about {round(seconds / 60)} minutes"
-
-
-def first_frame_terms(model: str) -> tuple[str, gr.Checkbox]:
-    """What has to be said of an image model before it is used, and the box to accept its licence if it restricts."""
-    spec = IMAGE_MODELS.get(model)
-    if spec is None:
-        return "", gr.Checkbox(value=False, visible=False)
-    words = f'<p class="rc-caption">{escape(terms_of(model))}</p>'
-    return words, gr.Checkbox(label=f"I accept the licence of {spec.title}", visible=bool(spec.restricts))
 
 
 def preview_words(by: str) -> str:
@@ -434,7 +445,8 @@ def build(
         shown = gr.State(None)  # what the analysis on the page was made of
         gr.HTML(
             f'<header class="rc-header"><h1>{NAME}</h1>'
-            "<p>Film a clip you already have once more, along a new camera path.</p></header>"
+            "<p>Film a clip you already have once more, along a new camera path, or with an object replaced.</p>"
+            "</header>"
         )
 
         with gr.Row(elem_classes="rc-row"):
@@ -463,9 +475,7 @@ def build(
                     depth_choices(depth_model), value=depth_model or "", label="Depth from", elem_id="depth-model"
                 )
                 accepted = controls["accepted"] = gr.State(())
-                with gr.Column(elem_classes=terms_classes(depth_model), elem_id="terms") as terms:
-                    terms_words = gr.HTML(terms_html(depth_model))
-                    accept_box = gr.Checkbox(label="I accept these terms", elem_id="accept")
+                depth_terms = ask_terms(depth_choice, "depth")
 
         with gr.Column(elem_classes="rc-card"):
             widgets.heading(3, "What to change", "A new camera path, another object, or both")
@@ -527,7 +537,8 @@ def build(
                         suggest_button = gr.Button("Suggest", scale=0, min_width=96, elem_id="suggest")
                     prompt_status = gr.HTML("", elem_id="prompt-status", elem_classes="rc-optional")
                     with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
-                        controls |= _advanced()
+                        advanced, other_terms = _advanced()
+                        controls |= advanced
                     with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
                         start_button = gr.Button("Render", variant="primary", elem_id="render", scale=3)
                         stop_button = gr.Button("Stop", elem_id="stop", interactive=False, scale=1)
@@ -554,14 +565,14 @@ def build(
 
         def camera_request(values: tuple) -> RenderRequest:
             """The request without what it replaces: all that an analysis needs."""
-            given = dict(zip(controls, values, strict=True)) | {"change": "camera", "first_frame_model": None}
-            return request_from(given, backbone)
+            given = dict(zip(controls, values, strict=True)) | {"change": "camera"}
+            return request_from(given | BEFORE_RENDER, backbone)
 
         def warp_request(values: tuple) -> RenderRequest:
             """What the warp shows: the camera path, and what is replaced where the render will have both."""
             given = dict(zip(controls, values, strict=True))
             both = given["change"] == "both" and given["mask"] is not None
-            return request_from(given | {"first_frame_model": None}, backbone) if both else camera_request(values)
+            return request_from(given | BEFORE_RENDER, backbone) if both else camera_request(values)
 
         def has_clip(values: tuple) -> bool:
             return bool(dict(zip(controls, values, strict=True))["clip"])
@@ -619,13 +630,14 @@ def build(
                 words = widgets.status_html(widgets.failure_words(error), "error")
                 yield nothing(values) | {analysis_status: words, analyse_button: button_on}
 
-        def show_terms(model, names):
-            """The terms of the chosen depth model, if it has any."""
-            ticked = bool(model) and model in names
-            return terms_html(model), gr.Checkbox(value=ticked), gr.Column(elem_classes=terms_classes(model))
+        def show_terms(choice, names):
+            """The terms of the chosen model, if it has any."""
+            model = chosen_model(choice)
+            return terms_html(model), gr.Checkbox(value=model in names), gr.Column(elem_classes=terms_classes(model))
 
-        def accept(ticked, model, names):
+        def accept(ticked, choice, names):
             """The names of all models whose terms this visitor has accepted."""
+            model = chosen_model(choice)
             return tuple(name for name in names if name != model) + ((model,) if ticked else ())
 
         def show_if_new(known, *values):
@@ -786,9 +798,12 @@ def build(
         changes = [event for field in settings for event in (field.submit, field.blur)]
         changes += [controls["depth"].upload, controls["depth"].clear, depth_choice.input]
         then_all(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
-        depth_choice.change(show_terms, [depth_choice, accepted], [terms_words, accept_box, terms], **quiet)
-        ticked = accept_box.input(accept, [accept_box, depth_choice, accepted], accepted, **quiet)
-        then_all(ticked.then(show_if_new, [shown, *inputs], analysis_outputs, **quiet))
+        for terms in (depth_terms, *other_terms):
+            choice, told = terms.choice, [terms.words, terms.box, terms.column]
+            choice.change(show_terms, [choice, accepted], told, **quiet)
+            ticked = terms.box.input(accept, [terms.box, choice, accepted], accepted, **quiet)
+            if terms is depth_terms:
+                then_all(ticked.then(show_if_new, [shown, *inputs], analysis_outputs, **quiet))
 
         # While a warp is computed only the latest of the changes that come meanwhile is kept.
         latest: Any = quiet | {"trigger_mode": "always_last"}
@@ -901,8 +916,8 @@ def build(
     return page
 
 
-def _advanced() -> dict[str, Any]:
-    """The settings most people leave alone, by their names in a RenderRequest."""
+def _advanced() -> tuple[dict[str, Any], list[Terms]]:
+    """The settings most people leave alone, by their names in a RenderRequest; and the terms of models among them."""
     controls: dict[str, Any] = {}
 
     def numbers(*names: str, placeholder: str = "Automatic") -> None:
@@ -935,18 +950,17 @@ def _advanced() -> dict[str, Any]:
     with gr.Row(elem_classes="rc-fields"):
         choice("fast", "Fast mode", FAST)
         choice("memory", "GPU memory", MEMORY)
+    terms = [ask_terms(controls["fast"], "fast")]
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
     own = [
         ("The video model's own", ""),
-        *((f"Inpainted by {spec.title}", name) for name, spec in IMAGE_MODELS.items()),
+        *((f"Inpainted by {spec.title}", spec.name) for spec in models.of_role("first frame")),
     ]
     model = controls["first_frame_model"] = gr.Dropdown(
         own, value="", label="What is unknown of the first frame", elem_id="set-first_frame_model"
     )
-    terms = gr.HTML("", elem_id="first-frame-terms", elem_classes="rc-optional")
-    box = controls["accept_first_frame"] = gr.Checkbox(value=False, visible=False, elem_id="accept-first-frame")
-    model.change(first_frame_terms, model, [terms, box], show_progress="hidden", api_visibility="private")
+    terms.append(ask_terms(model, "first-frame"))
     controls["composite"] = gr.Checkbox(
         value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
     )
@@ -957,7 +971,7 @@ def _advanced() -> dict[str, Any]:
         height=140,
         elem_id="set-depth",
     )
-    return controls
+    return controls, terms
 
 
 def analysis_words(analysis: Analysis) -> str:

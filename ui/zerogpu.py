@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline import InputError, cost
-from pipeline.render import FailedEvent, RenderRequest, StageEvent, get_backbone
+from pipeline.render import FailedEvent, RenderRequest, StageEvent, get_backbone, guidance_scale_of, steps_of
 
 try:
     import spaces
@@ -73,8 +73,21 @@ def on_gpu(work: Work, seconds: Callable[..., int]) -> Work:
 
 
 def lend(function: Callable[..., Any], seconds: int) -> Callable[..., Any]:
-    """A plain function of ours, on the shared GPU if there is one, for so many seconds at most."""
-    return spaces.GPU(function, duration=seconds) if ACTIVE and spaces is not None else function
+    """As `on_gpu`, of a plain function, for so many seconds at most."""
+    if not ACTIVE:
+        return function
+
+    def work(args: tuple, options: dict[str, Any]) -> Generator[Any, None, None]:
+        yield function(*args, **options)
+
+    lent = on_gpu(work, lambda *_: seconds)
+
+    @wraps(function)
+    def outside(*args: Any, **options: Any) -> Any:
+        (*_, result) = lent(args, options)
+        return result
+
+    return outside
 
 
 def _understood(error: gr.Error, seconds: int) -> Exception:
@@ -97,8 +110,7 @@ def fill_seconds(request: RenderRequest, video: np.ndarray, mask: np.ndarray, so
     height, width = video.shape[-2:]
     transformer, vae = (dict(model.config) for model in (backbone.transformer, backbone.vae))
     work = cost.count(transformer, vae, backbone.settings.text_tokens, frames, (height, width))
-    scale = backbone.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    steps, passes = request.steps or backbone.steps, 1 if scale == 1 else 2
+    steps, passes = steps_of(request, backbone), 1 if guidance_scale_of(request, backbone) == 1 else 2
     return round(START_SECONDS + cost.seconds_of(work, PACE, steps=steps, passes=passes))
 
 

@@ -27,6 +27,7 @@ from pipeline.backbone import FEW_STEPS, Backbone, Settings
 from pipeline.camera import CameraPath, default_intrinsics, follow, preset_motion, static_path
 from pipeline.depth import resize_depth
 from pipeline.measurement import Measurement, warp_to_path
+from pipeline.models import MODELS, of_role
 from pipeline.render import (
     Analysis,
     DoneEvent,
@@ -57,7 +58,7 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
     """
     with tempfile.TemporaryDirectory() as folder:
         clip = Path(folder) / "clip.mp4"
-        write_video(clip, synthetic_clip())
+        write_video(clip, synthetic_clip(FRAMES, HEIGHT, WIDTH))
         request = RenderRequest(str(clip), frames=FRAMES, backbone=backbone, depth=depth, size=size)
         analysis = next(event for event in analyse(request) if isinstance(event, Analysis))
         working = size_of(analysis.clip.frames)
@@ -142,20 +143,9 @@ def warp_seconds(scene: Sample, height: int, width: int, *, repeats: int = 3) ->
     return min(_seconds(lambda: warp_to_path(frames, z, source, target)) for _ in range(repeats))
 
 
-# The parts' published configurations, by the classes' own names; what is left out is the classes' default.
-_UMT5_XXL: dict[str, Any] = dict(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
-_CLIP_H: dict[str, Any] = dict(
-    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14
-)
-_INPAINTING = dict(in_channels=36, out_channels=16, text_dim=4096, image_dim=1280)
-REAL: dict[str, dict[str, Any]] = {
-    "wan2.1-fun-1.3b-inp": dict(num_attention_heads=12, num_layers=30, ffn_dim=8960, **_INPAINTING),
-    "wan2.1-fun-14b-inp": dict(num_attention_heads=40, num_layers=40, ffn_dim=13824, **_INPAINTING),
-}
-
-
 def random_backbone(name: str, device: torch.device, mode: memory.Mode, *, shrink: int = 1) -> Backbone:
-    """A model of `REAL` with random weights. shrink: divides widths and numbers of layers, for a machine without a GPU.
+    """A backbone of the table with random weights. shrink: divides widths and numbers of layers, for a machine without
+    a GPU.
 
     On a GPU as it is served: bfloat16, but the VAE, and what diffusers keeps in float32.
     """
@@ -164,18 +154,16 @@ def random_backbone(name: str, device: torch.device, mode: memory.Mode, *, shrin
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     less = lambda number: max(1, number // shrink)
-    text: dict[str, Any] = _UMT5_XXL | {
-        key: less(_UMT5_XXL[key]) for key in ("vocab_size", "d_ff", "num_layers", "num_heads")
-    }
+    published = MODELS[name].configs
+    text: dict[str, Any] = dict(published["text_encoder"])
+    text |= {key: less(text[key]) for key in ("vocab_size", "d_ff", "num_layers", "num_heads")}
     text["d_model"] = 64 * text["num_heads"]
-    heads = less(_CLIP_H["num_attention_heads"])
-    clip: dict[str, Any] = _CLIP_H | {
-        "num_attention_heads": heads,
-        "hidden_size": 80 * heads,
-        "intermediate_size": 320 * heads,
-    }
-    clip["num_hidden_layers"] = max(2, less(_CLIP_H["num_hidden_layers"]))
-    wan: dict[str, Any] = REAL[name] | {"num_attention_heads": less(REAL[name]["num_attention_heads"])}
+    clip: dict[str, Any] = dict(published["image_encoder"])
+    heads = less(clip["num_attention_heads"])
+    clip |= {"num_attention_heads": heads, "hidden_size": 80 * heads, "intermediate_size": 320 * heads}
+    clip["num_hidden_layers"] = max(2, less(clip["num_hidden_layers"]))
+    wan: dict[str, Any] = dict(published["transformer"])
+    wan |= {"num_attention_heads": less(wan["num_attention_heads"])}
     wan |= {"num_layers": max(2, less(wan["num_layers"])), "ffn_dim": less(wan["ffn_dim"])}
     wan |= {"text_dim": text["d_model"], "image_dim": clip["hidden_size"]}
     wan["added_kv_proj_dim"] = 128 * wan["num_attention_heads"]
@@ -201,7 +189,7 @@ def random_backbone(name: str, device: torch.device, mode: memory.Mode, *, shrin
         transformer=build(WanTransformer3DModel, dtype=dtype, **wan),
         text_encoder=build(UMT5EncoderModel, UMT5Config(**text), dtype=dtype),
         tokenizer=_RandomTokens(text["vocab_size"]),
-        image_encoder=build(CLIPVisionModel, CLIPVisionConfig(image_size=224, **clip), dtype=dtype),
+        image_encoder=build(CLIPVisionModel, CLIPVisionConfig(**clip), dtype=dtype),
         image_processor=_image_processor(),
         device=device,
     )
@@ -244,8 +232,9 @@ def real(
     steps: of a render, with classifier-free guidance; `timed` of them are, and the rest is extrapolated. modes: whose
     memory is measured, at the middle one of `frames`. shrink: see `random_backbone`. Raises `InputError`.
     """
-    if name not in REAL:
-        raise InputError(f"The benchmark knows no configuration of {name!r}; it knows {', '.join(REAL)}.")
+    known = [spec.name for spec in of_role("backbone") if spec.configs]
+    if name not in known:
+        raise InputError(f"The benchmark knows no configuration of {name!r}; it knows {', '.join(known)}.")
     if wrong := [mode for mode in modes if mode not in memory.MODES]:
         raise InputError(f"Unknown memory mode {wrong[0]!r}; the modes are {', '.join(memory.MODES)}.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
