@@ -1,6 +1,6 @@
 """Train the classifier that checks replacements: which colour and which shape does the thing in a box have?
 
-    python -m pipeline.training.classifier --out assets/nano/classifier --scenes 3000 --minutes 10
+    python -m pipeline.training.classifier --out assets/nano/classifier --scenes 1800 --minutes 10
 
 It sees what a replacement leaves: the region that was painted, in a few frames. It learns from objects of the
 procedural world that are one solid, in single frames of scenes of its own seeds; nothing of the pipeline is used.
@@ -187,7 +187,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights, in float16")
-    parser.add_argument("--scenes", type=int, default=3000, help="of one frame each, rendered first")
+    parser.add_argument("--scenes", type=int, default=1800, help="of one frame each, rendered first")
     parser.add_argument("--workers", type=int, default=2, help="processes that render them")
     parser.add_argument("--minutes", type=float, default=10, help="of training, after that")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps")
