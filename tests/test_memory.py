@@ -32,9 +32,15 @@ GB = 10**9
 AUTOMATIC = [mode for mode in MODES.values() if mode.automatic]
 
 
+def load_tiny(folder: Path, **options) -> Backbone:
+    loaded = load_backbone(str(folder), **CPU, **options)
+    loaded.frames = T  # sampled at once
+    return loaded
+
+
 @pytest.fixture(scope="module")
 def backbone(tiny_backbone_folder: Path) -> Backbone:
-    return load_backbone(str(tiny_backbone_folder), **CPU)
+    return load_tiny(tiny_backbone_folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ REQUEST = RenderRequest("(none)", prompt="a red cube", negative_prompt="blue", s
 @pytest.mark.parametrize("name", MODES)
 def test_each_mode_computes_what_the_plain_one_does(tiny_backbone_folder, backbone, name):
     mode = MODES[name]
-    other = load_backbone(str(tiny_backbone_folder), **CPU, mode=mode)
+    other = load_tiny(tiny_backbone_folder, mode=mode)
     plain, found = result_of(backbone, REQUEST), result_of(other, REQUEST)
     assert plain.std() > 1e-3
     if mode.eight_bits:
@@ -77,7 +83,7 @@ def test_each_mode_computes_what_the_plain_one_does(tiny_backbone_folder, backbo
 
 
 def test_parts_take_turns(tiny_backbone_folder):
-    other = load_backbone(str(tiny_backbone_folder), **CPU, mode=MODES["offload"])
+    other = load_tiny(tiny_backbone_folder, mode=MODES["offload"])
     moves: list[tuple[str, str]] = []
     for name in ("vae", "transformer"):
         part = getattr(other, name)
@@ -405,7 +411,7 @@ def test_the_cache_works_in_groups_and_in_eight_bits(tiny_backbone_folder, backb
     monkeypatch.setattr("pipeline.backbone.CACHE_THRESHOLD", 1e9)
     plain = result_of(backbone, replace(REQUEST, fast="cache"))
     for name in ("groups", "fp8-groups"):
-        other = load_backbone(str(tiny_backbone_folder), **CPU, mode=MODES[name])
+        other = load_tiny(tiny_backbone_folder, mode=MODES[name])
         found = result_of(other, replace(REQUEST, fast="cache"))
         assert (found - plain).norm() <= (0.03 if "fp8" in name else 0) * plain.norm()
 
@@ -433,7 +439,7 @@ def write_lora(folder: Path, width: int, layers: int) -> Path:
 @pytest.mark.parametrize("name", ["whole", "offload", "groups"])
 def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_path, monkeypatch, name):
     pytest.importorskip("peft")
-    backbone = load_backbone(str(tiny_backbone_folder), **CPU, mode=MODES[name])
+    backbone = load_tiny(tiny_backbone_folder, mode=MODES[name])
     monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     lora = write_lora(tmp_path, 24, 2)
     (part,) = TABLE[FEW_STEPS.model].parts
@@ -450,7 +456,7 @@ def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_pat
 
 
 def test_the_few_step_lora_is_refused_in_eight_bits(tiny_backbone_folder, monkeypatch):
-    backbone = load_backbone(str(tiny_backbone_folder), **CPU, mode=MODES["fp8"])
+    backbone = load_tiny(tiny_backbone_folder, mode=MODES["fp8"])
     monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     with pytest.raises(InputError, match="8 bits"):
         result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
@@ -464,7 +470,7 @@ def test_a_missing_peft_is_said(backbone, monkeypatch):
 
 
 def test_compiling_is_refused_where_it_cannot_work(tiny_backbone_folder, monkeypatch):
-    backbone = load_backbone(str(tiny_backbone_folder), **CPU, mode=MODES["groups"])
+    backbone = load_tiny(tiny_backbone_folder, mode=MODES["groups"])
     with pytest.raises(InputError, match="memory mode groups"):
         backbone.compile()
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 import torch
 from einops import rearrange
@@ -31,7 +32,7 @@ from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
 from pipeline.measurement import Measurement
 from pipeline.models import resolve
-from pipeline.render import DoneEvent, RenderRequest, get_backbone, prepare, render, solve
+from pipeline.render import DoneEvent, RenderRequest, get_backbone, prepare, render, show_holes, solve, to_uint8
 from pipeline.segment import grow
 from pipeline.training import classifier
 from pipeline.training.depth import affine_disparity
@@ -40,6 +41,7 @@ from pipeline.training.world import FAR, SHAPES, Sample, View, object_name, rend
 from pipeline.video import Clip, crop_to_aspect, read_video, resize, write_video
 
 FRAMES, SIZE = 17, (128, 208)
+STRIPS = 4  # replacements in the figure
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ def evaluate(
     clips: list[str],
     depth_of: tuple[str, str] | None,
     say: Callable[[str], None],
+    figure: Path | None = None,
 ) -> list[Row]:
     """All figures that can be had from what is given; the others say what they need."""
     backbone, folder = get_backbone(backbone_ref), Path(resolve(backbone_ref))
@@ -214,7 +217,7 @@ def evaluate(
     rows.append(Row("holes, above OpenCV's Telea", f"{mean_with_error(over, '+.2f')} dB", "≥ +4 dB"))
     rows.append(Row("holes, above the prior without guidance", f"{mean_with_error(over_prior, '+.2f')} dB", "≥ +2 dB"))
     rows.append(Row("flicker in the holes, times the true video's", f"{np.median(flicker):.2f} (median)", "≤ 1.3"))
-    rows += _replacements(backbone, folder, first_seed, replacements, say)
+    rows += _replacements(backbone, folder, first_seed, replacements, say, figure)
     if errors:
         rows.append(Row("depth, AbsRel after scale and shift, surfaces", mean_with_error(errors, ".3f"), "≤ 0.06"))
     if depth_of and depth_model is not None:
@@ -230,12 +233,14 @@ def evaluate(
     return rows
 
 
-def _replacements(backbone: Backbone, folder: Path, first_seed: int, count: int, say) -> list[Row]:
+def _replacements(
+    backbone: Backbone, folder: Path, first_seed: int, count: int, say: Callable[[str], None], figure: Path | None
+) -> list[Row]:
     path = folder / "classifier"
     if not path.is_dir():
         return [Row("replacement, colour and shape both right", "not measured: no classifier", "≥ 85 %")]
     judge = classifier.Classifier.from_pretrained(path).float().eval()
-    rng, seed, asked = np.random.default_rng(0), first_seed, []
+    rng, seed, asked, strips = np.random.default_rng(0), first_seed, [], []
     true: list[tuple[bool, bool]] = []
     while len(asked) < count:
         sample = render_sample(seed, frames=FRAMES, size=SIZE)
@@ -245,11 +250,18 @@ def _replacements(backbone: Backbone, folder: Path, first_seed: int, count: int,
             continue
         result, hidden, prompt = made
         asked.append(_judged(judge, result, hidden, prompt))
+        if figure is not None and len(strips) < STRIPS:
+            source = sample.source.frames
+            shown = [source, show_holes(Measurement(source, ~hidden[:, None])), result]
+            strips.append(np.concatenate([to_uint8(video[-1:])[0] for video in shown], axis=1))
+            say(f"in row {len(strips)} of the figure: {prompt}")
         for i, solid in enumerate(sample.scene.solids):  # what the classifier says of true objects
             objects = sample.source.objects[:, i]
             if solid.shape in SHAPES and 0.01 < objects.float().mean() < 0.3:
                 true.append(_judged(judge, sample.source.frames, grow(objects, 3), object_name(solid)))
         say(f"replacement {len(asked)} of {count}")
+    if figure is not None:
+        iio.imwrite(figure, np.concatenate(strips))
     share = lambda found: " / ".join(f"{100 * v:.0f} %" for v in (*np.mean(found, 0), np.mean(np.all(found, 1))))
     return [
         Row(f"replacement, {count} scenes: colour / shape / both right", share(asked), "≥ 85 % both"),
@@ -284,6 +296,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--clips", nargs="+", default=[], metavar="CLIP", help="real clips, for the VAE")
     parser.add_argument("--depth-of", nargs=2, metavar=("CLIP", "DEPTH"), help="a real clip and its given depth")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="also write the first replacements, .png")
     args = parser.parse_args(arguments)
     say = lambda words: print(words, file=sys.stderr, flush=True)
     rows = evaluate(
@@ -294,6 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
         clips=args.clips,
         depth_of=args.depth_of,
         say=say,
+        figure=args.figure,
     )
     print(table(rows))
 

@@ -1,9 +1,9 @@
 """Train the classifier that checks replacements: which colour and which shape does the thing in a box have?
 
-    python -m pipeline.training.classifier --data DIR --out assets/nano/classifier --minutes 10
+    python -m pipeline.training.classifier --out assets/nano/classifier --scenes 1600 --minutes 6
 
-It sees what a replacement leaves: the region that was painted, in a few frames. It learns from the objects of the
-procedural world that are one solid, on training seeds only; nothing of the pipeline is used to train it.
+It sees what a replacement leaves: the region that was painted, in a few frames. It learns from objects of the
+procedural world that are one solid, in single frames of scenes of its own seeds; nothing of the pipeline is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import argparse
 import json
 import math
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,15 +23,15 @@ from huggingface_hub import PyTorchModelHubMixin
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pipeline.training.dataset import load
 from pipeline.training.prior import short_name
 from pipeline.training.textures import COLOURS
-from pipeline.training.world import SHAPES
+from pipeline.training.world import SHAPES, object_name, render_sample
 
 SIDE, VIEWS = 48, 4  # pixels of a cut-out; frames that are looked at
 NAMES = tuple(COLOURS)
 SMALLEST = 0.004  # share of the picture below which an object is not asked for
-BATCH, HELD_OUT = 64, 30
+BATCH, HELD_OUT = 64, 60
+FIRST_SEED = 700_000  # of its scenes, apart from those that the other models learn from
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin):
@@ -77,24 +79,37 @@ def labels(name: str) -> tuple[int, int] | None:
     return (NAMES.index(words[-2]), SHAPES.index(words[-1])) if words[-1] in SHAPES else None
 
 
-def examples(paths: list[Path], generator: torch.Generator, repeat: int) -> tuple[Tensor, Tensor]:
-    """Cut-outs N V 3 S S uint8 of the well seen solids in files of scenes, and their labels N 2.
+def examples(seed: int, repeat: int = 2) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Cut-outs 1 3 S S uint8 of the well seen solids in a frame of a scene, from its two cameras, and their labels.
 
     `repeat`: boxes of other widths around each, as painted masks are wider than the object.
     """
+    torch.set_num_threads(1)
+    generator, sample = torch.Generator().manual_seed(seed), render_sample(seed, frames=1)
     found, numbers = [], []
-    for path in paths:
-        stored = load(path)
-        for frames, objects in ((stored.source, stored.source_objects), (stored.target, stored.target_objects)):
-            for i, name in enumerate(stored.names):
-                label = labels(name)
-                if label is None or not SMALLEST < objects[:, i].float().mean() < 0.35:
-                    continue
-                for _ in range(repeat):
-                    reach = int(torch.randint(1, 9, (), generator=generator))
-                    hidden = F.max_pool2d(objects[:, i].float(), 2 * reach + 1, 1, reach) > 0
-                    found.append((cut_outs(frames.float() / 255, hidden) * 255).round().byte())
-                    numbers.append(label)
+    for view in (sample.source, sample.target):
+        for i, solid in enumerate(sample.scene.solids):
+            label, share = labels(object_name(solid)), view.objects[:, i].float().mean()
+            if label is None or not SMALLEST < share < 0.35:
+                continue
+            for _ in range(repeat):
+                reach = int(torch.randint(1, 9, (), generator=generator))
+                hidden = F.max_pool2d(view.objects[:, i].float(), 2 * reach + 1, 1, reach) > 0
+                found.append((cut_outs(view.frames, hidden)[:1] * 255).round().byte())
+                numbers.append(label)
+    return found, numbers
+
+
+def gather(seeds: range, workers: int) -> tuple[Tensor, Tensor]:
+    """`examples` of many scenes: cut-outs N 1 3 S S uint8 and labels N 2."""
+    found: list[Tensor] = []
+    numbers: list[tuple[int, int]] = []
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for done, (some, named) in enumerate(pool.map(examples, seeds, chunksize=4), 1):
+            found += some
+            numbers += named
+            if done % 100 == 0:
+                print(f"{done} scenes of {len(seeds)}, {len(found)} cut-outs", flush=True)
     return torch.stack(found), torch.tensor(numbers)
 
 
@@ -128,9 +143,9 @@ def _augment(x: Tensor, generator: torch.Generator) -> Tensor:
 def train(args: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    paths = sorted(args.data.glob("*.npz"))
-    held_out = examples(paths[:HELD_OUT], generator, 1)
-    inputs, numbers = examples(paths[HELD_OUT:], generator, 2)
+    seeds = range(FIRST_SEED, FIRST_SEED + args.scenes)
+    inputs, numbers = gather(seeds[HELD_OUT:], args.workers)
+    held_out = gather(seeds[:HELD_OUT], args.workers)
     print(f"{len(inputs)} cut-outs to learn from, {len(held_out[0])} held out", flush=True)
     model = Classifier().to(args.device)
     mean = Classifier().to(args.device).eval()
@@ -157,7 +172,13 @@ def train(args: argparse.Namespace) -> dict[str, float]:
             print(f"step {step} loss {loss.item():.3f} held out {accuracy(mean, *held_out)}", flush=True)
     figures = accuracy(mean, *held_out)
     mean.half().save_pretrained(args.out)
-    facts = {"step": step, "minutes": args.minutes, "seed": args.seed, "cut_outs": len(inputs)} | figures
+    facts = {
+        "step": step,
+        "minutes": args.minutes,
+        "seed": args.seed,
+        "scenes": args.scenes,
+        "cut_outs": len(inputs),
+    } | figures
     Path(f"{args.out}.figures.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(facts)
     return figures
@@ -165,9 +186,10 @@ def train(args: argparse.Namespace) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights, in float16")
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--scenes", type=int, default=1600, help="of one frame each, rendered first")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render them")
+    parser.add_argument("--minutes", type=float, default=6, help="of training, after that")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
