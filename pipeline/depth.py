@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -471,6 +471,17 @@ def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel
         _refuse_unknown(ref, models.fetch(ref, ["config.json"]))  # before its weights
         folder = models.fetch(ref, ["config.json", "preprocessor_config.json", "*.safetensors"])
     return _load_hub_model(ref, folder, device)
+
+
+def fetch_depth_model(ref: str, accepted: Collection[str] = ()) -> None:
+    """Fetch a depth model of the table, if it is not on this machine; `load_depth_model` then finds it there.
+
+    accepted: names of models whose terms the user has accepted. Raises `InputError`.
+    """
+    spec = models.find(ref)
+    if spec is not None and spec.role == "depth":
+        with _naming_remedy():
+            models.download(spec, accepted)
 
 
 @contextmanager

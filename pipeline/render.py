@@ -30,7 +30,15 @@ from pipeline import InputError, memory, models
 from pipeline.backbone import FAST, FEW_STEPS, Backbone, load_backbone, read_settings
 from pipeline.cache import cached, content_key, look_up
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
-from pipeline.depth import Depth, estimate, load_depth, load_depth_model, resize_depth, subject_distance
+from pipeline.depth import (
+    Depth,
+    estimate,
+    fetch_depth_model,
+    load_depth,
+    load_depth_model,
+    resize_depth,
+    subject_distance,
+)
 from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.first_frame import inpaint, locate
@@ -717,8 +725,7 @@ def fill(
     source: Float[np.ndarray, "T 3 h w"],
     still: bool,
 ) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
-    """The part of a render that an accelerator does: encode, sample, decode. Notes on speed, then the raw video, as
-    large, come last.
+    """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video come last.
 
     video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
     all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
@@ -1237,8 +1244,7 @@ def _estimated_depth(
             scale = min(1.0, LONGEST / max(size_of(full.frames)))
             height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
             frames = resize(full.frames, (height, width))
-        if (spec := models.find(ref)) is not None:
-            models.download(spec, request.accepted)  # here, since the work may be done where time is lent
+        fetch_depth_model(ref, request.accepted)  # here, since the work may be done where time is lent
         found = None
         for event in find_depth(ref, frames.numpy(), size):
             if isinstance(event, StageEvent):

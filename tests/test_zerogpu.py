@@ -43,7 +43,7 @@ def paths(calls, token=None):
 
 @forks
 def test_what_is_loaded_before_the_launch_is_on_the_gpu(space):
-    assert space.cuda_in_the_space and space.device == "cuda:0"
+    assert space.cuda_in_the_space and space.device.startswith("cuda")
     assert space.not_on_the_GPU == 0
 
 
