@@ -34,7 +34,7 @@ def test_assets_are_small_and_safetensors_only():
     assert sum(path.stat().st_size for path in files) < 64e6
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert {path.parent.name for path in files if path.suffix == ".safetensors"} == {
-        "vae", "transformer", "text_encoder", "depth",
+        "vae", "transformer", "text_encoder", "depth", "classifier",
     }  # fmt: skip
 
 
