@@ -13,7 +13,7 @@ from pipeline.render import DoneEvent, RenderRequest, render, to_uint8
 from pipeline.video import read_video, resize
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = "ball-behind-pillar"
+EXAMPLE = "crab-on-sand"
 SIZE = (182, 320)
 
 
@@ -21,7 +21,8 @@ def main() -> None:
     """Source, warp with its holes, and result side by side, as an animated WebP."""
     request = RenderRequest.from_json((ROOT / "examples" / f"{EXAMPLE}.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
-        *_, done = render(replace(request, clip=str(ROOT / "examples" / request.clip)), folder)
+        files = {name: str(ROOT / "examples" / file) for name in ("clip", "mask") if (file := getattr(request, name))}
+        *_, done = render(replace(request, **files), folder)
         assert isinstance(done, DoneEvent), done
         clips = [read_video(path) for path in (done.result.source, done.result.warp, done.result.video)]
     shown = torch.cat([resize(clip.frames, SIZE) for clip in clips], -1)

@@ -143,5 +143,5 @@ def test_an_example_brings_its_mask(visit):
     wait_words(page, "mask-status", "of the clip will be replaced")
     assert 1 < share_replaced(page) < 6
     assert page.get_by_role("tab", name="Replace an object").get_attribute("aria-selected") == "true"
-    assert page.locator("#change label:has-text('The object') input").is_checked()
+    assert page.locator("#change label:has-text('Both') input").is_checked()
     assert page.locator("#paint canvas").first.is_visible()
