@@ -32,6 +32,7 @@ def sample():
 def test_assets_are_small_and_safetensors_only():
     files = [path for path in ASSETS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 64e6
+    assert not [path for path in files if path.suffix == ".json" and '": "/' in path.read_text()], "a path of a machine"
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert {path.parent.name for path in files if path.suffix == ".safetensors"} == {
         "vae", "transformer", "text_encoder", "depth", "classifier",
