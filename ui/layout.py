@@ -571,8 +571,9 @@ def build(
         def warp_request(values: tuple) -> RenderRequest:
             """What the warp shows: the camera path, and what is replaced where the render will have both."""
             given = dict(zip(controls, values, strict=True))
-            both = given["change"] == "both" and given["mask"] is not None
-            return request_from(given | BEFORE_RENDER, backbone) if both else camera_request(values)
+            request, mask = camera_request(values), given["mask"]
+            both = given["change"] == "both" and mask is not None and mask["of"] == frames_of(request)
+            return request_from(given | BEFORE_RENDER, backbone) if both else request
 
         def has_clip(values: tuple) -> bool:
             return bool(dict(zip(controls, values, strict=True))["clip"])
@@ -791,9 +792,13 @@ def build(
 
         for trigger in (clip.upload, clip.clear, analyse_button.click):
             then_all(trigger(show_analysis, inputs, analysis_outputs, **quiet))
-        # words that came with an example say nothing of a clip of one's own
+        # what was said of one clip says nothing of the next
         said = {request.prompt for _, request, _ in found}
-        clip.upload(lambda words: "" if words in said else gr.skip(), controls["prompt"], controls["prompt"], **quiet)
+        of_clip = [controls[name] for name in ("prompt", "mask", "change")]
+        for trigger in (clip.upload, clip.clear):
+            trigger(
+                lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **quiet
+            )
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
         changes += [controls["depth"].upload, controls["depth"].clear, depth_choice.input]
@@ -824,7 +829,7 @@ def build(
 
             def pick(event: gr.EventData):
                 request, described = found[int(event.index)][1:]
-                own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip}
+                own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip, "mask": None, "change": "camera"}
                 tab = gr.Tabs(selected="object" if request.mask else "camera")
                 return [*(set_controls(request) if described else own.values()), tab]
 

@@ -180,7 +180,7 @@ def connect(
         tab.editor, tab.frame, tab.editing, tab.painted, tab.view, tab.status, tab.shown, controls["mask"],
         controls["change"],
     ]  # fmt: skip
-    nothing = {tab.painted: {}, controls["mask"]: None, tab.view: {"empty": EMPTY}, tab.status: widgets.status_html("")}
+    nothing = {tab.painted: {}, tab.view: {"empty": EMPTY}, tab.status: widgets.status_html("")}
 
     def given(values: tuple) -> dict[str, Any]:
         return dict(zip(controls, values, strict=True))
@@ -222,7 +222,10 @@ def connect(
         return {tab.status: widgets.status_html(widgets.failure_words(error), "error")}
 
     def start(*values):
-        """The editor for a clip; a mask of these very frames stays."""
+        """The editor for a clip; a mask of these very frames is shown.
+
+        The mask itself is left alone: what is followed here may be an older clip than the one that brought it.
+        """
         try:
             analysis = analysis_of(values)
         except InputError:
@@ -236,8 +239,7 @@ def connect(
         }
         if mask is not None:
             return update | show(mask, values, analysis)
-        back = {controls["change"]: "camera"} if given(values)["mask"] is not None else {}
-        return nothing | update | back
+        return nothing | update
 
     def show_frame(value, number, editing, paint, *values):
         """Another frame in the editor; what was painted on the last one is kept."""
@@ -318,7 +320,7 @@ def connect(
             yield failed(error)
 
     def clear_mask(editing, *values):
-        update = nothing | {controls["change"]: "camera"}
+        update = nothing | {controls["mask"]: None, controls["change"]: "camera"}
         try:
             return update | {tab.editor: editor_value(analysis_of(values), editing, None)}
         except InputError:

@@ -136,9 +136,30 @@ def test_the_tab_fits_its_page(visit, clip, width):
         assert box["width"] > 80 and box["x"] >= 0 and box["x"] + box["width"] <= width, name
 
 
-def test_an_example_brings_its_mask(visit):
+@pytest.mark.parametrize("early", [False, True], ids=["", "while the page opens"])
+def test_an_example_brings_its_mask(visit, early):
     page = visit()
+    if early:
+        # Opening the page ends with an empty picture to paint on. Its answer comes late, after the example was picked.
+        last = page.evaluate(
+            """() => {
+                const {components, dependencies} = window.gradio_config;
+                const paint = components.find(one => one.props.elem_id === "paint").id;
+                return dependencies.filter(one => one.outputs.includes(paint)).at(-1).id;
+            }"""
+        )
+        held = []
+        page.route(
+            "**/queue/join*",
+            lambda route: held.append(route) if route.request.post_data_json["fn_index"] == last else route.continue_(),
+        )
+        page.reload()
+        while not held:
+            page.wait_for_timeout(50)
     page.locator("#examples button, #examples [role=option]").filter(has_text="Crab on sand").first.click()
+    if early:
+        page.wait_for_selector("#clip video")
+        held[0].continue_()
     wait_words(page, "analysis-status", "^Ready")
     wait_words(page, "mask-status", "of the clip will be replaced")
     assert 1 < share_replaced(page) < 6
