@@ -796,9 +796,7 @@ def build(
         said = {request.prompt for _, request, _ in found}
         of_clip = [controls[name] for name in ("prompt", "mask", "change")]
         for trigger in (clip.upload, clip.clear):
-            trigger(
-                lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **quiet
-            )
+            trigger(lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **quiet)
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
         changes += [controls["depth"].upload, controls["depth"].clear, depth_choice.input]
