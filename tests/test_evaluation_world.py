@@ -43,7 +43,7 @@ def test_the_table_compares_scene_by_scene():
 
 def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_path, monkeypatch):
     small = world.render_sample
-    monkeypatch.setattr(world, "render_sample", lambda seed: small(seed, frames=5, size=(32, 48)))
+    monkeypatch.setattr(world, "render_sample", lambda seed, move: small(seed, frames=5, size=(32, 48), move=move))
     output, done = tmp_path / "rows.jsonl", []
     recapture = world._recapture
     monkeypatch.setattr(world, "_recapture", lambda *given: done.append(given[-1].solver) or recapture(*given))

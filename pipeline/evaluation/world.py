@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline import InputError, models
 from pipeline.backbone import Backbone
 from pipeline.cache import content_key
+from pipeline.camera import PRESETS
 from pipeline.evaluation.metrics import psnr
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
@@ -46,6 +47,11 @@ SETTINGS = (
     "solver", "latent_mask", "phi", "tau", "gamma", "iterations", "step_size", "schedule", "guide_from", "guide_until",
     "condition", "steps", "guidance_scale", "strength",
 )  # fmt: skip
+
+
+def move_of(seed: int) -> str:
+    """The camera move of a scene: the six in turn."""
+    return tuple(PRESETS)[seed % len(PRESETS)]
 
 
 def method_of(text: str) -> RenderRequest:
@@ -131,7 +137,7 @@ def evaluate(
     methods: see `method_of`; unguided sampling and the default are always among them. None for `PRIORS`.
     output: one JSON line a scene and method, written as they are done; what it holds already, of the same weights and
     steps, is not done again. figure: a PNG to write, the last frame of the first scenes.
-    Scenes without holes (fewer than 0.5 % of the pixels) are passed over for the next seed.
+    Scenes without holes (fewer than 0.5 % of the pixels) are passed over for the next one; `move_of` says their paths.
     """
     asked = PRIORS if methods is None else {UNGUIDED: PRIORS[UNGUIDED], DEFAULT: BASE}
     asked = asked | {text: method_of(text) for text in methods or ()}
@@ -142,7 +148,7 @@ def evaluate(
     plain = lambda video: (video, {})
     seed, done = first_seed, 0
     while done < count:
-        sample = render_sample(seed)
+        sample = render_sample(seed, move=move_of(seed))
         measurement = measure_sample(sample)
         holes, truth = ~measurement.mask, sample.target.frames
         if holes.float().mean() > 0.005:
@@ -165,6 +171,7 @@ def evaluate(
                 results[name], spent = method()
                 if not kept:
                     figures = {
+                        "move": move_of(seed),
                         "unknown": holes.float().mean().item(),
                         "holes": psnr(results[name], truth, holes),
                         "observed": psnr(results[name], measurement.video, measurement.mask),

@@ -101,12 +101,16 @@ def render_sample(
     size: tuple[int, int] = (128, 208),
     device: str | torch.device = "cpu",
     supersample: int = 2,
+    move: str | None = None,
 ) -> Sample:
-    """A scene of `seed` with its source and target recording, each `frames` long at `size` = (H, W)."""
+    """A scene of `seed` with its source and target recording, each `frames` long at `size` = (H, W).
+
+    move: of `camera.PRESETS`, how the target's camera goes; None for one that the seed draws.
+    """
     rng = np.random.default_rng(seed)
     scene = make_scene(rng, frames, device)
     source, words = source_path(rng, scene, frames, size)
-    target = target_path(rng, source, scene)
+    target = target_path(rng, source, scene, move)
     scene = replace(scene, caption=f"{scene.caption}, {words}")
     source_view = render_view(scene, source, size, supersample=supersample)
     target_view = render_view(scene, target, size, supersample=supersample)
@@ -988,10 +992,11 @@ def source_path(rng: np.random.Generator, scene: Scene, frames: int, size: tuple
         amount *= 0.6
 
 
-def target_path(rng: np.random.Generator, source: CameraPath, scene: Scene) -> CameraPath:
+def target_path(rng: np.random.Generator, source: CameraPath, scene: Scene, move: str | None = None) -> CameraPath:
     """A second path: one of the six presets relative to the source, sometimes shown from its far end throughout."""
     frames = source.K.shape[0]
-    name = str(rng.choice(list(PRESETS)))
+    drawn = str(rng.choice(list(PRESETS)))
+    name = move or drawn
     amount = rng.uniform(8, 30) if name.startswith("orbit") else rng.uniform(10, 35)
     subject = math.dist(scene.viewpoint.eye, scene.viewpoint.target)
     distance = rng.uniform(0.7, 1.1) * min(subject, 5.0)
