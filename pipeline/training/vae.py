@@ -48,6 +48,11 @@ def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
 
     Equal to `vae.encode(x).latent_dist.mode()`, faster to train through.
     """
+    return moments_once(vae, x)[:, : vae.config.z_dim]
+
+
+def moments_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
+    """Means, then logarithms of the variances, B 2C t h w: `vae.encode(x).latent_dist.parameters`."""
     encoder = vae.encoder
     h = encoder.conv_in(patchify(x, vae.config.patch_size))
     for layer in encoder.down_blocks:
@@ -55,7 +60,7 @@ def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
     first, second = encoder.mid_block.resnets
     h = _residual(second, _attention(encoder.mid_block.attentions[0], _residual(first, h)))
     h = encoder.conv_out(F.silu(encoder.norm_out(h)))
-    return vae.quant_conv(h)[:, : vae.config.z_dim]
+    return vae.quant_conv(h)
 
 
 def decode_once(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
@@ -91,8 +96,9 @@ def _in_space(layer: WanResample, h: Tensor) -> Tensor:
 
 def _downsample(layer: WanResample, h: Tensor) -> Tensor:
     h = _in_space(layer, h)
-    # the first frame stands for itself; the others are merged in pairs
-    return torch.cat([h[:, :, :1], layer.time_conv(h)], 2) if h.shape[2] > 1 else h
+    # where time is halved too, the first frame stands for itself; the others are merged in pairs
+    halved = layer.mode == "downsample3d" and h.shape[2] > 1
+    return torch.cat([h[:, :, :1], layer.time_conv(h)], 2) if halved else h
 
 
 def _upsample(layer: WanResample, h: Tensor) -> Tensor:
