@@ -24,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -94,8 +94,8 @@ class Settings:
 
     frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
     noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
-    that goes with the backbone. fill_condition: the inpainting channels were trained on unknown pixels filled smoothly
-    from the known ones, not grey as Wan's were.
+    that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. fill_condition: the
+    inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
     """
 
     frames: int = 81
@@ -107,6 +107,7 @@ class Settings:
     text_tokens: int = 512
     latent_rgb: LatentRgb | None = None
     depth: str | None = None
+    mask_encoder: str | None = None
     fill_condition: bool = False
 
 
@@ -322,6 +323,31 @@ class Backbone:
         x = rearrange(video.to(self.device, torch.float32) * 2 - 1, "T c H W -> 1 c T H W")
         z = self._use("vae").encode(x.to(self.vae.dtype)).latent_dist.mode()[0].float()
         return (z - self._mean) * self._scale
+
+    def learned_mask(self, mask: Bool[Tensor, "T 1 H W"], filled: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "C t h w"]:
+        """The latent mask by the model's own `MaskEncoder`. mask: True = observed; filled: the measurement in [0, 1].
+
+        Raises `InputError` where the model has none.
+        """
+        if self._mask_encoder is None:
+            raise InputError(
+                f"The model {self.name!r} has no mask encoder: choose the latent mask training-free, or train one with "
+                "python -m pipeline.training.mask_encoder and name its folder in the model's recapture.json."
+            )
+        return self._mask_encoder(mask.to(self.device), filled.to(self.device))
+
+    @cached_property
+    def _mask_encoder(self) -> Any:
+        from pipeline.mask_encoder import MaskEncoder
+
+        folder = self.settings.mask_encoder
+        if folder is None:
+            return None
+        try:
+            model: Any = MaskEncoder.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"The model {self.name!r} has no usable mask encoder in {folder}: {error}") from error
+        return model.eval().requires_grad_(False).to(self.device)
 
     @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
@@ -661,8 +687,9 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
         values.setdefault("shift", shift)
     if factors := values.get("latent_rgb"):
         values["latent_rgb"] = LatentRgb(torch.tensor(factors["weight"]), torch.tensor(factors["bias"]))
-    if depth := values.get("depth"):
-        values["depth"] = str(folder / depth)
+    for name in ("depth", "mask_encoder"):
+        if values.get(name):
+            values[name] = str(folder / values[name])
     return Settings(**values)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 GREY = 0.5  # zero in the model's [-1, 1]: what m * x leaves in place of an unknown pixel
-TAU = 0.3  # the difference, in spreads of its channel, at which a latent value counts as about half known
+TAU = 0.6  # the difference, in spreads of its channel, at which a latent value counts as about half known
 MIN_SPREAD = 0.1  # of a normalised latent; a channel that hardly moves in a clip must not turn rounding into holes
 PROBES = 4  # of `jacobian_mask`
 PROBE_SIZE = 0.1  # their standard deviation, in the pixels' [0, 1]
@@ -33,6 +33,7 @@ class LatentMask:
 
 
 Encode = Callable[[Tensor], Tensor]
+Learned = Callable[[Tensor, Tensor], Tensor]
 Phi = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -158,7 +159,7 @@ class MaskInputs:
 
     encode: of the backbone. grid: (C, t, h, w) of its latents. mask: True = observed in the target. filled: the
     measurement, holes filled. source: the clip that was warped. target: the clean video, where it is known.
-    phi, tau: of `PHI`. seed: of random probes.
+    phi, tau: of `PHI`. seed: of random probes. learned: (mask, filled) -> h, by the backbone's mask encoder.
     """
 
     encode: Encode
@@ -170,6 +171,7 @@ class MaskInputs:
     phi: str = "wiener"
     tau: float = TAU
     seed: int = 0
+    learned: Learned | None = None
 
     @property
     def temporal(self) -> int:
@@ -200,6 +202,7 @@ LATENT_MASKS: dict[str, MaskKind] = {
         lambda x: difference_mask(x.encode, _target(x), x.mask, phi=x.phi, tau=x.tau),
         needs_target=True,
     ),
+    "learned": MaskKind("Continuous, learned", lambda x: learned_mask(_learned(x), x.mask, x.filled)),
     "filling": MaskKind(
         "Sensitivity to the filling",
         lambda x: filling_mask(x.encode, x.filled, x.source, x.mask, phi=x.phi, tau=x.tau),
@@ -219,9 +222,23 @@ LATENT_MASKS: dict[str, MaskKind] = {
 }
 
 
+def learned_mask(learned: Learned, mask: Bool[Tensor, "T 1 H W"], filled: Float[Tensor, "T 3 H W"]) -> LatentMask:
+    """The reference mask as a small network predicts it from the pixels' mask, see `mask_encoder.MaskEncoder`.
+
+    Gated as `difference_mask` is. filled: the measurement, filled, in [0, 1].
+    """
+    h = learned(mask, filled)
+    return LatentMask(torch.where(_any_known(mask, h.shape[1:]).to(h.device), h, 0.0))
+
+
 def _target(inputs: MaskInputs) -> Tensor:
     assert inputs.target is not None, "the caller checks `needs_target`"
     return inputs.target
+
+
+def _learned(inputs: MaskInputs) -> Learned:
+    assert inputs.learned is not None, "the caller has a backbone"
+    return inputs.learned
 
 
 def _one_minus_phi(z: Tensor, other: Tensor, mask: Tensor, phi: str, tau: float, gate: bool) -> LatentMask:

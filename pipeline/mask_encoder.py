@@ -37,7 +37,7 @@ class MaskEncoder(ModelMixin, ConfigMixin):
         patch_size: int | None = None,
         sees_video: bool = False,
         phi: str = "wiener",
-        tau: float = 0.3,
+        tau: float = 0.6,
     ) -> None:
         super().__init__()
         half = latent_channels // 2  # the encoder answers with a mean and a variance of each latent

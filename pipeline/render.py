@@ -128,7 +128,7 @@ class RenderRequest:
     solver: str = "dds"
     phi: str = "wiener"
     tau: float = TAU
-    gamma: float = 0.1
+    gamma: float = 0.03
     iterations: int | None = None
     step_size: float | None = None
     schedule: str = "constant"
@@ -601,8 +601,9 @@ def prepare(
             grid = backbone.latent_shape(len(video), *size_of(video))
             clean = None if target is None else _pad(target)
             inputs = MaskInputs(
-                backbone.encode, grid, mask, filled, _pad(source), clean, request.phi, request.tau, request.seed
-            )
+                backbone.encode, grid, mask, filled, _pad(source), clean, request.phi, request.tau, request.seed,
+                backbone.learned_mask,
+            )  # fmt: skip
             h = kind.make(inputs).h.to(backbone.device)
     told = mask.clone()
     if request.condition == "none":

@@ -19,6 +19,8 @@ def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, im
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+    from pipeline.mask_encoder import MaskEncoder
+
     torch.manual_seed(0)
     AutoencoderKLWan(
         base_dim=8,
@@ -34,6 +36,14 @@ def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, im
         scale_factor_spatial=8,
         scale_factor_temporal=4,
     ).save_pretrained(folder / "vae")
+    MaskEncoder(
+        latent_channels=channels,
+        base_dim=4,
+        dim_mult=[1, 2, 4],
+        num_res_blocks=1,
+        temporal_downsample=[True, True],
+        patch_size=2,
+    ).save_pretrained(folder / "mask_encoder")
     WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
@@ -83,6 +93,7 @@ def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, im
         "steps": 3,
         "guidance_scale": 3.0,
         "text_tokens": text_tokens,
+        "mask_encoder": "mask_encoder",
         "latent_rgb": {"weight": (torch.randn(channels, 3) * 0.1).tolist(), "bias": [0.5, 0.5, 0.5]},
     }
     (folder / "recapture.json").write_text(json.dumps(settings))

@@ -136,7 +136,8 @@ def inputs_of(video, mask, **given):
     generator = torch.Generator().manual_seed(3)
     source = torch.rand(video.shape, generator=generator)
     filled = torch.where(mask, video, 0.5)
-    return MaskInputs(encode, (3, 3, 2, 3), mask, filled, source, video, **given)
+    learned = lambda mask, filled: difference_mask(encode, video, mask, gate=False).h
+    return MaskInputs(encode, (3, 3, 2, 3), mask, filled, source, video, **{"learned": learned, **given})
 
 
 @pytest.mark.parametrize("name", LATENT_MASKS)

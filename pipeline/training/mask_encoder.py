@@ -119,10 +119,10 @@ def make_pairs(
 
 
 class Pairs(torch.utils.data.Dataset):
-    """mask T 1 H W bool, video T 3 H W in [0, 1], h C t h w of each file."""
+    """mask T 1 H W bool, video T 3 H W in [0, 1], h C t h w of each file; `crop` latents wide and high, if given."""
 
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
+    def __init__(self, files: list[Path], crop: int | None = None) -> None:
+        self.files, self.crop = files, crop
 
     def __len__(self) -> int:
         return len(self.files)
@@ -131,7 +131,14 @@ class Pairs(torch.utils.data.Dataset):
         pair = load_file(self.files[index])
         width = pair["video"].shape[-1]
         mask = torch.from_numpy(np.unpackbits(pair["mask"].numpy(), axis=-1)[..., :width].copy()).bool()
-        return mask, pair["video"].float() / 255, pair["h"].float()
+        video, h = pair["video"].float() / 255, pair["h"].float()
+        if self.crop is None:
+            return mask, video, h
+        unit = width // h.shape[-1]
+        places = [int(torch.randint(max(0, n - self.crop) + 1, ())) for n in h.shape[-2:]]
+        rows, columns = (slice(unit * at, unit * (at + self.crop)) for at in places)
+        cells = [slice(at, at + self.crop) for at in places]
+        return mask[..., rows, columns], video[..., rows, columns], h[..., cells[0], cells[1]]
 
 
 def structural(a: Float[Tensor, "B C t h w"], b: Float[Tensor, "B C t h w"]) -> Float[Tensor, ""]:
@@ -175,7 +182,7 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     known = lambda path: int(path.name.split("-")[0]) < held_out
     validation = torch.utils.data.DataLoader(Pairs([p for p in pairs if known(p)]), batch_size=1)
     examples = torch.utils.data.DataLoader(
-        Pairs([p for p in pairs if not known(p)]), batch_size=args.batch, shuffle=True, drop_last=True
+        Pairs([p for p in pairs if not known(p)], args.crop), batch_size=args.batch, shuffle=True, drop_last=True
     )
     if len(examples) < accelerator.num_processes:
         raise SystemExit(f"{len(pairs)} pairs are too few for batches of {args.batch} on every process.")
@@ -266,6 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--tau", type=float, default=TAU)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=4, help="on each process")
+    parser.add_argument("--crop", type=int, default=None, help="train on squares of so many latents (default: all)")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -54,7 +54,7 @@ def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
 def moments_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
     """Means, then logarithms of the variances, B 2C t h w: `vae.encode(x).latent_dist.parameters`."""
     encoder = vae.encoder
-    h = encoder.conv_in(patchify(x, vae.config.patch_size))
+    h = encoder.conv_in(patchify(x, vae.config.patch_size) if vae.config.patch_size else x)
     for layer in encoder.down_blocks:
         h = _downsample(layer, h) if isinstance(layer, WanResample) else _residual(layer, h)
     first, second = encoder.mid_block.resnets
