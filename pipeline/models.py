@@ -424,7 +424,7 @@ _SPECS = (
         licence="none stated",
         note="PickScore: which picture people would prefer for a prompt.",
         title="PickScore",
-        terms="Its authors state no licence for the weights; ask them before any use that the law does not allow anyway.",
+        terms="Its authors state no licence for the weights; ask them before any use but research.",
         parts=(
             Part(
                 "yuvalkirstain/PickScore_v1",
@@ -458,7 +458,7 @@ _SPECS = (
         licence="Qwen Research License",
         note="Asked whether a video shows what the prompt says, and whether it looks real.",
         title="Qwen2.5-VL 3B",
-        terms="It may be used for research and evaluation only, not commercially; who passes it on has to name its makers.",
+        terms="It may be used for research and evaluation only, not commercially; who passes it on names its makers.",
         parts=(
             Part(
                 "Qwen/Qwen2.5-VL-3B-Instruct",

@@ -34,7 +34,6 @@ REAL = (
 )
 ASKED_OF = 4  # frames that the vision-language model is shown
 
-Size = "T 3 H W"
 Device = str | torch.device | None
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -74,6 +73,7 @@ class Lpips(nn.Module):
         return maps
 
 
+@torch.no_grad()
 def lpips(
     a: Float[Tensor, "T 3 H W"],
     b: Float[Tensor, "T 3 H W"],
@@ -94,16 +94,15 @@ def lpips(
     total, count = 0.0, 0
     for i in range(0, len(a), AT_ONCE):
         some = slice(i, i + AT_ONCE)
-        with torch.inference_mode():
-            maps = network(a[some].to(device).float(), b[some].to(device).float())
-            if mask is None:
-                total += sum(m.double().mean((1, 2, 3)).sum().item() for m in maps)
-                count += len(maps[0])
-            else:
-                size, chosen = (a.shape[2], a.shape[3]), mask[some].to(device)
-                map_ = sum(F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps)
-                total += torch.as_tensor(map_)[chosen].double().sum().item()
-                count += int(chosen.sum())
+        maps = network(a[some].to(device).float(), b[some].to(device).float())
+        if mask is None:
+            total += sum(m.double().mean((1, 2, 3)).sum().item() for m in maps)
+            count += len(maps[0])
+        else:
+            size, chosen = (a.shape[2], a.shape[3]), mask[some].to(device)
+            map_ = sum(F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps)
+            total += torch.as_tensor(map_)[chosen].double().sum().item()
+            count += int(chosen.sum())
     return total / count
 
 
@@ -122,6 +121,7 @@ def _lpips(folder: Path, device: torch.device) -> Lpips:
 # --- features of frames -----------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def dino_features(
     video: Float[Tensor, "T 3 H W"], model: str = "dinov2-small", *, device: Device = None
 ) -> Float[Tensor, "T D"]:
@@ -141,6 +141,7 @@ def dino_distance(
     return 1 - (one * other).sum(-1).mean().item()
 
 
+@torch.no_grad()
 def clip_features(
     video: Float[Tensor, "T 3 H W"], model: str = "clip-vit-b32", *, device: Device = None
 ) -> Float[Tensor, "T D"]:
@@ -151,6 +152,7 @@ def clip_features(
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
 
 
+@torch.no_grad()
 def clip_score(
     video: Float[Tensor, "T 3 H W"], prompt: str, model: str = "clip-vit-b32", *, device: Device = None
 ) -> float:
@@ -163,8 +165,7 @@ def clip_score(
     network = _network(folder, device, ("clip",))
     length = network.config.text_config.max_position_embeddings
     tokens = _tokenizer(folder)([prompt], truncation=True, max_length=length, return_tensors="pt").to(device)
-    with torch.inference_mode():
-        words = _pooled(network.get_text_features(tokens["input_ids"], tokens["attention_mask"])).float().cpu()
+    words = _pooled(network.get_text_features(tokens["input_ids"], tokens["attention_mask"])).float().cpu()
     frames = clip_features(video, model, device=device)
     return network.logit_scale.exp().item() * (frames @ F.normalize(words, dim=-1).T).mean().item()
 
@@ -182,6 +183,7 @@ def consistency(features: Float[Tensor, "T D"]) -> float:
 # --- sets of videos ---------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def video_features(
     video: Float[Tensor, "T 3 H W"], model: str = "videomae-base", *, device: Device = None
 ) -> Float[Tensor, " D"]:
@@ -195,8 +197,7 @@ def video_features(
     config = network.config
     chosen = video[torch.linspace(0, len(video) - 1, config.num_frames).round().long()]
     shown = F.interpolate(chosen.float(), (config.image_size,) * 2, mode="bicubic", antialias=True, align_corners=False)
-    with torch.inference_mode():
-        tokens = network(_normal(shown, _IMAGENET)[None].to(network.device, network.dtype)).last_hidden_state
+    tokens = network(_normal(shown, _IMAGENET)[None].to(network.device, network.dtype)).last_hidden_state
     return tokens[0].mean(0).float().cpu()
 
 
@@ -219,6 +220,7 @@ def frechet(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M D"]) -> float:
 # --- questions --------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def yes_share(
     video: Float[Tensor, "T 3 H W"], question: str, model: str = "qwen2.5-vl-3b", *, device: Device = None
 ) -> float:
@@ -243,8 +245,7 @@ def yes_share(
     inputs |= {"image_grid_thw": seen["image_grid_thw"].to(device), "attention_mask": tokens["attention_mask"]}
     if "mm_token_type_ids" in inspect.signature(network.forward).parameters:
         inputs["mm_token_type_ids"] = (tokens["input_ids"] == network.config.image_token_id).int()
-    with torch.inference_mode():
-        logits = network(tokens["input_ids"], **inputs, logits_to_keep=1).logits[0, -1].float()
+    logits = network(tokens["input_ids"], **inputs, logits_to_keep=1).logits[0, -1].float()
     first = lambda words: sorted({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words})
     yes, no = (logits[first(words)].logsumexp(0) for words in (("Yes", "yes"), ("No", "no")))
     return torch.sigmoid(yes - no).item()
@@ -311,15 +312,14 @@ def _processor(folder: Path) -> Any:
 
 
 def _batches(video: Tensor, network: Any, statistics: tuple, side: int, *, crop: bool = True):
-    """Some frames at a time as a network wants them: the shorter side of that length, normalised, no gradients."""
+    """Some frames at a time as a network wants them: the shorter side of that length, normalised."""
     height, width = (max(side, round(length * side / min(video.shape[2:]))) for length in video.shape[2:])
     top, left = ((height - side) // 2, (width - side) // 2) if crop else (0, 0)
     for frames in video.split(AT_ONCE):
         shown = F.interpolate(frames.float(), (height, width), mode="bicubic", antialias=True, align_corners=False)
         if crop:
             shown = shown[..., top : top + side, left : left + side]
-        with torch.inference_mode():
-            yield _normal(shown, statistics).to(network.device, network.dtype)
+        yield _normal(shown, statistics).to(network.device, network.dtype)
 
 
 def _normal(frames: Tensor, statistics: tuple) -> Tensor:
