@@ -132,6 +132,42 @@ def test_vgg16_has_the_names_and_sizes_of_the_published_weights():
     assert 0 < models.MODELS["vgg16"].download_bytes - 4 * parameters < 10_000
 
 
+def test_download_sizes_are_those_of_the_weights():
+    """Parameters of the published configurations in bytes, up to tokenizers and headers of files."""
+    import transformers as hf
+
+    huge = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+    small = hf.Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518)
+    qwen = {
+        "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True,
+    }  # fmt: skip
+    seen = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048}
+    with torch.device("meta"):
+        published = {
+            "dinov2-small": (hf.Dinov2Model(small), 4),
+            "dino-vitb16": (hf.ViTModel(hf.ViTConfig(), add_pooling_layer=False), 4),
+            "clip-vit-b32": (hf.CLIPModel(hf.CLIPConfig()), 4),
+            "pickscore": (
+                hf.CLIPModel(
+                    hf.CLIPConfig(text_config=text, vision_config={**huge, "patch_size": 14}, projection_dim=1024)
+                ),
+                4,
+            ),
+            "videomae-base": (hf.VideoMAEForPreTraining(hf.VideoMAEConfig()), 4),
+            "qwen2.5-vl-3b": (
+                hf.Qwen2_5_VLForConditionalGeneration(
+                    hf.Qwen2_5_VLConfig(text_config=qwen, vision_config=seen, tie_word_embeddings=True)
+                ),
+                2,
+            ),
+        }
+    for name, (network, each) in published.items():
+        weights = each * sum(parameter.numel() for parameter in network.parameters())
+        assert weights == pytest.approx(models.MODELS[name].download_bytes, rel=0.01), name
+
+
 def test_the_linear_layers_are_those_of_lpips():
     layers = load_file(perceptual.LPIPS_LAYERS)
     assert [tuple(layers[f"lin{i}.model.1.weight"].shape) for i in range(5)] == [
