@@ -46,6 +46,21 @@ def write_clip(folder: Path) -> None:
     CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
 
 
+def write_videomae(network, folder: Path) -> None:
+    """With the biases named as in the published weights, which newer classes rename while they read."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    network.save_pretrained(folder)
+    renamed = {"query.bias": "q_bias", "value.bias": "v_bias"}
+    weights = {}
+    for key, value in load_file(folder / "model.safetensors").items():
+        ending = next((end for end in renamed if key.endswith(f"attention.attention.{end}")), "")
+        weights[key.removesuffix(ending) + renamed.get(ending, "")] = value
+    assert sum(key.endswith("q_bias") for key in weights) >= 2
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def write_qwen(folder: Path) -> None:
     import transformers
     from tokenizers import AddedToken, Tokenizer, pre_tokenizers
@@ -96,7 +111,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         **dino, patch_size=16, num_frames=4, decoder_hidden_size=16, decoder_intermediate_size=16,
         decoder_num_hidden_layers=1, decoder_num_attention_heads=2, use_mean_pooling=False,
     )  # fmt: skip
-    transformers.VideoMAEForPreTraining(config).save_pretrained(root / "videomae-base")
+    write_videomae(transformers.VideoMAEForPreTraining(config), root / "videomae-base")
     write_qwen(root / "qwen2.5-vl-3b")
     return {folder.name: folder for folder in root.iterdir()}
 
@@ -298,6 +313,16 @@ def test_video_features(here):
     assert perceptual.video_features(a[:1]).isfinite().all()  # fewer frames than it looks at
     assert set_features(a) is None
     assert set_features(a, accepted=[FVD_WEIGHTS]) == features.tolist()
+
+
+def test_no_bias_of_videomae_is_lost(here):
+    network = perceptual._network(here["videomae-base"], torch.device("cpu"), ("videomae",))
+    weights = load_file(here["videomae-base"] / "model.safetensors")
+    found = dict(network.named_parameters())
+    for key, value in weights.items():
+        if key.startswith("videomae."):
+            name = key.removeprefix("videomae.").replace("q_bias", "query.bias").replace("v_bias", "value.bias")
+            assert torch.equal(found[name], value), key
 
 
 def test_frechet_distance():
