@@ -339,7 +339,7 @@ def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
         get = "python -m pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu128"
         missing.append({"what": "PyTorch is made for the CPU only, though there is an NVIDIA GPU", "get": get})
     for model in found["models"]:
-        if model["state"] == "complete":
+        if model["state"] == "complete" or model["role"] == "metric":  # nothing is rendered with those
             continue
         left = model["download"] - model["bytes"]
         what = f"{model['name']} ({model['role']}, {model['licence']}), {models.size(max(left, 0))} to fetch"

@@ -16,7 +16,7 @@ from typing import Any
 from pipeline import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-ROLES = ("backbone", "fast mode", "depth", "masks", "first frame", "captions", "previews")
+ROLES = ("backbone", "fast mode", "depth", "masks", "first frame", "captions", "previews", "metric")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHARD = re.compile(r"(.*)-\d{5}-of-(\d{5})\.safetensors")
 ORIGINAL_FILES = "diffusion_pytorch_model*.safetensors"  # Wan's own layout has its transformer beside the README
@@ -352,6 +352,121 @@ _SPECS = (
         note="A tiny video autoencoder for Wan 2.1's latents: sharper previews.",
         title="TAEW 2.1",
         parts=(Part("OzzyGT/taew2_1", ("taew2_1.safetensors",), 22_700_000),),
+    ),
+    ModelSpec(
+        name="vgg16",
+        role="metric",
+        classes=("our own",),
+        licence="BSD-3-Clause",
+        note="For LPIPS, the perceptual distance.",
+        title="VGG16",
+        parts=(
+            Part(
+                "timm/vgg16.tv_in1k",
+                ("model.safetensors",),
+                553_434_000,
+                "b8d8aa2dd860af9233c8c67385a8097fd6c35d3f",
+            ),
+        ),
+    ),
+    ModelSpec(
+        name="dinov2-small",
+        role="metric",
+        classes=("Dinov2Model",),
+        licence="Apache-2.0",
+        note="For the DINO distance to the source and to the truth.",
+        title="DINOv2-small",
+        parts=(
+            Part(
+                "facebook/dinov2-small",
+                ("config.json", "model.safetensors"),
+                88_251_000,
+                "ed25f3a31f01632728cabb09d1542f84ab7b0056",
+            ),
+        ),
+    ),
+    ModelSpec(
+        name="dino-vitb16",
+        role="metric",
+        classes=("ViTModel",),
+        licence="Apache-2.0",
+        note="For VBench's subject consistency.",
+        title="DINO ViT-B/16",
+        parts=(
+            Part(
+                "facebook/dino-vitb16",
+                ("config.json", "model.safetensors"),
+                343_200_000,
+                "5d8edb1c2c6bc8f42bd159f8b53dad38f7f9a387",  # safetensors are in a pull request only
+            ),
+        ),
+    ),
+    ModelSpec(
+        name="clip-vit-b32",
+        role="metric",
+        classes=("CLIPModel",),
+        licence="MIT",
+        note="For the CLIP score, and VBench's background consistency.",
+        title="CLIP ViT-B/32",
+        parts=(
+            Part(
+                "openai/clip-vit-base-patch32",
+                ("config.json", "merges.txt", "vocab.json", "tokenizer*.json", "model.safetensors"),
+                608_600_000,
+                "c237dc49a33fc61debc9276459120b7eac67e7ef",  # safetensors are in a pull request only
+            ),
+        ),
+    ),
+    ModelSpec(
+        name="pickscore",
+        role="metric",
+        classes=("CLIPModel",),
+        licence="none stated",
+        note="PickScore: which picture people would prefer for a prompt.",
+        title="PickScore",
+        terms="Its authors state no licence for the weights; ask them before any use but research.",
+        parts=(
+            Part(
+                "yuvalkirstain/PickScore_v1",
+                ("config.json", "merges.txt", "vocab.json", "tokenizer*.json", "model.safetensors"),
+                3_948_000_000,
+                "dc2ed378e35ed7046987c680120123faa75b4559",
+            ),
+        ),
+    ),
+    ModelSpec(
+        name="videomae-base",
+        role="metric",
+        classes=("VideoMAEModel",),
+        licence="CC BY-NC 4.0",
+        note="For FVD, the distance between two sets of videos.",
+        title="VideoMAE",
+        terms="It may not be used commercially; who passes it on has to name its authors.",
+        parts=(
+            Part(
+                "MCG-NJU/videomae-base",
+                ("config.json", "model.safetensors"),
+                377_000_000,
+                "a6c2a8d371a8690497d78eee21fdb4fbfcf796da",
+            ),
+        ),
+    ),
+    ModelSpec(
+        name="qwen2.5-vl-3b",
+        role="metric",
+        classes=("Qwen2_5_VLForConditionalGeneration",),
+        licence="Qwen Research License",
+        note="Asked whether a video shows what the prompt says, and whether it looks real.",
+        title="Qwen2.5-VL 3B",
+        terms="It may be used for research and evaluation only, not commercially; who passes it on names its makers.",
+        parts=(
+            Part(
+                "Qwen/Qwen2.5-VL-3B-Instruct",
+                ("*.json", "merges.txt", "*.safetensors"),
+                7_521_000_000,
+                "66285546d2b821cf421d4f5eb2576359d3770cd3",
+            ),
+        ),
     ),
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}

@@ -155,6 +155,7 @@ def test_the_whole_examination(hub, capsys):
     text = doctor.report(found)
     commands = [missing["get"] for missing in found["missing"]]
     assert models.command_for(WAN) in commands and models.command_for(LORA) in commands
+    assert not set(commands) & {models.command_for(spec) for spec in models.of_role("metric")}
     assert all(len(line) <= 92 or line.strip() in commands for line in text.splitlines())
     for word in ("nano", WAN.name, "offline mode", "cores", "libx264", *commands):
         assert word in text

@@ -6,7 +6,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline import InputError
-from pipeline.evaluation.metrics import psnr, ssim
+from pipeline.camera import follow, invert_rigid, preset_motion
+from pipeline.depth import Depth, subject_distance
+from pipeline.evaluation.metrics import FEWEST_INLIERS, camera_error, motion_smoothness, psnr, ssim
+from pipeline.evaluation.scores import METRICS, Case, measure, world_case
+from pipeline.evaluation.world import measure_sample
+from pipeline.training.world import render_sample
 
 
 @pytest.fixture
@@ -65,3 +70,106 @@ def test_unusable_inputs_are_refused(videos):
         ssim(a, b, torch.ones(2, 3, 40, 52, dtype=torch.bool))
     with pytest.raises(InputError, match="empty"):
         psnr(a, b, torch.zeros(2, 1, 40, 52, dtype=torch.bool))
+
+
+# --- steadiness -------------------------------------------------------------------------------------------------------
+
+
+def panned(frames: int, step: int) -> torch.Tensor:
+    """A picture that slides sideways by whole pixels."""
+    rng = np.random.default_rng(0)
+    picture = gaussian_filter(rng.random((3, 64, 140)), (0, 2, 2))
+    picture = torch.from_numpy((picture - picture.min()) / (picture.max() - picture.min())).float()
+    return torch.stack([picture[..., step * t : step * t + 96] for t in range(frames)])
+
+
+def test_motion_that_goes_on_evenly_is_smooth():
+    even, noise = panned(7, 2), 0.1 * torch.randn(7, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    assert motion_smoothness(even[:1].expand(5, -1, -1, -1)) == 1
+    smooth, noisy = motion_smoothness(even), motion_smoothness(even + noise)
+    assert smooth is not None and noisy is not None and noisy < 0.95 < 0.985 < smooth < 1
+    uneven = motion_smoothness(even[[0, 0, 2, 2, 4, 4, 6]])  # every other frame stands still
+    assert uneven is not None and uneven < smooth - 0.02
+    assert motion_smoothness(even[:2]) is None
+
+
+# --- the camera -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return render_sample(5, frames=5)
+
+
+def test_the_camera_of_the_source_is_found_in_the_source(sample):
+    source = sample.source
+    found = camera_error(source.frames, source.frames, source.z, source.path, source.path)
+    assert found.found == found.frames == 5
+    assert found.rotation == pytest.approx(0, abs=1e-3) and found.translation == pytest.approx(0, abs=1e-5)
+
+
+def test_the_camera_of_the_true_video_is_found_and_that_of_another_one_missed(sample):
+    source, target = sample.source, sample.target
+    known = source.z, source.path, target.path
+    true = camera_error(target.frames, source.frames, *known)
+    assert true.found >= 4 and true.rotation < 1 and true.translation < 0.01
+    still = camera_error(source.frames, source.frames, *known)
+    moved = invert_rigid(source.path.world_from_cam) @ target.path.world_from_cam
+    cosine = (moved[:, :3, :3].diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
+    turned = torch.rad2deg(torch.acos(cosine.clamp(-1, 1))).mean().item()
+    went = moved[:, :3, 3].norm(dim=-1).mean().item() / subject_distance(Depth(source.z, True))
+    assert still.rotation == pytest.approx(turned, abs=0.1) and turned > 5
+    assert still.translation == pytest.approx(went, abs=0.005) and went > 0.1
+
+
+def test_the_error_grows_with_the_angle_that_is_missed(sample):
+    source = sample.source
+    distance = subject_distance(Depth(source.z, True))
+    for degrees in (4.0, 20.0):
+        path = follow(source.path, preset_motion("orbit-left", degrees, 5, distance))
+        found = camera_error(source.frames, source.frames, source.z, source.path, path)
+        assert found.rotation == pytest.approx(degrees / 2, abs=0.01)  # from none to all of it
+        chord = np.mean([2 * math.sin(math.radians(degrees) * t / 8) for t in range(5)])
+        assert found.translation == pytest.approx(chord, abs=1e-3)
+
+
+def test_frames_that_show_nothing_are_left_out_and_counted(sample):
+    source = sample.source
+    blank = source.frames.clone()
+    blank[2:] = 0.5
+    found = camera_error(blank, source.frames, source.z, source.path, source.path)
+    assert (found.found, found.frames) == (2, 5) and found.rotation < 1e-3
+    none = camera_error(torch.rand(5, 3, 128, 208), source.frames, source.z, source.path, source.path)
+    assert none.found == 0 and math.isnan(none.rotation) and FEWEST_INLIERS > 10
+
+
+# --- a case -----------------------------------------------------------------------------------------------------------
+
+FREE = [name for name, metric in METRICS.items() if metric.weights is None]
+
+
+def test_of_the_truth_everything_is_best(sample):
+    measurement = measure_sample(sample)
+    figures = measure(world_case(sample, measurement, sample.target.frames), FREE)
+    assert list(figures) == FREE
+    for where in ("holes", "whole"):
+        assert figures[f"psnr_{where}"] == math.inf and figures[f"ssim_{where}"] == pytest.approx(1)
+    assert figures["psnr_observed"] > 20 and figures["flicker"] == 1
+    assert figures["rotation_error"] < 1 and figures["translation_error"] < 1 and figures["cameras_found"] >= 80
+
+
+def test_what_does_not_apply_is_left_out(sample):
+    measurement = measure_sample(sample)
+    bare = Case(sample.target.frames, sample.source.frames, measurement)
+    assert set(measure(bare, FREE)) == {"psnr_observed", "ssim_observed", "motion_smoothness"}
+    whole = world_case(sample, measure_sample(sample), torch.full_like(sample.target.frames, 0.5))
+    blank = measure(whole, ["psnr_whole", "rotation_error", "translation_error", "cameras_found"])
+    assert set(blank) == {"psnr_whole", "cameras_found"} and blank["cameras_found"] == 0
+    with pytest.raises(InputError, match="Unknown metric beauty"):
+        measure(bare, ["beauty"])
+
+
+def test_the_table_says_what_is_better():
+    assert {metric.better for metric in METRICS.values()} == {"higher", "lower"}
+    assert len({metric.label for metric in METRICS.values()}) == len(METRICS)
+    assert {need for metric in METRICS.values() for need in metric.needs} <= set(Case.__dataclass_fields__)

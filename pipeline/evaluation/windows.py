@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.backbone import Backbone
-from pipeline.evaluation.metrics import psnr
-from pipeline.evaluation.nano import flow_errors, mean_with_error
+from pipeline.evaluation.metrics import flow_errors, psnr
+from pipeline.evaluation.nano import mean_with_error
 from pipeline.evaluation.world import BASE, measure_sample
 from pipeline.measurement import Measurement
 from pipeline.render import get_backbone, prepare, solve
@@ -90,13 +90,14 @@ def evaluate(
         ways[f"windows of {length} latents that share {overlap} or more"] = windows(latents, length, overlap)
     found: dict[str, list[Row]] = {name: [] for name in ways}
     for sample, measurement in with_holes(first_seed, count, frames):
-        truth, holes = sample.target.frames, ~measurement.mask
+        truth, holes, view = sample.target.frames, ~measurement.mask, sample.target
+        counted = holes[:, 0] & view.standing
         change_of_one = None
         for name, spans in ways.items():
             begun = time.perf_counter()
             result = (joined if name == CUT else recapture)(backbone, sample, measurement, spans)
             seconds = time.perf_counter() - begun
-            change, _ = flow_errors(result, sample.target, holes)
+            change, _ = flow_errors(result, view.z, view.path, counted)
             change_of_one = change if change_of_one is None else change_of_one
             seam = torch.zeros(len(change), dtype=torch.bool)
             seam[seams_of(spans, backbone.temporal)] = True

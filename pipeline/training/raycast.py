@@ -32,6 +32,11 @@ class View:
     path: CameraPath
     objects: Bool[Tensor, "T N H W"]
 
+    @property
+    def standing(self) -> Bool[Tensor, "T H W"]:
+        """What stands still for certain: no object, no sky."""
+        return ~self.objects.any(1) & (self.z < 0.99 * FAR)
+
 
 @dataclass(frozen=True, eq=False)
 class Material:
