@@ -78,7 +78,8 @@ COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame cou
 class RenderRequest:
     """Everything that decides the result of a render, and nothing else. Raises `InputError` on values out of range.
 
-    clip: path of a video file, or of a folder of numbered pictures. camera: a name of `moves.MOVES`; amount in its unit, None for its default.
+    clip: path of a video file, or of a folder of numbered pictures.
+    camera: a name of `moves.MOVES`; amount in its unit, None for its default.
     move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side, None for what the file says of its lens, or 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the

@@ -178,7 +178,9 @@ def read_video(
 
 def pictures_of(folder: str | os.PathLike) -> list[Path]:
     """The pictures in a folder in the order of their numbers. Raises `InputError` if there are none."""
-    found = [file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGES and not file.name.startswith(".")]
+    found = [
+        file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+    ]
     if not found:
         raise InputError(f"The folder {_name(folder)} holds no pictures: give a video, or a folder of numbered frames.")
     number = lambda file: int((re.findall(r"\d+", file.stem) or ["0"])[-1])
