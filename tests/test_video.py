@@ -6,8 +6,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 import torch.nn.functional as F
+from PIL import Image
 
 from pipeline import InputError
 from pipeline.video import Clip, crop_to_aspect, probe, read_video, resize, working_size, write_video
