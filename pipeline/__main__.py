@@ -523,7 +523,14 @@ def _parser() -> argparse.ArgumentParser:
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
     add = added.add_argument
-    add("task", nargs="?", choices=("camera", "replace", "cycle"), default=None, metavar="TASK", help="on clips")
+    add(
+        "task",
+        nargs="?",
+        choices=("camera", "replace", "cycle"),
+        default=None,
+        metavar="TASK",
+        help="camera, replace or cycle",
+    )
     add("folder", nargs="?", default=None, metavar="FOLDER", help="videos, folders of frames, or the layout of DAVIS")
     add("--clips", nargs="+", metavar="CLIP", default=None, help="these clips instead of a folder, along all six paths")
     wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: ways to condition)"

@@ -211,7 +211,7 @@ def test_the_clips_depth_as_other_cameras_see_it():
     source = static_path(K)
     there = source.world_from_cam.clone()
     there[1, 2, 3] = 0.5  # half a unit nearer
-    analysis = SimpleNamespace(depth=Depth(torch.full((2, 8, 12), 2.0)), source=source)
+    analysis = SimpleNamespace(depth=Depth(torch.full((2, 8, 12), 2.0), False), source=source)
     z, seen = folders._depth_seen(cast(Any, analysis), CameraPath(there, K))
     assert seen.all() and torch.allclose(z[0], torch.tensor(2.0)) and torch.allclose(z[1], torch.tensor(1.5))
 
