@@ -167,9 +167,9 @@ def test_every_task_goes_on_where_its_file_ends(flat, davis, tiny_backbone_folde
     assert len(done) == 2 and "| two | orbit-right |" in table and "95 % confidence" in table
     lines = output.read_text().splitlines()
     for line in map(json.loads, lines):
-        assert 0 < line["unknown"] < 1 and line["psnr"] > 5 and -1 < line["ssim"] <= 1
+        assert 0 < line["unknown"] < 1 and line["psnr_observed"] > 5 and -1 < line["ssim_observed"] <= 1
         assert line["seconds"] >= line["sampling"] > 0 and line["memory"] > 0.05
-        assert line["vae_psnr"] > 5 and line["vae_warp_psnr"] > 5
+        assert line["psnr_vae"] > 5 and line["psnr_vae_warp"] > 5
     assert run("camera", flat) == table and len(done) == 2 and output.read_text().splitlines() == lines
     assert said[-1] == "2 of 2 rows are there already"
 
@@ -191,7 +191,7 @@ def test_every_task_goes_on_where_its_file_ends(flat, davis, tiny_backbone_folde
     table = run("cycle", flat, cameras=["orbit-left", "dolly-in"])
     assert len(done) == 15 and "| dds | dolly-in | 2 |" in table
     rows = [json.loads(line) for line in output.read_text().splitlines()[-4:]]
-    assert all(0 < row["lost"] < 1 and row["all_psnr"] > 5 and row["seconds"] > row["sampling"] for row in rows)
+    assert all(0 < row["lost"] < 1 and row["psnr_whole"] > 5 and row["seconds"] > row["sampling"] for row in rows)
 
 
 def test_a_cycle_along_no_path_is_the_vae_twice(flat, tiny_backbone_folder, tmp_path):
@@ -202,8 +202,10 @@ def test_a_cycle_along_no_path_is_the_vae_twice(flat, tiny_backbone_folder, tmp_
     )
     row = json.loads(ask["output"].read_text())
     assert row["unknown"] == row["lost"] == 0
-    assert row["psnr"] == pytest.approx(row["all_psnr"]) and row["ssim"] == pytest.approx(row["all_ssim"])
-    assert row["psnr"] == pytest.approx(row["vae_psnr"], abs=0.05)
+    assert row["psnr_observed"] == pytest.approx(row["psnr_whole"]) and row["ssim_observed"] == pytest.approx(
+        row["ssim_whole"]
+    )
+    assert row["psnr_observed"] == pytest.approx(row["psnr_vae"], abs=0.05)
 
 
 def test_the_clips_depth_as_other_cameras_see_it():

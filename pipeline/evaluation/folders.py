@@ -68,13 +68,14 @@ AT_MOST = 36  # rows that are shown one by one
 TITLES = {
     "path": "camera",
     "lost": "not seen all along",
-    "psnr": "observed, dB",
-    "ssim": "observed, SSIM",
-    "back_psnr": "warped back, dB",
-    "vae_psnr": "VAE alone, dB",
-    "vae_warp_psnr": "VAE of the warp, dB",
-    "all_psnr": "all, dB",
-    "all_ssim": "all, SSIM",
+    "psnr_observed": "observed, dB",
+    "ssim_observed": "observed, SSIM",
+    "psnr_holes": "elsewhere, dB",
+    "psnr_whole": "whole frame, dB",
+    "ssim_whole": "whole frame, SSIM",
+    "psnr_back": "warped back, dB",
+    "psnr_vae": "VAE alone, dB",
+    "psnr_vae_warp": "VAE of the warp, dB",
     "seconds": "seconds",
     "sampling": "sampling, s",
     "memory": "peak, GiB",
@@ -262,10 +263,11 @@ def jobs_of(
                 "CLIP.mp4."
             )
     known = {source.name for source in sources}
-    if missing := sorted({name.split("/")[0] for name in prompts or ()} - known):
+    named = {name if name in known else name.rpartition("/")[0] or name for name in prompts or ()}
+    if missing := sorted(named - known):
         raise InputError(f"The prompts name clips that are not there: {', '.join(missing)}. Correct their names.")
     for index, source in enumerate(sources):
-        if prompts is not None and not any(name.split("/")[0] == source.name for name in prompts):
+        if prompts is not None and source.name not in named:
             continue
         if task == "replace" and source.mask is None:
             if prompts is not None:
@@ -296,13 +298,31 @@ def _bytes(source: Source) -> int:
 # --- one row ----------------------------------------------------------------------------------------------------------
 
 
-def figures(raw: Float[Tensor, "T 3 h w"], measurement: Measurement) -> dict[str, float]:
-    """What is said of a raw result: PSNR in dB and SSIM where the measurement is observed (the paper's "measurement
-    consistency")."""
-    return {
-        "psnr": psnr(raw, measurement.video, measurement.mask),
-        "ssim": ssim(raw, measurement.video, measurement.mask),
+def figures(
+    result: Float[Tensor, "T 3 h w"],
+    source: Float[Tensor, "T 3 h w"],
+    measurement: Measurement,
+    truth: Float[Tensor, "T 3 h w"] | None = None,
+    prompt: str = "",
+    z: Float[Tensor, "T h w"] | None = None,
+    source_path: CameraPath | None = None,
+    target_path: CameraPath | None = None,
+) -> dict[str, float]:
+    """All that is said of a raw result in [0, 1]: PSNR in dB and SSIM, against the measurement where it is observed
+    (the paper's "measurement consistency"), and against the truth where there is one: elsewhere, and over the whole frame.
+
+    source: the clip. prompt, z (of the source), source_path and target_path: what else there is to judge by.
+    """
+    mask = measurement.mask
+    found = {
+        "psnr_observed": psnr(result, measurement.video, mask),
+        "ssim_observed": ssim(result, measurement.video, mask),
     }
+    if truth is None:
+        return found
+    if not mask.all():
+        found["psnr_holes"] = psnr(result, truth, ~mask)
+    return found | {"psnr_whole": psnr(result, truth), "ssim_whole": ssim(result, truth)}
 
 
 def row_of(job: Job) -> store.Row:
@@ -314,27 +334,36 @@ def row_of(job: Job) -> store.Row:
 
 
 def _once(job: Job) -> dict[str, float]:
+    """psnr_vae: of the clip encoded and decoded; psnr_vae_warp: of the measurement with its holes filled, where it is
+    observed: the limit of any result that is made of these latents."""
+    request = job.request
     analysis = _analysed(job.source, job.label, _of_clip(job))
-    measurement, raw, spent = _recapture(analysis, job.request)
-    backbone = get_backbone(job.request.backbone)
-    found = {"unknown": 1 - measurement.mask.float().mean().item(), **figures(raw, measurement)}
+    clip, source = analysis.clip.frames, analysis.source
+    measurement, raw, spent = _recapture(analysis, request)
+    cameras = _cameras(analysis, request)
+    found = {"unknown": 1 - measurement.mask.float().mean().item()}
+    found |= figures(raw, clip, measurement, None, request.prompt, analysis.depth.z, source, cameras)
     if job.task == "camera":
-        found["vae_psnr"] = _vae_psnr(job.source, _of_clip(job))
-    limit = _through_vae(backbone, fill_unknown(measurement))
-    return found | {"vae_warp_psnr": psnr(limit, measurement.video, measurement.mask)} | spent
+        found["psnr_vae"] = _psnr_vae(job.source, _of_clip(job))
+    limit = _through_vae(get_backbone(request.backbone), fill_unknown(measurement))
+    return found | {"psnr_vae_warp": psnr(limit, measurement.video, measurement.mask)} | spent
+
+
+def _cameras(analysis: Analysis, request: RenderRequest) -> CameraPath:
+    return target_path(move_of(request, analysis), analysis.source, analysis.distance, _size(analysis.clip.frames))
 
 
 def _cycle(job: Job) -> dict[str, float]:
     """Out along the path, and back with depth estimated anew on the result, at the scale of the clip's.
 
-    psnr, ssim: where the clip was observed out and back; all_psnr, all_ssim: everywhere, as LaVR's cycle PSNR;
-    back_psnr: of the first result warped back, before the second: one pass of the VAE, and what depth does to it;
-    vae_psnr: of the clip encoded and decoded twice, the most that any cycle can reach.
+    The clip is the truth; observed is what was so out and back, lost the share of the rest. LaVR's cycle PSNR is that
+    of the whole frame. psnr_back: of the first result warped back, before the second, where observed: one pass of the
+    VAE, and what depth does to it. psnr_vae: of the clip encoded and decoded twice, the limit of any cycle.
     """
     request, analysis = job.request, _analysed(job.source, None, _of_clip(job))
     clip = analysis.clip.frames
     out, raw, spent = _recapture(analysis, request)
-    cameras = target_path(move_of(request, analysis), analysis.source, analysis.distance, _size(clip))
+    cameras = _cameras(analysis, request)
     backbone = get_backbone(request.backbone)
     z = _depth_of(raw, request.depth_model or depth_model_of(backbone))
     ahead, seen = _depth_seen(analysis, cameras)
@@ -351,11 +380,9 @@ def _cycle(job: Job) -> dict[str, float]:
     return {
         "unknown": 1 - out.mask.float().mean().item(),
         "lost": 1 - along.float().mean().item(),
-        **figures(cycled, Measurement(clip, along)),
-        "all_psnr": psnr(cycled, clip),
-        "all_ssim": ssim(cycled, clip),
-        "back_psnr": psnr(back.video, clip, along),
-        "vae_psnr": psnr(limit, clip),
+        **figures(cycled, clip, Measurement(clip, along), clip, request.prompt),
+        "psnr_back": psnr(back.video, clip, along),
+        "psnr_vae": psnr(limit, clip),
         **spent,
     }
 
@@ -438,7 +465,7 @@ def _peak(backbone: Backbone) -> float:
 
 
 @lru_cache(maxsize=1)
-def _vae_psnr(source: Source, request: RenderRequest) -> float:
+def _psnr_vae(source: Source, request: RenderRequest) -> float:
     """Of the clip encoded and decoded."""
     clip = _analysed(source, None, request).clip.frames
     return psnr(_through_vae(get_backbone(request.backbone), clip), clip)
