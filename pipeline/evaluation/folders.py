@@ -309,7 +309,7 @@ def figures(
     target_path: CameraPath | None = None,
 ) -> dict[str, float]:
     """All that is said of a raw result in [0, 1]: PSNR in dB and SSIM, against the measurement where it is observed
-    (the paper's "measurement consistency"), and against the truth where there is one: elsewhere, and over the whole frame.
+    (the paper's "measurement consistency"); where there is a truth, against that elsewhere, and over the whole frame.
 
     source: the clip. prompt, z (of the source), source_path and target_path: what else there is to judge by.
     """
