@@ -533,7 +533,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("folder", nargs="?", default=None, metavar="FOLDER", help="videos, folders of frames, or the layout of DAVIS")
     add("--clips", nargs="+", metavar="CLIP", default=None, help="these clips instead of a folder, along all six paths")
-    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: ways to condition)"
+    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: dds; on scenes, several)"
     add("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)
     words = "JSON {clip: [prompts]}: what stands there instead (replace), or what the clip shows; only these clips"
     add("--prompts", metavar="FILE", default=None, help=words)
