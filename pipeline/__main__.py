@@ -133,18 +133,39 @@ def describe(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Compare methods on unseen scenes of the procedural world, whose true second view is known; or measure clips."""
-    from pipeline.evaluation import clips, world
+    """Compare methods on unseen scenes of the procedural world, whose true second view is known; or, as the papers do,
+    on a folder of clips: camera (re-capture), replace (an object), cycle (re-capture there and back)."""
+    from pipeline.camera import PRESETS
+    from pipeline.evaluation import folders, world
 
     if options.scenes < 1:
         raise InputError("--scenes must be 1 or more.")
     output, figure = (Path(path) if path else None for path in (options.output, options.figure))
     say = lambda message: print(message, file=sys.stderr, flush=True)
-    if options.clips:
-        print(clips.evaluate(options.clips, options.backbone, steps=options.steps, progress=say))
+    shown: dict[str, Any] = dict(methods=options.methods, steps=options.steps, output=output, progress=say)
+    if options.task is None and options.clips is None:
+        for name in ("prompts", "cameras", "frames", "depth_model", "ray"):
+            if getattr(options, name):
+                raise InputError(f"--{name.replace('_', '-')} is for clips; give a task and a folder, or --clips.")
+        print(world.evaluate(options.backbone, options.first_seed, options.scenes, figure=figure, **shown))
         return
-    shown = dict(methods=options.methods, steps=options.steps, output=output, figure=figure, progress=say)
-    print(world.evaluate(options.backbone, options.first_seed, options.scenes, **shown))
+    if (options.clips is None) == (options.folder is None):
+        raise InputError(f"Give a folder of clips, as in: evaluate {options.task} FOLDER; or --clips, not both.")
+    if options.task == "replace" and options.cameras:
+        raise InputError("--cameras is for camera and cycle; where an object is replaced the camera stands still.")
+    if figure is not None:
+        raise InputError("--figure is for unseen scenes; leave it out.")
+    cameras = options.cameras
+    if options.clips is None:
+        sources = folders.sources_of(options.folder)
+    else:
+        sources = [replace(source, name=clip) for clip in options.clips for source in folders.sources_of(clip)]
+        cameras = cameras or tuple(PRESETS)
+    prompts = folders.read_prompts(options.prompts) if options.prompts else None
+    shown |= dict(frames=options.frames, depth_model=options.depth_model, accepted=_accepted(options), ray=options.ray)
+    print(
+        folders.evaluate(options.task or "camera", sources, options.backbone, prompts=prompts, cameras=cameras, **shown)
+    )
 
 
 def list_models(options: argparse.Namespace) -> None:
@@ -501,15 +522,31 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("evaluate", evaluate)
     added.add_argument("--backbone", default="nano", help="model: a name, a folder or a Hugging Face id (default nano)")
-    added.add_argument("--clips", nargs="+", metavar="CLIP", default=None, help="measure on these clips instead")
-    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: ways to condition)"
-    added.add_argument("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)
-    added.add_argument("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
-    added.add_argument("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
-    added.add_argument("--steps", type=int, default=None, help="sampling steps (default: the model's)")
-    added.add_argument(
-        "--output", default=None, metavar="FILE", help="one JSON line a scene and method; goes on from there"
+    add = added.add_argument
+    add(
+        "task",
+        nargs="?",
+        choices=("camera", "replace", "cycle"),
+        default=None,
+        metavar="TASK",
+        help="camera, replace or cycle",
     )
+    add("folder", nargs="?", default=None, metavar="FOLDER", help="videos, folders of frames, or the layout of DAVIS")
+    add("--clips", nargs="+", metavar="CLIP", default=None, help="these clips instead of a folder, along all six paths")
+    wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: dds; on scenes, several)"
+    add("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)
+    words = "JSON {clip: [prompts]}: what stands there instead (replace), or what the clip shows; only these clips"
+    add("--prompts", metavar="FILE", default=None, help=words)
+    add("--cameras", nargs="+", metavar="MOVE", default=None, help="paths of each clip (default: one of six in turn)")
+    add("--frames", type=int, default=None, help="frames of each clip (default: as many as the model was made for)")
+    add("--depth-model", metavar="MODEL", default=None, help="depth of the clips (default: what comes with the model)")
+    accept(added)
+    add("--ray", action="store_true", default=False, help="on a Ray cluster ($RAY_ADDRESS, else this machine)")
+    add("--scenes", type=int, default=12, help="number of unseen scenes (default 12)")
+    add("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
+    add("--steps", type=int, default=None, help="sampling steps (default: the model's)")
+    words = "one JSON line a scene or clip and method, as they are done; goes on from there"
+    add("--output", default=None, metavar="FILE", help=words)
     added.add_argument("--figure", default=None, metavar="FILE", help="also write a strip of pictures, .png")
     return parser
 

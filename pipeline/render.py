@@ -78,7 +78,8 @@ COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame cou
 class RenderRequest:
     """Everything that decides the result of a render, and nothing else. Raises `InputError` on values out of range.
 
-    clip: path of a video file. camera: a name of `moves.MOVES`; amount in its unit, None for its default.
+    clip: path of a video file, or of a folder of numbered pictures.
+    camera: a name of `moves.MOVES`; amount in its unit, None for its default.
     move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side, None for what the file says of its lens, or 55.
     frames, start, stride: which frames are used; start counts in frames of the clip, frames None means as many as the
@@ -820,8 +821,7 @@ def _render(
         raise InputError(NO_REFERENCE)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
-    if torch.cuda.is_available() and not memory.lent():
-        _load_depth_model.cache_clear()  # its memory is needed now
+    release_depth_model()
     backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
     plan = backbone.plan(_padded(frames), *size, wanted=backbone.mode.name, fast=request.fast)
     if plan.need is not None:
@@ -1058,10 +1058,16 @@ def warm(ref: str, depth_model: str | None = None) -> None:
     depth_model: None for what comes with the backbone.
     """
     backbone = get_backbone(ref)
-    model = depth_model or _depth_model_of(backbone)
+    model = depth_model or depth_model_of(backbone)
     backbone.preview_by  # noqa: B018  loads what makes the previews
     with _LOADING:
         _load_depth_model(model)
+
+
+def release_depth_model() -> None:
+    """Free the depth model where its memory is a GPU's, which the video model is about to need."""
+    if torch.cuda.is_available() and not memory.lent():
+        _load_depth_model.cache_clear()
 
 
 def _new_lock() -> None:
@@ -1219,8 +1225,8 @@ def _name_of(model: str | None) -> str | None:
     return Path(model).name if model and Path(model).is_dir() else model
 
 
-def _depth_model_of(backbone: Backbone) -> str:
-    # a backbone without a depth model of its own uses the one that comes with the program
+def depth_model_of(backbone: Backbone) -> str:
+    """What estimates depth unless the user chooses: the backbone's own, else the one that comes with the program."""
     ref = backbone.depth or read_settings(Path(models.resolve("nano"))).depth
     if ref is None:
         raise InputError("There is no depth model; give the clip's depth as a file.")
@@ -1230,7 +1236,7 @@ def _depth_model_of(backbone: Backbone) -> str:
 def _estimated_depth(
     request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone, find_depth: FindDepth
 ) -> Iterator[StageEvent | Depth]:
-    ref = request.depth_model or _depth_model_of(backbone)
+    ref = request.depth_model or depth_model_of(backbone)
     yield StageEvent("depth", "Estimating depth", 0.03)
     key = content_key(
         "depth", 2, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),

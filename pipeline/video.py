@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ _MAX_COUNT = 2**31
 MAX_PICTURE = 2**26  # pixels
 _MAX_RATE = 1000  # Hz; containers with broken time bases claim 90000
 _AUDIO_RATE = 48000
+PICTURES_RATE = 24.0  # frames per second of a folder of pictures, which says nothing of it; DAVIS was filmed so
 # Flags of swscale. By default it doubles chroma samples instead of interpolating them, which costs 5 dB or more.
 _BICUBIC, _AREA, _FULL_CHROMA = 0x4, 0x20, 0x2000 | 0x4000 | 0x40000
 
@@ -68,6 +70,10 @@ def probe(path: str | os.PathLike) -> VideoInfo:
 
     Raises InputError if the file is missing, empty, or not a video that can be decoded.
     """
+    if Path(path).is_dir():
+        pictures = pictures_of(path)
+        height, width = read_picture(pictures[0]).shape[1:]
+        return VideoInfo(width, height, len(pictures), PICTURES_RATE, len(pictures) / PICTURES_RATE, False)
     with _open(path) as container:
         stream = _video_stream(container, path)
         fps = _frame_rate(stream)
@@ -104,6 +110,7 @@ def read_video(
     The grid has the file's average rate: a variable frame rate becomes constant, each grid time takes the frame on show
     then. At most `frames` are returned, fewer when the video ends sooner; None reads to the end. Longer sides than
     `max_side` pixels are scaled down while decoding. `Clip.fps` = source rate / stride, so motion keeps its speed.
+    A folder of numbered pictures, as data sets have them, counts as a video of `PICTURES_RATE`.
 
     Raises InputError if the file cannot be decoded, `start` lies past its end, or a number makes no sense.
     """
@@ -111,6 +118,8 @@ def read_video(
         _check_count(label, value, least)
     if frames is not None:
         _check_count("frames", frames, 1)
+    if Path(path).is_dir():
+        return _read_pictures(path, start, frames, stride, max_side)
 
     with _open(path) as container:
         stream = _video_stream(container, path)
@@ -165,6 +174,34 @@ def read_video(
     if any(image.shape != size for image in picked):  # a stream may change its size on the way
         picked = [_fit(image, size) for image in picked]
     return Clip(torch.stack(picked).permute(0, 3, 1, 2).contiguous().float().div_(255), fps / stride)
+
+
+def pictures_of(folder: str | os.PathLike) -> list[Path]:
+    """The pictures in a folder in the order of their numbers. Raises `InputError` if there are none."""
+    found = [
+        file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+    ]
+    if not found:
+        raise InputError(f"The folder {_name(folder)} holds no pictures: give a video, or a folder of numbered frames.")
+    number = lambda file: int((re.findall(r"\d+", file.stem) or ["0"])[-1])
+    return sorted(found, key=lambda file: (number(file), file.name))
+
+
+def _read_pictures(folder: str | os.PathLike, start: int, frames: int | None, stride: int, max_side: int) -> Clip:
+    pictures = pictures_of(folder)
+    picked = pictures[start::stride][:frames]
+    if not picked:
+        raise InputError(f"start {start} is past the end of {_name(folder)}: it has {len(pictures)} frames, from 0")
+    read, size = [], None
+    for picture in picked:
+        image = read_picture(picture)
+        if size is None:
+            scale = min(1.0, max_side / max(image.shape))
+            size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[2] * scale))
+            if 12 * size[0] * size[1] * len(picked) > _MAX_BYTES:
+                raise InputError(f"{_name(folder)} does not fit into memory: ask for fewer frames, or a larger stride")
+        read.append(resize(image[None], size)[0].clamp(0, 1))
+    return Clip(torch.stack(read), PICTURES_RATE / stride)
 
 
 def read_picture(path: str | os.PathLike) -> Float[Tensor, "3 H W"]:
@@ -418,6 +455,8 @@ def _encode(path: Path, clip: Clip, sound: np.ndarray | None) -> None:
 
 def _read_sound(path: str | os.PathLike, start: float, duration: float) -> np.ndarray | None:
     """Stereo samples (2, n) float32 at 48 kHz of a span counted from the first picture; None for a silent file."""
+    if Path(path).is_dir():
+        return None
     with _open(path) as container:
         if not container.streams.audio or container.streams.audio[0].codec_context is None:
             return None

@@ -168,7 +168,7 @@ def test_benchmark_prints_ratios(inputs, tmp_path, capsys, monkeypatch):
     assert "with guidance" in said and "9x96x160" in said and "decode" in said
 
 
-@pytest.mark.parametrize("command", [[], ["recapture"], ["warp"], ["render"], ["benchmark"]])
+@pytest.mark.parametrize("command", [[], ["recapture"], ["warp"], ["render"], ["benchmark"], ["evaluate"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as left:
         main([*command, "--help"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from pipeline import InputError
 from pipeline.video import Clip, crop_to_aspect, probe, read_video, resize, working_size, write_video
@@ -245,9 +246,29 @@ def test_files_that_are_no_videos(tmp_path):
         for function in (probe, read_video):
             with pytest.raises(InputError, match=name):
                 function(tmp_path / name)
-    for missing in (tmp_path / "missing.mp4", tmp_path, "https://example.com/a.mp4"):
+    for missing in (tmp_path / "missing.mp4", "https://example.com/a.mp4"):
         with pytest.raises(InputError, match="does not exist"):
             read_video(missing)
+
+
+def test_a_folder_of_numbered_pictures_is_a_video(tmp_path):
+    folder, blue = tmp_path / "frames", [10, 60, 110, 160]
+    folder.mkdir()
+    for number, value in zip((2, 9, 10, 11), blue, strict=True):
+        Image.fromarray(np.full((20, 30, 3), (0, 0, value), np.uint8)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    info, clip = probe(folder), read_video(folder, start=1, frames=2, stride=2)
+    assert (info.width, info.height, info.frames, info.fps, info.has_audio) == (30, 20, 4, 24, False)
+    assert clip.fps == 12 and (clip.frames[:, 2, 0, 0] * 255).round().tolist() == [60, 160]
+    assert read_video(folder, max_side=16).frames.shape == (4, 3, 11, 16)
+    write_video(tmp_path / "out.mp4", clip, audio_from=folder)
+    assert not probe(tmp_path / "out.mp4").has_audio
+    with pytest.raises(InputError, match="start 4 is past the end of frames"):
+        read_video(folder, start=4)
+    (tmp_path / "none").mkdir()
+    for function in (probe, read_video):
+        with pytest.raises(InputError, match="holds no pictures"):
+            function(tmp_path / "none")
 
 
 def test_a_picture_named_as_a_video(tmp_path):

@@ -20,14 +20,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import InputError, models
+from pipeline import InputError
 from pipeline.backbone import Backbone
-from pipeline.cache import content_key
 from pipeline.camera import PRESETS
 from pipeline.evaluation.metrics import psnr
+from pipeline.evaluation.rows import append as _append
+from pipeline.evaluation.rows import fingerprint as _fingerprint
+from pipeline.evaluation.rows import kept as _kept
+from pipeline.evaluation.rows import mean as _mean
+from pipeline.evaluation.rows import with_error as _with_error
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
-from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8, writing
+from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
 from pipeline.solvers import SOLVERS
 from pipeline.training.world import Sample, render_sample
 
@@ -229,41 +233,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     unknown = _mean({row["seed"]: row["unknown"] for row in rows}.values())
     lines.append(f"\n{len({row['seed'] for row in rows})} unseen scenes, {unknown:.1%} of the pixels unknown.")
     return "\n".join(lines)
-
-
-def _fingerprint(backbone_ref: str) -> str:
-    """What the results depend on besides the request: figures of other weights must not mix with these."""
-    folder = Path(models.resolve(backbone_ref))
-    parts = [folder / name for name in ("vae", "transformer", "text_encoder", "recapture.json")]
-    return content_key(*(part for part in parts if part.exists()))[:12] if folder.is_dir() else backbone_ref
-
-
-def _kept(output: Path | None, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the same run that the file holds."""
-    if output is None or not output.exists():
-        return []
-    try:
-        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if run.items() <= row.items()]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"Cannot go on from {output}: {error}. Give another file, or none.") from error
-
-
-def _append(output: Path | None, row: dict[str, Any]) -> None:
-    if output is None:
-        return
-    with writing(output), output.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-def _with_error(values: list[float], form: str) -> str:
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{_mean(values):{form}} ± {error:{form.lstrip('+')}}"
-
-
-def _mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values)
 
 
 def _decibels(value: float) -> str:
