@@ -136,13 +136,23 @@ def evaluate(options: argparse.Namespace) -> None:
     """Compare methods on unseen scenes of the procedural world, whose true second view is known; or, as the papers do,
     on a folder of clips: camera (re-capture), replace (an object), cycle (re-capture there and back)."""
     from pipeline.camera import PRESETS
-    from pipeline.evaluation import folders, world
+    from pipeline.evaluation import folders, scores, world
 
     if options.scenes < 1:
         raise InputError("--scenes must be 1 or more.")
     output, figure = (Path(path) if path else None for path in (options.output, options.figure))
     say = lambda message: print(message, file=sys.stderr, flush=True)
-    shown: dict[str, Any] = dict(methods=options.methods, steps=options.steps, output=output, progress=say)
+    accepted = _accepted(options)
+    shown: dict[str, Any] = dict(
+        methods=options.methods, steps=options.steps, output=output, accepted=accepted, progress=say
+    )
+    if absent := scores.absent(accepted):
+        lacking: dict[str, list[str]] = {}
+        for name, get in absent.items():
+            lacking.setdefault(get, []).append(name)
+        say("Not measured, since the weights are not on this machine, or their terms not accepted:")
+        for get, names in lacking.items():
+            say(f"  {', '.join(names)}: {get}")
     if options.task is None and options.clips is None:
         for name in ("prompts", "cameras", "frames", "depth_model", "ray"):
             if getattr(options, name):
@@ -162,7 +172,7 @@ def evaluate(options: argparse.Namespace) -> None:
         sources = [replace(source, name=clip) for clip in options.clips for source in folders.sources_of(clip)]
         cameras = cameras or tuple(PRESETS)
     prompts = folders.read_prompts(options.prompts) if options.prompts else None
-    shown |= dict(frames=options.frames, depth_model=options.depth_model, accepted=_accepted(options), ray=options.ray)
+    shown |= dict(frames=options.frames, depth_model=options.depth_model, ray=options.ray)
     print(
         folders.evaluate(options.task or "camera", sources, options.backbone, prompts=prompts, cameras=cameras, **shown)
     )
@@ -430,9 +440,9 @@ def _parser() -> argparse.ArgumentParser:
         masks = f"{', '.join(LATENT_MASKS)} (default training-free; reference is for a camera that stands still)"
         add("--latent-mask", metavar="MASK", help=masks)
         add("--phi", help=f"what normalises a latent mask: {', '.join(PHI)} (default wiener)")
-        add("--tau", type=float, help="temperature of phi, above 0 (default 0.3)")
+        add("--tau", type=float, help="temperature of phi, above 0 (default 0.6)")
         add("--solver", help=f"data consistency: {', '.join(SOLVERS)} (default dds)")
-        add("--gamma", type=float, help="of dds: trust in the model against the measurement, above 0 (default 0.1)")
+        add("--gamma", type=float, help="of dds: trust in the model against the measurement, above 0 (default 0.03)")
         counts = ", ".join(f"{name} {row.iterations}" for name, row in SOLVERS.items() if row.iterations)
         add("--iterations", type=int, help=f"of a solver that has them (default {counts})")
         add("--schedule", help=f"of the iterations over the noise levels: {', '.join(SCHEDULES)} (default constant)")

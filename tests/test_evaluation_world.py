@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
+from scipy.stats import t
 
 from pipeline import InputError
 from pipeline.evaluation import world
@@ -26,19 +28,23 @@ def test_methods_that_are_none_are_refused(text):
 
 def row(seed, method, holes, observed, seconds=2.0):
     spent = {} if method == TELEA else {"sampling": seconds / 2, "seconds": seconds}
-    return dict(seed=seed, method=method, unknown=0.1, holes=holes, observed=observed, all=20.0) | spent
+    figures = dict(psnr_holes=holes, psnr_observed=observed, psnr_whole=20.0, ssim_whole=0.1 * seed)
+    return dict(seed=seed, method=method, unknown=0.1) | figures | spent
 
 
 def test_the_table_compares_scene_by_scene():
     rows = [row(1, TELEA, 10, 60), row(1, UNGUIDED, 12, 20), row(1, DEFAULT, 13, 25, 3), row(1, "other", 14, 24, 4)]
     rows += [row(2, TELEA, 20, 60), row(2, UNGUIDED, 21, 30), row(2, DEFAULT, 24, 36, 3), row(2, "other", 24, 34, 4)]
-    cells = {line.split(" | ")[0].strip("| "): line.strip("|\n ").split(" | ") for line in table(rows).splitlines()}
-    assert cells["other"][1:5] == ["19.00", "+4.00 ± 0.00", "+0.50 ± 0.50", "29.00"]
-    assert cells["other"][5:] == ["-1.50 ± 0.50", "20.00", "2.000 ± 0.000", "2.000 ± 0.000"]
-    assert cells[DEFAULT][7] == "1.500 ± 0.000" and cells[UNGUIDED][7:] == ["1", "1"]
-    assert cells[DEFAULT][3].strip() == ""  # of itself
+    main, more, _ = table(rows).split("\n\n")
+    cells = {line.split(" | ")[0].strip("| "): line.strip("|\n ").split(" | ") for line in main.splitlines()}
+    half = t.ppf(0.975, 1) * 0.5  # of two scenes that differ by 1
+    assert cells["other"][1:6] == ["2", "19.00", "+4.00 ± 0.00", f"+0.50 ± {half:.2f}", "29.00"]
+    assert cells["other"][6:] == [f"-1.50 ± {half:.2f}", "20.00", "2.000 ± 0.000", "2.000 ± 0.000"]
+    assert cells[DEFAULT][8] == "1.500 ± 0.000" and cells[UNGUIDED][8:] == ["1", "1"]
+    assert cells[DEFAULT][4].strip() == ""  # of itself
+    assert "| other | 2 | 0.150 ± 0.635 |" in more
     # a method that was measured on one of the scenes is compared on that one
-    assert "| late | 14.00 | +4.00 ± nan | +1.00 ± nan |" in table([*rows, row(1, "late", 14, 24)])
+    assert "| late | 1 | 14.00 | +4.00 ± nan | +1.00 ± nan |" in table([*rows, row(1, "late", 14, 24)])
 
 
 def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_path, monkeypatch):
@@ -47,7 +53,7 @@ def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_pat
     output, done = tmp_path / "rows.jsonl", []
     recapture = world._recapture
     monkeypatch.setattr(world, "_recapture", lambda *given: done.append(given[-1].solver) or recapture(*given))
-    ask = dict(output=output, steps=2, progress=lambda _: None)
+    ask: dict[str, Any] = dict(output=output, steps=2, progress=lambda _: None)
 
     first = evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask)
     assert done == ["none", "dds", "replacement"] and "| replacement,binary |" in first

@@ -35,7 +35,7 @@ def test_assets_are_small_and_safetensors_only():
     assert not [path for path in files if path.suffix == ".json" and '": "/' in path.read_text()], "a path of a machine"
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert {path.parent.name for path in files if path.suffix == ".safetensors"} == {
-        "vae", "transformer", "text_encoder", "depth", "classifier",
+        "vae", "transformer", "text_encoder", "depth", "classifier", "mask_encoder", "lpips",
     }  # fmt: skip
 
 

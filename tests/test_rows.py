@@ -50,7 +50,6 @@ def test_intervals_are_students():
     middle, half = rows.interval([1.0, 2.0, 3.0])
     assert middle == 2 and half == pytest.approx(4.302653 / math.sqrt(3))
     assert math.isnan(rows.interval([1.0])[1])
-    assert rows.with_error([1.0, 3.0], "+.1f") == "+2.0 ± 1.0"
 
 
 def test_a_summary_averages_the_rows_of_a_clip_first():

@@ -33,7 +33,8 @@ from pipeline import InputError
 from pipeline.backbone import Backbone
 from pipeline.camera import PRESETS, CameraPath, invert_rigid, transform, unproject
 from pipeline.evaluation import rows as store
-from pipeline.evaluation.metrics import psnr, ssim
+from pipeline.evaluation import scores
+from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.world import SETTINGS, method_of
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
 from pipeline.moves import target_path
@@ -65,7 +66,7 @@ LAYOUTS = (
 ALONG = 0.99  # of a warped mask, from which a pixel counts as observed all along
 SUBJECTS = ("a robot", "a brown bear", "a red sports car", "a marble statue", "a balloon")  # of made prompts
 AT_MOST = 36  # rows that are shown one by one
-TITLES = {
+TITLES = {name: metric.label for name, metric in scores.METRICS.items()} | {
     "path": "camera",
     "lost": "not seen all along",
     "psnr_observed": "observed, dB",
@@ -298,33 +299,6 @@ def _bytes(source: Source) -> int:
 # --- one row ----------------------------------------------------------------------------------------------------------
 
 
-def figures(
-    result: Float[Tensor, "T 3 h w"],
-    source: Float[Tensor, "T 3 h w"],
-    measurement: Measurement,
-    truth: Float[Tensor, "T 3 h w"] | None = None,
-    prompt: str = "",
-    z: Float[Tensor, "T h w"] | None = None,
-    source_path: CameraPath | None = None,
-    target_path: CameraPath | None = None,
-) -> dict[str, float]:
-    """All that is said of a raw result in [0, 1]: PSNR in dB and SSIM, against the measurement where it is observed
-    (the paper's "measurement consistency"); where there is a truth, against that elsewhere, and over the whole frame.
-
-    source: the clip. prompt, z (of the source), source_path and target_path: what else there is to judge by.
-    """
-    mask = measurement.mask
-    found = {
-        "psnr_observed": psnr(result, measurement.video, mask),
-        "ssim_observed": ssim(result, measurement.video, mask),
-    }
-    if truth is None:
-        return found
-    if not mask.all():
-        found["psnr_holes"] = psnr(result, truth, ~mask)
-    return found | {"psnr_whole": psnr(result, truth), "ssim_whole": ssim(result, truth)}
-
-
 def row_of(job: Job) -> store.Row:
     """Do a job. Besides its key and figures: seconds (from the warp to the video, without depth) and those of the
     sampling in them; memory, the most in use so far in GiB, of the GPU in this job, else of the whole process."""
@@ -342,7 +316,10 @@ def _once(job: Job) -> dict[str, float]:
     measurement, raw, spent = _recapture(analysis, request)
     cameras = _cameras(analysis, request)
     found = {"unknown": 1 - measurement.mask.float().mean().item()}
-    found |= figures(raw, clip, measurement, None, request.prompt, analysis.depth.z, source, cameras)
+    case = scores.Case(
+        raw, clip, measurement, prompt=request.prompt, z=analysis.depth.z, source_path=source, target_path=cameras
+    )
+    found |= scores.measure(case, accepted=request.accepted)
     if job.task == "camera":
         found["psnr_vae"] = _psnr_vae(job.source, _of_clip(job))
     limit = _through_vae(get_backbone(request.backbone), fill_unknown(measurement))
@@ -380,7 +357,10 @@ def _cycle(job: Job) -> dict[str, float]:
     return {
         "unknown": 1 - out.mask.float().mean().item(),
         "lost": 1 - along.float().mean().item(),
-        **figures(cycled, clip, Measurement(clip, along), clip, request.prompt),
+        **scores.measure(
+            scores.Case(cycled, clip, Measurement(clip, along), truth=clip, prompt=request.prompt),
+            accepted=request.accepted,
+        ),
         "psnr_back": psnr(back.video, clip, along),
         "psnr_vae": psnr(limit, clip),
         **spent,

@@ -67,12 +67,6 @@ def mean(values: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def with_error(values: Sequence[float], form: str) -> str:
-    """Mean ± its standard error, as text; form: of the mean, as in ".2f"."""
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{mean(values):{form}} ± {error:{form.lstrip('+')}}"
-
-
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % confidence interval (Student's t); nan for a single value."""
     from scipy.stats import t

@@ -23,12 +23,8 @@ from torch import Tensor
 from pipeline import InputError
 from pipeline.backbone import Backbone
 from pipeline.camera import PRESETS
-from pipeline.evaluation.metrics import psnr
-from pipeline.evaluation.rows import append as _append
-from pipeline.evaluation.rows import fingerprint as _fingerprint
-from pipeline.evaluation.rows import kept as _kept
-from pipeline.evaluation.rows import mean as _mean
-from pipeline.evaluation.rows import with_error as _with_error
+from pipeline.evaluation import rows as store
+from pipeline.evaluation import scores
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
 from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
@@ -134,20 +130,21 @@ def evaluate(
     steps: int | None = None,
     output: Path | None = None,
     figure: Path | None = None,
+    accepted: tuple[str, ...] = (),
     progress: Callable[[str], None] = print,
 ) -> str:
-    """PSNR in the holes, on what is observed and over all, and time, per method, as a Markdown table.
+    """How methods compare, as Markdown: PSNR and time by scene-wise differences, and all else that `scores` measures.
 
     methods: see `method_of`; unguided sampling and the default are always among them. None for `PRIORS`.
     output: one JSON line a scene and method, written as they are done; what it holds already, of the same weights and
-    steps, is not done again. figure: a PNG to write, the last frame of the first scenes.
+    steps, is not done again. figure: a PNG to write, the last frame of the first scenes. accepted: of `scores.measure`.
     Scenes without holes (fewer than 0.5 % of the pixels) are passed over for the next one; `move_of` says their paths.
     """
     asked = PRIORS if methods is None else {UNGUIDED: PRIORS[UNGUIDED], DEFAULT: BASE}
     asked = asked | {text: method_of(text) for text in methods or ()}
     backbone = get_backbone(backbone_ref)
-    run = {"backbone": backbone_ref, "weights": _fingerprint(backbone_ref), "steps": steps or backbone.steps}
-    rows = _kept(output, run)
+    run = {"backbone": backbone_ref, "weights": store.fingerprint(backbone_ref), "steps": steps or backbone.steps}
+    rows = store.kept(output, run)
     strips: list[np.ndarray] = []
     plain = lambda video: (video, {})
     seed, done = first_seed, 0
@@ -174,15 +171,10 @@ def evaluate(
                     continue
                 results[name], spent = method()
                 if not kept:
-                    figures = {
-                        "move": move_of(seed),
-                        "unknown": holes.float().mean().item(),
-                        "holes": psnr(results[name], truth, holes),
-                        "observed": psnr(results[name], measurement.video, measurement.mask),
-                        "all": psnr(results[name], truth),
-                    }
-                    rows.append(key | figures | spent)
-                    _append(output, rows[-1])
+                    about = {"move": move_of(seed), "unknown": holes.float().mean().item()}
+                    figures = scores.measure(scores.world_case(sample, measurement, results[name]), accepted=accepted)
+                    rows.append(key | about | figures | spent)
+                    store.append(output, rows[-1])
             if strip:
                 shown = [sample.source.frames, show_holes(measurement), results[TELEA], results[DEFAULT], truth]
                 strips.append(np.concatenate([to_uint8(video[-1:])[0] for video in shown], axis=1))
@@ -200,14 +192,15 @@ def evaluate(
 def table(rows: list[dict[str, Any]]) -> str:
     """Means over scenes, one line a method, with differences taken scene by scene: in the holes from Telea and from the
     default, on what is observed from the default. Times are ratios to unguided sampling: of the sampling alone, and of
-    all from the measurement to the video.
+    all from the measurement to the video. Then means of whatever else the rows hold.
 
-    ± is the standard error of a mean. Scenes differ far more than methods do, so the differences are what compares.
+    ± is half a 95 % confidence interval (Student's t). Scenes differ far more than methods do, so the differences are
+    what compares.
     """
     lines = [
-        "| method | holes, dB | over Telea, dB | over default, dB | observed, dB | over default, dB | whole frame, dB "
-        "| sampling, ratio | all, ratio |",
-        "|" + "---|" * 9,
+        "| method | scenes | holes, dB | over Telea, dB | over default, dB | observed, dB | over default, dB "
+        "| whole frame, dB | sampling, ratio | all, ratio |",
+        "|" + "---|" * 10,
     ]
     names = dict.fromkeys(row["method"] for row in rows)
     by_seed = {name: {row["seed"]: row for row in rows if row["method"] == name} for name in names}
@@ -215,22 +208,33 @@ def table(rows: list[dict[str, Any]]) -> str:
     def paired(name: str, other: str, key: str, compare: Callable[[float, float], float], form: str) -> str:
         both = [(row[key], by_seed[other][seed][key]) for seed, row in by_seed[name].items() if seed in by_seed[other]]
         values = [compare(a, b) for a, b in both if math.isfinite(a) and math.isfinite(b)]
-        return _with_error(values, form) if values and name != other else ""
+        if not values or name == other:
+            return ""
+        middle, half = store.interval(values)
+        return f"{middle:{form}} ± {half:{form.lstrip('+')}}"
 
     less, ratio = (lambda a, b: a - b), (lambda a, b: a / b)
     for name in names:
         chosen = list(by_seed[name].values())
-        holes, observed, whole = (_mean(row[key] for row in chosen) for key in ("holes", "observed", "all"))
-        over_telea = paired(name, TELEA, "holes", less, "+.2f")
-        cells = [name, f"{holes:.2f}", over_telea]
+        holes, observed, whole = (
+            store.mean(row[f"psnr_{part}"] for row in chosen) for part in ("holes", "observed", "whole")
+        )
+        cells = [name, str(len(chosen)), f"{holes:.2f}", paired(name, TELEA, "psnr_holes", less, "+.2f")]
         if "sampling" in chosen[0]:
-            cells += [paired(name, DEFAULT, "holes", less, "+.2f"), _decibels(observed)]
-            cells += [paired(name, DEFAULT, "observed", less, "+.2f"), f"{whole:.2f}"]
+            cells += [paired(name, DEFAULT, "psnr_holes", less, "+.2f"), _decibels(observed)]
+            cells += [paired(name, DEFAULT, "psnr_observed", less, "+.2f"), f"{whole:.2f}"]
             cells += [paired(name, UNGUIDED, key, ratio, ".3f") or "1" for key in ("sampling", "seconds")]
         else:
             cells += ["", "" if "ceiling" in name else _decibels(observed), "", f"{whole:.2f}", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
-    unknown = _mean({row["seed"]: row["unknown"] for row in rows}.values())
+    others = [name for name in store.columns_of(rows) if name in scores.METRICS and not name.startswith("psnr")]
+    if others:
+        titles = {name: scores.METRICS[name].label for name in others}
+        lines += [
+            "",
+            store.summary(rows, ["method"], others, titles, unit="seed").replace("| seeds |", "| scenes |", 1),
+        ]
+    unknown = store.mean({row["seed"]: row["unknown"] for row in rows}.values())
     lines.append(f"\n{len({row['seed'] for row in rows})} unseen scenes, {unknown:.1%} of the pixels unknown.")
     return "\n".join(lines)
 
