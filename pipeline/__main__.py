@@ -437,7 +437,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", type=int, help="sampling steps (default: the model's)")
         add("--guidance-scale", type=float, help="how strictly the prompt is followed (default: the model's)")
         add("--strength", type=float, help="noise level to start from, up to 1 = pure noise (default: the model's)")
-        masks = f"{', '.join(LATENT_MASKS)} (default training-free; reference is for a camera that stands still)"
+        masks = f"{', '.join(LATENT_MASKS)} (default: learned, if the model has it; reference: camera stands still)"
         add("--latent-mask", metavar="MASK", help=masks)
         add("--phi", help=f"what normalises a latent mask: {', '.join(PHI)} (default wiener)")
         add("--tau", type=float, help="temperature of phi, above 0 (default 0.6)")

@@ -87,8 +87,9 @@ class RenderRequest:
         the model's own at the clip's aspect.
     seed: of the noise. steps, guidance_scale, strength: None for what the model was made for. strength: the noise level
         in (0, 1] from which sampling starts; 1 is pure noise, below it the filled warp shines through (SDEdit).
-    latent_mask, solver: a name of `latent_mask.LATENT_MASKS`, of `solvers.SOLVERS`; guidance acts while guide_until <=
-        sigma <= guide_from. phi: a name of `latent_mask.PHI`, for the masks that need one; tau: its temperature.
+    latent_mask, solver: a name of `latent_mask.LATENT_MASKS` (None: see `latent_mask_of`), of `solvers.SOLVERS`;
+        guidance acts while guide_until <= sigma <= guide_from. phi: a name of `latent_mask.PHI`, for the masks that
+        need one; tau: its temperature.
     gamma > 0: how much DDS trusts the model over the measurement. iterations, step_size: of the solver, where it has
         them; None for its own. schedule: of `solvers.SCHEDULES`, how the iterations go with the noise level.
     condition: what the model's inpainting channels show: the warp, only its first frame, or nothing.
@@ -125,7 +126,7 @@ class RenderRequest:
     steps: int | None = None
     guidance_scale: float | None = None
     strength: float | None = None
-    latent_mask: str = "training-free"
+    latent_mask: str | None = None
     solver: str = "dds"
     phi: str = "wiener"
     tau: float = TAU
@@ -240,7 +241,7 @@ def _validate(request: RenderRequest) -> None:
         value = getattr(request, name)
         need(_is_number(value) and 0 <= value <= 1, name, "a noise level from 0 to 1")
     need(request.guide_until <= request.guide_from, "guide_until", f"at most guide_from ({request.guide_from})")
-    one_of("latent_mask", LATENT_MASKS)
+    optional("latent_mask", lambda value: value in LATENT_MASKS, f"one of {', '.join(LATENT_MASKS)}")
     one_of("solver", SOLVERS)
     one_of("phi", PHI)
     one_of("schedule", SCHEDULES)
@@ -596,7 +597,7 @@ def prepare(
         filled = _pad(fill_unknown(measurement))
         y_full = backbone.encode(filled)
         if request.solver != "none":
-            kind = LATENT_MASKS[request.latent_mask]
+            kind = LATENT_MASKS[latent_mask_of(request, backbone)]
             if kind.needs_target and target is None:
                 raise InputError(NO_REFERENCE)
             grid = backbone.latent_shape(len(video), *size_of(video))
@@ -685,6 +686,15 @@ def solve(
 def steps_of(request: RenderRequest, backbone: Backbone) -> int:
     """The sampling steps of a request: its own, or what the model or the fast mode was made for."""
     return request.steps or (FEW_STEPS.steps if request.fast == "lora" else backbone.steps)
+
+
+def latent_mask_of(request: RenderRequest, backbone: Backbone) -> str:
+    """The latent mask of a request: its own, or the learned one, where the model has an encoder for it.
+
+    Where the camera stands still the clip is the clean video itself, and the training-free mask is the reference.
+    """
+    learned = backbone.settings.mask_encoder is not None and request.camera != "still"
+    return request.latent_mask or ("learned" if learned else "training-free")
 
 
 def guidance_scale_of(request: RenderRequest, backbone: Backbone) -> float:
@@ -817,7 +827,8 @@ def _render(
     still_time = request.move is not None and request.move.frozen is not None
     analysis = at_moment(analysis, request)
     still_camera = _stands_still(analysis, request)
-    if LATENT_MASKS[request.latent_mask].needs_target and request.solver != "none" and not still_camera:
+    wanted = LATENT_MASKS.get(request.latent_mask or "")
+    if wanted and wanted.needs_target and request.solver != "none" and not still_camera:
         raise InputError(NO_REFERENCE)
     clip, frames = analysis.clip, len(analysis.clip.frames)
     size = size_of(clip.frames)
@@ -892,6 +903,7 @@ def _render(
         "steps": steps_of(request, backbone),
         "guidance_scale": guidance_scale_of(request, backbone),
         "strength": _strength(request, backbone),
+        "latent_mask": None if request.solver == "none" else latent_mask_of(request, backbone),
         "fast": request.fast,
         "memory": {
             "mode": backbone.mode.name,

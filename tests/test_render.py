@@ -297,7 +297,9 @@ def test_every_solver_works_on_the_model_and_makes_a_difference(solved, solver):
 
 def test_every_latent_mask_works_on_the_model_and_differs_from_the_others(solved):
     found = [solved(latent_mask=name)[0] for name in LATENT_MASKS if name != "reference"]
-    found += [solved(phi=phi)[0] for phi in PHI if phi != "wiener"] + [solved(tau=1.0)[0]]
+    others = [{"phi": phi} for phi in PHI if phi != "wiener"] + [{"tau": 1.0}]
+    found += [solved(latent_mask="training-free", **other)[0] for other in others]
+    assert torch.equal(solved()[0], solved(latent_mask="learned")[0]), "the model has one"
     for index, z in enumerate(found):
         assert torch.isfinite(z).all() and not any(torch.equal(z, other) for other in found[:index])
 

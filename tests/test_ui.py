@@ -250,7 +250,10 @@ def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
     with gr.Blocks():
         controls, _ = layout._advanced()
     tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
-    tables["latent_mask"] = [name for name in LATENT_MASKS if name != "reference"]  # needs the wanted video
+    tables["latent_mask"] = [
+        "",
+        *(name for name in LATENT_MASKS if name != "reference"),
+    ]  # which needs the wanted video
     for name, table in tables.items():
         assert [value for _, value in controls[name].choices] == list(table)
         assert all(label != value for label, value in controls[name].choices if value != "tanh")

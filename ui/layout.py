@@ -218,7 +218,8 @@ def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
     without = ("backbone", "size", "mask_frame")
     values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
-    values["first_frame_model"] = request.first_frame_model or ""
+    for name in ("first_frame_model", "latent_mask"):
+        values[name] = values[name] or ""
     values["height"], values["width"] = request.size or (None, None)
     values["depth_model"] = request.depth_model or ""
     values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
@@ -935,8 +936,10 @@ def _advanced() -> tuple[dict[str, Any], list[Terms]]:
                 )  # fmt: skip
 
     def choice(name: str, label: str, names: Iterable[str]) -> None:
-        options = [(CHOICES[name].get(option, option), option) for option in names]
-        controls[name] = gr.Dropdown(options, value=DEFAULTS[name], label=label, min_width=160, elem_id=f"set-{name}")
+        automatic = [("Automatic", "")] if DEFAULTS[name] is None else []
+        options = automatic + [(CHOICES[name].get(option, option), option) for option in names]
+        value = DEFAULTS[name] or ""
+        controls[name] = gr.Dropdown(options, value=value, label=label, min_width=160, elem_id=f"set-{name}")
 
     numbers("steps", "guidance_scale", "strength", "seed")
     controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
