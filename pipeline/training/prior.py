@@ -288,6 +288,9 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     """The backbone folder in the diffusers layout, weights in float16."""
     for name, net in nets.items():
         copy.deepcopy(net).half().save_pretrained(out / name)
+        config = json.loads((out / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # the folder that a training started from: nobody else's business
+        (out / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
     index = {
         "_class_name": "WanImageToVideoPipeline",
@@ -315,9 +318,8 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     }
     path = out / "recapture.json"
     if path.exists():  # keep what was tuned by hand
-        settings |= {
-            k: v for k, v in json.loads(path.read_text()).items() if k in ("steps", "guidance_scale", "strength")
-        }
+        kept = ("steps", "guidance_scale", "strength", "mask_encoder")
+        settings |= {k: v for k, v in json.loads(path.read_text()).items() if k in kept}
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
