@@ -295,13 +295,14 @@ footer { opacity: .7; }
 .rc-bar .rc-time { font-size: .8rem; font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued);
   min-width: 92px; }
 .rc-bar .rc-modes { display: flex; gap: 6px; }
-.rc-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 14px 22px;
+.rc-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(132px, 1fr)); gap: 14px 22px;
   margin: 4px 0 12px; }
 .rc-figures div { border-top: 1px solid var(--border-color-primary); padding-top: 8px; }
 .rc-figures dt { font-size: .78rem; color: var(--body-text-color-subdued); }
 .rc-figures dd { margin: 2px 0 0; font-size: 1rem; font-weight: 600; font-variant-numeric: tabular-nums;
   color: var(--body-text-color); }
 .rc-figures dd small { display: block; font-weight: 400; font-size: .78rem; color: var(--body-text-color-subdued); }
+.gradio-container .secondary-wrap input { text-overflow: ellipsis; padding-right: 1.8em !important; }
 
 @media (max-width: 760px) {
   .gradio-container .app { padding: 14px 12px 32px !important; }

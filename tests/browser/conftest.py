@@ -114,8 +114,8 @@ def visit(chromium, server):
     """A function that opens the app as a new visitor; faults in the page's scripts fail the test."""
     contexts, faults = [], []
 
-    def open_page(width: int = 1440, height: int = 900):
-        context = chromium.new_context(viewport={"width": width, "height": height})
+    def open_page(width: int = 1440, height: int = 900, touch: bool = False):
+        context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(45_000)

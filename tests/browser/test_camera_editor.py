@@ -249,3 +249,38 @@ def test_the_editor_fits(visit, clip, width, height):
     for name in ("add", "undo", "through", "save"):
         box = page.locator(f"#editor [data-do={name}]").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+def swipe(page, x: float, y: float, dx: float, dy: float) -> None:
+    """One finger put down, moved and lifted; the page does not scroll under it."""
+    stood = page.evaluate("window.scrollY")
+    touches = page.context.new_cdp_session(page)
+    send = lambda kind, points: touches.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    send("touchStart", [{"x": x, "y": y}])
+    for part in range(1, 6):
+        send("touchMove", [{"x": x + dx * part / 5, "y": y + dy * part / 5}])
+        page.wait_for_timeout(30)
+    send("touchEnd", [])
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.scrollY") == stood
+
+
+def test_a_finger_turns_the_view_and_moves_a_camera(visit, clip):
+    page = visit(390, 844, touch=True)
+    upload(page, clip)
+    analysed(page)
+    editor_ready(page)
+    page.locator("#editor .rc-well").scroll_into_view_if_needed()
+    eye = lambda: page.evaluate(f"{PLOT}.getCamera().eye")
+    before, box = eye(), page.locator("#editor .rc-cloud-view").bounding_box()
+    swipe(page, box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2, 60, 30)
+    assert eye() != before
+
+    look(page, [0.9, -0.7, -1.0], [0, 0, 0.8])
+    page.tap("#editor [data-key='1']")
+    stood = keyframes(page)
+    page.locator("#editor .rc-well").scroll_into_view_if_needed()
+    grip = page.locator("#editor .rc-grip[data-index='1'][data-place=eye]").bounding_box()
+    swipe(page, grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2, 25, -20)
+    moved = keyframes(page)
+    assert moved[1]["eye"] != stood[1]["eye"] and moved[0] == stood[0]
