@@ -13,7 +13,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline.camera import CameraPath, invert_rigid
+from pipeline.camera import CameraPath, invert_rigid, transform, unproject
 from pipeline.video import resize
 
 # A source pixel claims the target pixels within its own square in the source image, grown by a quarter pixel: closed
@@ -83,6 +83,22 @@ def warp_to_path(
     with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         list(pool.map(warp, range(T)))
     return Measurement(video, mask)
+
+
+def warp_depth(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Float[Tensor, "T H W"]:
+    """The clip's depth as the target cameras see it: distance along their optical axes, nan where it is unknown.
+
+    The arguments are those of `warp_to_path`.
+    """
+    target_from_source = invert_rigid(target.world_from_cam) @ source.world_from_cam
+    there = transform(target_from_source, unproject(z, source.K))[..., 2]
+    ahead = torch.isfinite(there) & (there > 0)
+    near = there[ahead].amin() if ahead.any() else there.new_ones(())
+    # inverse depth, which is linear over planes as what a warp interpolates should be, in the range of a picture
+    inverse = torch.where(ahead, near / there, 0.0)[:, None].expand(-1, 3, -1, -1).contiguous()
+    seen = warp_to_path(inverse, z, source, target)
+    known = seen.mask[:, 0] & (seen.video[:, 0] > 0)
+    return torch.where(known, near / seen.video[:, 0], torch.nan)
 
 
 def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tuple[Tensor, Tensor]:

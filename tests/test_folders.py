@@ -7,18 +7,15 @@ import json
 import math
 import sys
 from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from synthetic import frames, write_clip
 
 from pipeline import InputError
 from pipeline.__main__ import main
-from pipeline.camera import PRESETS, CameraPath, static_path
-from pipeline.depth import Depth
+from pipeline.camera import PRESETS
 from pipeline.evaluation import folders
 from pipeline.evaluation.folders import evaluate, exchanged, read_prompts, sources_of
 
@@ -206,16 +203,6 @@ def test_a_cycle_along_no_path_is_the_vae_twice(flat, tiny_backbone_folder, tmp_
         row["ssim_whole"]
     )
     assert row["psnr_observed"] == pytest.approx(row["psnr_vae"], abs=0.05)
-
-
-def test_the_clips_depth_as_other_cameras_see_it():
-    K = torch.tensor([[10.0, 0, 6], [0, 10, 4], [0, 0, 1]]).repeat(2, 1, 1)
-    source = static_path(K)
-    there = source.world_from_cam.clone()
-    there[1, 2, 3] = 0.5  # half a unit nearer
-    analysis = SimpleNamespace(depth=Depth(torch.full((2, 8, 12), 2.0), False), source=source)
-    z, seen = folders._depth_seen(cast(Any, analysis), CameraPath(there, K))
-    assert seen.all() and torch.allclose(z[0], torch.tensor(2.0)) and torch.allclose(z[1], torch.tensor(1.5))
 
 
 def test_what_cannot_be_used_is_left_out_and_said(flat, tiny_backbone_folder, tmp_path):

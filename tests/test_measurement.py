@@ -16,7 +16,7 @@ from pipeline.camera import (
     static_path,
     transform,
 )
-from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
+from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_depth, warp_to_path
 
 H, W, T = 96, 160, 3
 K = default_intrinsics(H, W, T)
@@ -402,3 +402,15 @@ def test_frames_that_do_not_agree_lend_nothing():
     noise = torch.rand(clip.shape, generator=generator)  # each frame shows another world
     _, left = see_behind(noise, hidden)
     assert torch.equal(left, hidden)
+
+
+def test_depth_as_other_cameras_see_it():
+    source = static_path(default_intrinsics(48, 64, 3))
+    z = torch.full((3, 48, 64), 4.0)
+    nearer = CameraPath(source.world_from_cam.clone(), source.K)
+    nearer.world_from_cam[1:, 2, 3] = 1.0  # after the first frame a step ahead: the wall is at 3
+    seen = warp_depth(z, source, nearer)
+    assert torch.allclose(seen[0], torch.tensor(4.0)) and torch.allclose(seen[1:], torch.tensor(3.0), atol=1e-4)
+    z[:, :, 40:] = math.nan
+    seen = warp_depth(z, source, nearer)
+    assert seen[:, :, 44:].isnan().all() and torch.allclose(seen[1:, :, :40], torch.tensor(3.0), atol=1e-3)

@@ -31,12 +31,12 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.backbone import Backbone
-from pipeline.camera import PRESETS, CameraPath, invert_rigid, transform, unproject
+from pipeline.camera import PRESETS, CameraPath
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.world import SETTINGS, method_of
-from pipeline.measurement import Measurement, fill_unknown, warp_to_path
+from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
 from pipeline.moves import target_path
 from pipeline.render import (
     Analysis,
@@ -343,8 +343,8 @@ def _cycle(job: Job) -> dict[str, float]:
     cameras = _cameras(analysis, request)
     backbone = get_backbone(request.backbone)
     z = _depth_of(raw, request.depth_model or depth_model_of(backbone))
-    ahead, seen = _depth_seen(analysis, cameras)
-    if seen.any():
+    ahead = warp_depth(analysis.depth.z, analysis.source, cameras)
+    if (seen := ahead.isfinite()).any():
         z = z * (ahead[seen] / z[seen]).median()
     back = warp_to_path(raw, z, cameras, analysis.source)
     along = warp_to_path(out.mask.float().expand(-1, 3, -1, -1).contiguous(), z, cameras, analysis.source).video[:, :1]
@@ -459,15 +459,6 @@ def _through_vae(backbone: Backbone, video: Float[Tensor, "T 3 h w"]) -> Float[T
 
 def _depth_of(video: Float[Tensor, "T 3 h w"], model: str) -> Float[Tensor, "T h w"]:
     return torch.from_numpy(_last(find_depth(model, video.numpy(), _size(video)))[0])
-
-
-def _depth_seen(analysis: Analysis, cameras: CameraPath) -> tuple[Float[Tensor, "T h w"], Bool[Tensor, "T h w"]]:
-    """The clip's depth as distances along the axes of other cameras, and where they see any."""
-    z, source = analysis.depth.z, analysis.source
-    ahead = transform(invert_rigid(cameras.world_from_cam) @ source.world_from_cam, unproject(z, source.K))[..., 2]
-    most = ahead.max()
-    seen = warp_to_path((ahead / most).clamp(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous(), z, source, cameras)
-    return seen.video[:, 0] * most, seen.mask[:, 0] & (seen.video[:, 0] > 0)
 
 
 def _size(video: Tensor) -> tuple[int, int]:

@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.backbone import Backbone
-from pipeline.camera import PRESETS, CameraPath, follow, invert_rigid, preset_motion, transform, unproject
+from pipeline.camera import PRESETS, CameraPath, follow, preset_motion
 from pipeline.latent_mask import TAU, difference_mask
 from pipeline.mask_encoder import MaskEncoder
-from pipeline.measurement import Measurement, fill_unknown, warp_to_path
+from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
 from pipeline.render import Analysis, RenderRequest, analyse, get_backbone
 from pipeline.training import save_state
 from pipeline.training.dataset import load
@@ -47,14 +47,8 @@ HELD_OUT = 0.1  # of the clips: the first ones
 
 def seen_again(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Bool[Tensor, "T 1 H W"]:
     """Which pixels of a clip survive a warp to the target cameras and back. z: their depth in the source cameras."""
-    target_from_source = invert_rigid(target.world_from_cam) @ source.world_from_cam
-    there = transform(target_from_source, unproject(z, source.K))[..., 2]
-    # inverse depth, since it is linear over planes and a warp interpolates; scaled into the range of a picture
-    near = there[there > 0].amin() if (there > 0).any() else there.new_ones(())
-    carried = (near / there).nan_to_num(0.0).clamp(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
-    seen = warp_to_path(carried, z, source, target)
-    depth = torch.where(seen.mask[:, 0], near / seen.video[:, 0].clamp_min(1e-6), math.nan)
-    return warp_to_path(carried, depth, target, source).mask
+    there = warp_depth(z, source, target)
+    return warp_to_path(there.new_zeros(len(z), 3, *z.shape[1:]), there, target, source).mask
 
 
 def random_path(rng: np.random.Generator, source: CameraPath, z: Float[Tensor, "T H W"]) -> CameraPath:
