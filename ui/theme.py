@@ -191,9 +191,9 @@ footer { opacity: .7; }
 
 /* The camera editor */
 .rc-camera { gap: 22px !important; align-items: flex-start; }
-.rc-editor .rc-well { height: 430px; user-select: none; }
+.rc-editor .rc-well { height: 430px; user-select: none; touch-action: none; }
 .rc-editor .rc-well:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 2px; }
-.rc-cloud-view { position: absolute; inset: 0; cursor: grab; touch-action: none; }
+.rc-cloud-view { position: absolute; inset: 0; cursor: grab; }
 .rc-cloud-view:active { cursor: grabbing; }
 .picking .rc-cloud-view, .picking .rc-cloud-view * { cursor: crosshair !important; }
 .rc-overlay { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; z-index: 2; }
@@ -209,7 +209,7 @@ footer { opacity: .7; }
 .rc-overlay .rc-frame { stroke: #1b253088; stroke-width: 1; stroke-dasharray: 2 4; }
 .dark .rc-overlay .rc-frame { stroke: #e3e8ee88; }
 .rc-overlay .rc-mask { fill: #0c1117aa; }
-.rc-grip { fill: transparent; pointer-events: all; cursor: move; touch-action: none; }
+.rc-grip { fill: transparent; pointer-events: all; cursor: move; }
 .picking .rc-grip { pointer-events: none; }
 .rc-handle { fill: #fff; stroke: #0f8a7e; stroke-width: 2.5; }
 .rc-handle.on { stroke: #d9480f; }
