@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from pipeline import InputError, models
 from pipeline.evaluation import perceptual
-from pipeline.evaluation.scores import FVD_WEIGHTS, METRICS, Case, absent, measure, set_features
+from pipeline.evaluation.scores import FVD_WEIGHTS, METRICS, Case, absent, fvd, measure, set_features
 from pipeline.measurement import Measurement
 
 BLOCK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -311,8 +312,21 @@ def test_video_features(here):
     assert features.shape == (32,) and torch.equal(features, perceptual.video_features(a))
     assert not torch.allclose(features, perceptual.video_features(a.flip(0)))
     assert perceptual.video_features(a[:1]).isfinite().all()  # fewer frames than it looks at
-    assert set_features(a) is None
-    assert set_features(a, accepted=[FVD_WEIGHTS]) == features.tolist()
+    given = Case(a, a.flip(0), Measurement(a, torch.ones_like(a[:, :1]) > 0))
+    assert set_features(given) == {}
+    kept = set_features(given, accepted=[FVD_WEIGHTS])
+    assert kept["features"] == features.tolist() != kept["features_other"]
+    assert set_features(replace(given, truth=a), accepted=[FVD_WEIGHTS])["features_other"] == features.tolist()
+
+
+def test_fvd_of_rows():
+    rng = np.random.default_rng(0)
+    rows = [{"features": rng.normal(size=4).tolist(), "features_other": rng.normal(size=4).tolist()} for _ in range(6)]
+    results, others = (np.array([row[key] for row in rows]) for key in ("features", "features_other"))
+    assert fvd([*rows, {"psnr": 1.0}]) == perceptual.frechet(results, others) > 0
+    assert fvd(rows[:1]) is None and fvd([{}, {}]) is None
+    mirrored = [row | {"features_other": row["features"]} for row in rows]
+    assert fvd(mirrored) == pytest.approx(0, abs=1e-9)
 
 
 def test_no_bias_of_videomae_is_lost(here):
@@ -413,4 +427,4 @@ def test_what_is_not_here_is_absent_and_said(monkeypatch, tmp_path):
     assert missing["fvd"] == "python -m pipeline models --download videomae-base --accept videomae-base"
     weighed = [name for name, metric in METRICS.items() if metric.weights]
     assert measure(case(truth=video(), prompt="a ball"), weighed) == {}
-    assert set_features(video(), accepted=[FVD_WEIGHTS]) is None
+    assert set_features(case(), accepted=[FVD_WEIGHTS]) == {}

@@ -69,3 +69,14 @@ def test_a_summary_averages_the_rows_of_a_clip_first():
 def test_a_table_has_a_line_a_row():
     given = [{"clip": "a|b\nc", "psnr": 1234.5}, {"clip": "d", "psnr": None}]
     assert rows.table(given, ["clip"], ["psnr"], TITLES).splitlines()[2:] == ["| a/b c | 1234 |", "| d |  |"]
+
+
+def test_a_figure_of_a_whole_group_has_a_column_if_any_group_has_it():
+    given = [{"method": name, "clip": i, "psnr": 1.0 * i} for name in "ab" for i in range(3)]
+    sets = {
+        "sum": lambda members: sum(row["psnr"] for row in members) if members[0]["method"] == "b" else None,
+        "none": lambda members: None,
+    }
+    head, _, first, second = rows.summary(given, ["method"], ["psnr"], TITLES, sets=sets).splitlines()
+    assert head == "| method | clips | PSNR, dB | sum |"
+    assert first.endswith("| |".replace(" ", "  ")) and second.endswith("| 3.000 |")

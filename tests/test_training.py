@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
+from pipeline.camera import static_path
 from pipeline.training import classifier, prior, text, vae
-from pipeline.training.dataset import load, render_to
+from pipeline.training.dataset import Stored, load, render_to
+from pipeline.training.photos import load_photos, photo_clip
 from pipeline.training.world import render_sample
 
 FRAMES, SIZE = 9, (32, 48)
@@ -84,14 +87,82 @@ def test_a_mask_of_one_object_hides_it_and_its_short_name_names_it():
     objects = torch.zeros(5, 3, 32, 48, dtype=torch.bool)
     objects[:, 0, 10:18, 10:22] = True
     objects[:, 1, 0, 0] = True  # too small to be asked for
+    assert prior.well_seen(objects) == [0]
     for seed in range(8):
-        index, known = prior.object_mask(np.random.default_rng(seed), objects)
-        assert index == 0 and known.shape == (5, 1, 32, 48) and not (known[:, 0] * objects[:, 0]).any()
+        known = prior.without_object(np.random.default_rng(seed), objects[:, :1])
+        assert known.shape == (5, 1, 32, 48) and not (known[:, 0] * objects[:, 0]).any()
         assert 0.3 < known.mean() < 1
-    assert prior.object_mask(np.random.default_rng(0), objects[:, 1:]) is None
     assert prior.short_name("an orange egg") == "an orange egg"
     assert prior.short_name("a glossy red striped ball") == "a red ball"
     assert prior.short_name("a person in white") == "a person in white"
+
+
+def test_every_object_has_a_cut_out_about_it(started):
+    stored = Stored(
+        source=torch.full((FRAMES, 3, 96, 160), 100, dtype=torch.uint8),
+        target=torch.full((FRAMES, 3, 96, 160), 100, dtype=torch.uint8),
+        source_z=torch.ones(FRAMES, 96, 160),
+        target_z=torch.ones(FRAMES, 96, 160),
+        source_objects=torch.zeros(FRAMES, 2, 96, 160, dtype=torch.bool),
+        target_objects=torch.zeros(FRAMES, 2, 96, 160, dtype=torch.bool),
+        source_path=static_path(torch.eye(3).expand(FRAMES, 3, 3)),
+        target_path=static_path(torch.eye(3).expand(FRAMES, 3, 3)),
+        caption="a red ball and a blue box",
+        names=["a red ball", "a blue box"],
+    )
+    stored.source_objects[:, 0, 70:90, 130:150] = True
+    stored.target_objects[:, 1, 8:24, 8:24] = True
+    stored.source[:, 0, 70:90, 130:150] = 255
+    for seed in range(4):
+        ball, box = prior.object_examples(stored, started, np.random.default_rng(seed), "cpu")
+        assert (ball["name"], box["name"]) == ("a red ball", "a blue box")
+        for example in (ball, box):
+            channels, shape = len(example["z"]), (3, *prior.OBJECT_WINDOW)
+            assert example["z"].shape[1:] == shape and example["known"].shape == (4 + channels, *shape)
+            inside = example["known"][:4].float().mean((0, 1))
+            assert (inside.min() == 0).item() and inside.max() == 1, "what is hidden and what is around it"
+        differs = (ball["z"] - ball["known"][4:]).abs().float().amax((0, 1)) > 0.05
+        hidden = ball["known"][:4].float().amin((0, 1)) < 1
+        hidden = torch.nn.functional.max_pool2d(hidden[None].float(), 3, 1, 1)[0] > 0  # a cell is hidden by its centre
+        assert differs.any() and not (differs & ~hidden).any(), "the ball is filled in, the rest is as it was"
+
+    z, known, captions = prior.draw_objects(
+        [(ball, stored.caption), (box, stored.caption)], 32, np.random.default_rng(0)
+    )
+    assert z.shape == (32, channels, *shape) and known.shape == (32, 4 + channels, *shape)
+    assert {"", "a red ball", "a blue box"} <= set(captions)
+    assert any(caption == f"a red ball, {stored.caption}" for caption in captions)
+
+
+def test_examples_are_held_out_with_their_objects(tmp_path):
+    for number in range(4):
+        for folder, kept in ((tmp_path, "whole"), (tmp_path / "objects", "object")):
+            folder.mkdir(exist_ok=True)
+            torch.save({"examples": [{"name": f"{kept} {number}"}] * 2, "caption": ""}, folder / f"{number}.pt")
+    names = lambda items: {example["name"] for example, _ in items}
+    examples = prior.Examples(tmp_path, 3)
+    assert names(examples.held_out) == {"whole 0", "whole 1"} and names(examples.scenes) == {"whole 2", "whole 3"}
+    assert names(examples.held_out_objects) == {"object 0", "object 1"}
+    assert names(examples.objects) == {"object 2", "object 3"} and len(examples.objects) == 4
+    torch.save({"examples": [{"name": "object 4"}], "caption": ""}, tmp_path / "objects" / "4.pt")
+    examples.refresh()
+    assert names(examples.objects) == {"object 2", "object 3", "object 4"} and len(examples.scenes) == 4
+
+
+def test_photographs_become_moving_pictures(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 255, (90, 140, 3), dtype=np.uint8)
+    iio.imwrite(tmp_path / "colour.png", picture)
+    iio.imwrite(tmp_path / "grey.jpg", picture[..., 0])
+    photos = load_photos(tmp_path, longest=100)
+    assert [photo.shape for photo in photos] == [(64, 100, 3)] * 2
+    clips = [photo_clip(photos, np.random.default_rng(seed), 5, (32, 48)) for seed in range(12)]
+    assert all(clip.shape == (5, 3, 32, 48) and clip.dtype == torch.uint8 for clip in clips)
+    assert all((clip.float().std((2, 3)) > 2).all() for clip in clips), "there is something in every frame"
+    moves = [(clip[0].float() - clip[-1].float()).abs().mean().item() for clip in clips]
+    assert max(moves) > 5 and len({round(move, 3) for move in moves}) == len(moves)
+    assert torch.equal(clips[3], photo_clip(photos, np.random.default_rng(3), 5, (32, 48)))
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        load_photos(tmp_path / "..", longest=100)
 
 
 def test_prior_examples_and_loss(tmp_path, started):

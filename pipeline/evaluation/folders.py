@@ -319,7 +319,7 @@ def _once(job: Job) -> dict[str, float]:
     case = scores.Case(
         raw, clip, measurement, prompt=request.prompt, z=analysis.depth.z, source_path=source, target_path=cameras
     )
-    found |= scores.measure(case, accepted=request.accepted)
+    found |= scores.measure(case, accepted=request.accepted) | scores.set_features(case, accepted=request.accepted)
     if job.task == "camera":
         found["psnr_vae"] = _psnr_vae(job.source, _of_clip(job))
     limit = _through_vae(get_backbone(request.backbone), fill_unknown(measurement))
@@ -354,13 +354,12 @@ def _cycle(job: Job) -> dict[str, float]:
     cycled, more = _fill(back, raw, request, still=request.camera == "still")
     spent = {name: value if name == "memory" else value + spent[name] for name, value in more.items()}
     limit = _through_vae(backbone, _through_vae(backbone, clip))
+    case = scores.Case(cycled, clip, Measurement(clip, along), truth=clip, prompt=request.prompt)
     return {
         "unknown": 1 - out.mask.float().mean().item(),
         "lost": 1 - along.float().mean().item(),
-        **scores.measure(
-            scores.Case(cycled, clip, Measurement(clip, along), truth=clip, prompt=request.prompt),
-            accepted=request.accepted,
-        ),
+        **scores.measure(case, accepted=request.accepted),
+        **scores.set_features(case, accepted=request.accepted),
         "psnr_back": psnr(back.video, clip, along),
         "psnr_vae": psnr(limit, clip),
         **spent,
@@ -535,7 +534,7 @@ def report(rows: Sequence[store.Row]) -> str:
         parts.append(store.table(rows, several or ["clip"], columns, TITLES))
     if len(rows) > 1:
         parts.append("Means over clips, with 95 % confidence intervals (Student's t):")
-        parts.append(store.summary(rows, ["method"], columns, TITLES))
+        parts.append(store.summary(rows, ["method"], columns, TITLES, sets={scores.FVD: scores.fvd}))
         if 1 < len({row["path"] for row in rows}) < len(rows):
             parts.append(store.summary(rows, ["method", "path"], columns, TITLES))
     return "\n\n".join(parts)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +98,21 @@ def summary(
     titles: Mapping[str, str],
     *,
     unit: str = "clip",
+    sets: Mapping[str, Callable[[Sequence[Row]], float | None]] = types.MappingProxyType({}),
 ) -> str:
     """A Markdown table, one line a group of rows that agree in the columns `by`: means with 95 % confidence intervals.
 
     A group's sample are its units: rows of the same clip are averaged first, since they are not independent.
-    Figures that are not finite or missing are left out; a group of a single unit has no interval.
+    Figures that are not finite or missing are left out; a group of a single unit has no interval. sets: figures of a
+    whole group, which have none either; a column that would be empty is left out.
     """
-    lines = _head([*by, f"{unit}s", *columns], titles)
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row.get(name) for name in by), []).append(row)
-    for group, members in groups.items():
+    of_sets = {name: [figure(members) for members in groups.values()] for name, figure in sets.items()}
+    of_sets = {name: figures for name, figures in of_sets.items() if any(figure is not None for figure in figures)}
+    lines = _head([*by, f"{unit}s", *columns, *of_sets], titles)
+    for number, (group, members) in enumerate(groups.items()):
         units: dict[Any, list[Row]] = {}
         for row in members:
             units.setdefault(row.get(unit), []).append(row)
@@ -119,6 +124,7 @@ def summary(
                 cells.append(_with_interval(*interval(values)))
             else:
                 cells.append(_text(math.inf) if any(math.inf in same for same in given) else "")
+        cells += [_text(figures[number]) for figures in of_sets.values()]
         lines.append(_line([*map(_text, group), str(len(units)), *cells]))
     return "\n".join(lines)
 

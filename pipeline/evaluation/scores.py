@@ -8,12 +8,13 @@ hand, and plainly absent where not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import isnan
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -227,11 +228,24 @@ def measure(
 
 
 def set_features(
-    video: Float[Tensor, "T 3 H W"], *, accepted: Collection[str] = (), device: perceptual.Device = None
-) -> list[float] | None:
-    """What a video in [0, 1] adds to an FVD: `perceptual.frechet` of the features of many results and of many true (or
-    source) videos is the distance. None where the weights are not at hand or their terms not accepted."""
-    return perceptual.video_features(video, device=device).tolist() if _usable(FVD_WEIGHTS, accepted) else None
+    case: Case, *, accepted: Collection[str] = (), device: perceptual.Device = None
+) -> dict[str, list[float]]:
+    """What a case adds to the sets that `fvd` compares: features of the result, and of the truth or else the source.
+    Empty where the weights are not at hand or their terms not accepted."""
+    if not _usable(FVD_WEIGHTS, accepted):
+        return {}
+    other = case.source if case.truth is None else case.truth
+    videos = {"features": case.result, "features_other": other}
+    return {key: perceptual.video_features(video, device=device).tolist() for key, video in videos.items()}
+
+
+def fvd(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Of the rows' results to their truths (or sources), which `set_features` describes; None for fewer than two."""
+    chosen = [row for row in rows if "features" in row]
+    if len(chosen) < 2:
+        return None
+    results, others = (np.array([row[key] for row in chosen]) for key in ("features", "features_other"))
+    return perceptual.frechet(results, others)
 
 
 def absent(accepted: Collection[str] = ()) -> dict[str, str]:

@@ -172,7 +172,8 @@ def evaluate(
                 results[name], spent = method()
                 if not kept:
                     about = {"move": move_of(seed), "unknown": holes.float().mean().item()}
-                    figures = scores.measure(scores.world_case(sample, measurement, results[name]), accepted=accepted)
+                    case = scores.world_case(sample, measurement, results[name])
+                    figures = scores.measure(case, accepted=accepted) | scores.set_features(case, accepted=accepted)
                     rows.append(key | about | figures | spent)
                     store.append(output, rows[-1])
             if strip:
@@ -232,7 +233,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         titles = {name: scores.METRICS[name].label for name in others}
         lines += [
             "",
-            store.summary(rows, ["method"], others, titles, unit="seed").replace("| seeds |", "| scenes |", 1),
+            store.summary(rows, ["method"], others, titles, unit="seed", sets={scores.FVD: scores.fvd}).replace(
+                "| seeds |", "| scenes |", 1
+            ),
         ]
     unknown = store.mean({row["seed"]: row["unknown"] for row in rows}.values())
     lines.append(f"\n{len({row['seed'] for row in rows})} unseen scenes, {unknown:.1%} of the pixels unknown.")

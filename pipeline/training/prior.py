@@ -38,6 +38,7 @@ from pipeline.training.textures import COLOURS
 from pipeline.training.vae import encode_once
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
+OBJECT_WINDOW = (8, 12)  # latent cells about an object
 SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56
 
 
@@ -86,22 +87,23 @@ def random_mask(rng: np.random.Generator, frames: int, height: int, width: int) 
     return mask
 
 
-def object_mask(rng: np.random.Generator, objects: Tensor) -> tuple[int, Tensor] | None:
-    """One of the objects (T N H W) that can be seen well, and what is known without it: 1 outside, T 1 H W.
+def well_seen(objects: Tensor) -> list[int]:
+    """Which of the objects (T N H W) are neither too small nor too large to be replaced."""
+    share = objects.float().mean((0, 2, 3))
+    return [i for i in range(objects.shape[1]) if 0.004 < share[i] < 0.35]
+
+
+def without_object(rng: np.random.Generator, hidden: Tensor) -> Tensor:
+    """What is known (1) without an object (T 1 H W), T 1 H W.
 
     Its outline is widened as a person paints, from a little to its whole box, so that it does not give the shape away.
     """
-    share = objects.float().mean((0, 2, 3))
-    seen = [i for i in range(objects.shape[1]) if 0.004 < share[i] < 0.35]
-    if not seen:
-        return None
-    index = int(rng.choice(seen))
-    hidden = objects[:, index : index + 1].float()
-    if rng.uniform() < 0.4:
+    hidden = hidden.float()
+    if rng.uniform() < 0.5:
         rows, columns = hidden.amax(-1, keepdim=True), hidden.amax(-2, keepdim=True)
         hidden = rows * columns
     reach = int(rng.integers(1, 9))
-    return index, 1 - F.max_pool2d(hidden, 2 * reach + 1, 1, reach)
+    return 1 - F.max_pool2d(hidden, 2 * reach + 1, 1, reach)
 
 
 def short_name(name: str) -> str:
@@ -131,9 +133,10 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
         warped = warp_to_path(other, z.float(), path, along)
         knowns = [(warped.video, warped.mask.float())]
         knowns.append((clean, random_mask(rng, len(clean), *clean.shape[-2:])))
-        cut = object_mask(rng, objects)
-        if cut is not None:
-            knowns.append((clean, cut[1]))
+        seen = well_seen(objects)
+        index = int(rng.choice(seen)) if seen else None
+        if index is not None:
+            knowns.append((clean, without_object(rng, objects[:, index : index + 1])))
         clips = [clean] + [fill_unknown(Measurement(video * mask, mask > 0)) for video, mask in knowns]
         masks = [mask for _, mask in knowns]
         if flip:
@@ -141,8 +144,39 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
         batch = torch.stack(clips).to(device).mul(2).sub(1).transpose(1, 2)
         latents = torch.cat([normalise(vae, encode_once(vae, clip[None])) for clip in batch]).cpu()
         known = torch.stack([torch.cat([group_mask(m), c]) for m, c in zip(masks, latents[1:], strict=True)])
-        name = stored.names[cut[0]] if cut is not None else ""
+        name = stored.names[index] if index is not None else ""
         examples.append({"z": latents[0].half(), "known": known.half(), "name": name})
+    return examples
+
+
+@torch.no_grad()
+def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
+    """Every object that either recording shows well, in a cut-out about it: `z`, what is `known` without, its `name`.
+
+    In a whole picture an object is a small part of what has to be learned, and prompts were not followed; here it is
+    most of it. Shapes as in `make_examples`, for h, w = OBJECT_WINDOW.
+    """
+    flip = rng.uniform() < 0.5
+    examples = []
+    for clean, objects in ((stored.source, stored.source_objects), (stored.target, stored.target_objects)):
+        clean = clean.float() / 255
+        if flip:
+            clean, objects = clean.flip(-1), objects.flip(-1)
+        for index in well_seen(objects):
+            mask = without_object(rng, objects[:, index : index + 1])
+            filled = fill_unknown(Measurement(clean * mask, mask > 0))
+            rows, columns = ((mask < 1).any(0)[0].any(1 - axis).nonzero() for axis in (0, 1))
+            cut: tuple[Any, ...] = (...,)
+            for place, side, cells in zip((rows, columns), clean.shape[-2:], OBJECT_WINDOW, strict=True):
+                extent = min(8 * cells, side)
+                centre = float(place[int(rng.integers(len(place)))] + place.float().mean()) / 2
+                pairs = round((centre - extent / 2) / 16)  # the transformer's patches are two cells wide
+                start = 16 * min(max(pairs, 0), (side - extent) // 16)
+                cut = (*cut, slice(start, start + extent))
+            batch = torch.stack([clean[cut], filled[cut]]).to(device).mul(2).sub(1).transpose(1, 2)
+            z, shown = normalise(vae, encode_once(vae, batch)).cpu()
+            known = torch.cat([group_mask(mask[cut]), shown])
+            examples.append({"z": z.half(), "known": known.half(), "name": stored.names[index]})
     return examples
 
 
@@ -164,33 +198,71 @@ def fingerprint(vae: AutoencoderKLWan) -> str:
 
 
 def fill_cache(data: Path, cache: Path, vae: AutoencoderKLWan, device, seconds: float) -> None:
-    """Encode scenes that are not in the cache yet, for at most `seconds`."""
-    cache.mkdir(parents=True, exist_ok=True)
+    """Encode scenes that are not in the cache yet, for at most `seconds`: all their objects first, then the rest."""
     started = time.time()
-    for path in sorted(data.glob("*.npz")):
-        target = cache / f"{path.stem}.pt"
-        if target.exists():
-            continue
-        if time.time() - started > seconds:
-            break
-        stored = load(path)
-        examples = make_examples(stored, vae, np.random.default_rng(int(path.stem)), device)
-        save_state({"examples": examples, "caption": stored.caption}, target)
+    for folder, make in ((cache / "objects", object_examples), (cache, make_examples)):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(data.glob("*.npz")):
+            target = folder / f"{path.stem}.pt"
+            if target.exists():
+                continue
+            if time.time() - started > seconds:
+                return
+            stored = load(path)
+            examples = make(stored, vae, np.random.default_rng(int(path.stem)), device)
+            save_state({"examples": examples, "caption": stored.caption}, target)
+
+
+Item = tuple[dict[str, Any], str]  # an example and the caption of its scene
 
 
 class Examples:
-    """Cached examples in memory; `refresh` takes in what has been added on disk."""
+    """Cached examples in memory, `scenes` of whole pictures and `objects`; `refresh` takes in what is new on disk.
 
-    def __init__(self, cache: Path) -> None:
+    What the first files hold is `held_out` instead: `count` whole pictures, and the objects of the same scenes.
+    """
+
+    def __init__(self, cache: Path, count: int) -> None:
         self.cache, self.seen = cache, set()
-        self.items: list[tuple[dict[str, Any], str]] = []
+        self.scenes: list[Item] = []
+        self.objects: list[Item] = []
+        self.held_out: list[Item] = []
+        self.held_out_objects: list[Item] = []
+        names = []
+        for path in sorted(cache.glob("*.pt")):
+            if len(self.held_out) >= count:
+                break
+            names.append(path.name)
+            self.held_out += self._read(path)
+        for name in names:
+            if (cache / "objects" / name).exists():
+                self.held_out_objects += self._read(cache / "objects" / name)
+        self.refresh()
+
+    def _read(self, path: Path) -> list[Item]:
+        self.seen.add(path)
+        stored = torch.load(path, weights_only=True)
+        return [(example, stored["caption"]) for example in stored["examples"]]
 
     def refresh(self) -> None:
-        for path in sorted(self.cache.glob("*.pt")):
-            if path.name not in self.seen:
-                self.seen.add(path.name)
-                stored = torch.load(path, weights_only=True)
-                self.items += [(example, stored["caption"]) for example in stored["examples"]]
+        for folder, items in ((self.cache, self.scenes), (self.cache / "objects", self.objects)):
+            for path in sorted(folder.glob("*.pt")):
+                if path not in self.seen:
+                    items += self._read(path)
+
+
+def object_caption(name: str, scene: str, rng: np.random.Generator) -> str:
+    """What a prompt may say of an object to be made: in two thirds of the cases nothing but its name."""
+    name = name if rng.uniform() < 0.5 else short_name(name)
+    return name if rng.uniform() < 0.67 else f"{name}, {scene}"
+
+
+def draw_objects(items: list[Item], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
+    """A batch of `object_examples` as `draw` gives it."""
+    chosen = [items[i] for i in rng.integers(len(items), size=count)]
+    captions = ["" if rng.integers(8) == 0 else object_caption(e["name"], scene, rng) for e, scene in chosen]
+    stack = lambda key: torch.stack([example[key] for example, _ in chosen]).float()
+    return stack("z"), stack("known"), captions
 
 
 def draw(
@@ -207,8 +279,7 @@ def draw(
         choice = rng.choice(4, p=[0.4, 0.2, 0.28, 0.12])
         z = example["z"].float()
         if choice == 2 and example["name"]:
-            name = example["name"] if rng.uniform() < 0.5 else short_name(example["name"])
-            caption = name if rng.uniform() < 0.67 else f"{name}, {caption}"
+            caption = object_caption(example["name"], caption, rng)
         if choice < 3:
             known = example["known"][choice if choice < 2 or example["name"] else 1].float()
         else:
@@ -261,10 +332,26 @@ def noise_levels(count: int, generator: torch.Generator, shift: float = SHIFT**2
 
 
 @torch.no_grad()
-def validation(transformer, encoder, tokenizer, items: list, grey: Tensor, device) -> dict[str, float]:
-    """Velocity error on held-out scenes at fixed noise, by what is known: warp, random, nothing."""
+def validation(transformer, encoder, tokenizer, examples: Examples, grey: Tensor, device) -> dict[str, float]:
+    """Velocity error on held-out scenes at fixed noise, by what is known: warp, random, all but an object, nothing.
+
+    Objects in their cut-outs (`object`) under the names of others (`misnamed`) tell whether prompts are followed.
+    """
     out = {}
-    for name, choice in (("warp", 0), ("random", 1), ("object", 2), ("nothing", None)):
+    items = examples.held_out
+    names = [short_name(example["name"]) for example, _ in examples.held_out_objects]
+    for kind, shift in (("object", 0), ("misnamed", len(names) // 2)):
+        total = []
+        generator = torch.Generator().manual_seed(1)
+        for sigma in (1.0, 0.9, 0.7):
+            for i, (example, _) in enumerate(examples.held_out_objects):
+                z, known = (example[key].float()[None].to(device) for key in ("z", "known"))
+                noise = torch.randn(z.shape, generator=generator).to(device)
+                prompt = embed(encoder, tokenizer, [names[(i + shift) % len(names)]], device)
+                loss = flow_loss(transformer, z, known, prompt, torch.tensor([sigma], device=device), noise)
+                total.append(loss.item())
+        out[kind] = sum(total) / max(len(total), 1)
+    for name, choice in (("warp", 0), ("random", 1), ("whole", 2), ("nothing", None)):
         total = []
         for sigma in (0.9, 0.6, 0.3):
             generator = torch.Generator().manual_seed(1)
@@ -329,13 +416,10 @@ def train(args: argparse.Namespace) -> None:
     vae = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
     cache = args.cache or args.data.with_name(f"{args.data.name}-latents-{fingerprint(vae)}")
     fill_cache(args.data, cache, vae, device, args.first_fill)
-    examples = Examples(cache)
-    examples.refresh()
-    held_out = examples.items[: args.held_out]
-    del examples.items[: args.held_out]
+    examples = Examples(cache, args.held_out)
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "tokenizer").exists():
-        text.train_tokenizer([caption for _, caption in examples.items], args.out / "tokenizer")
+        text.train_tokenizer([caption for _, caption in examples.scenes], args.out / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(args.out / "tokenizer")
 
     channels = vae.config.z_dim
@@ -350,7 +434,8 @@ def train(args: argparse.Namespace) -> None:
     transformer.to(device).train()
     encoder.to(device).train()
     both = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
-    print(f"{sum(p.numel() for p in both.parameters()) / 1e6:.2f} M parameters, {len(examples.items)} examples")
+    parameters = sum(p.numel() for p in both.parameters()) / 1e6
+    print(f"{parameters:.2f} M parameters, {len(examples.scenes)} examples, {len(examples.objects)} objects")
     average = copy.deepcopy(both).requires_grad_(False)
     optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint.pt")
@@ -385,7 +470,11 @@ def train(args: argparse.Namespace) -> None:
         progress = min(ran() / budget, 1.0)
         small = progress < args.small_until
         window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
-        z, known, captions = draw(examples.items, batch, window, rng, grey)
+        if examples.objects and rng.uniform() < args.objects:
+            batch = args.batch
+            z, known, captions = draw_objects(examples.objects, batch, rng)
+        else:
+            z, known, captions = draw(examples.scenes, batch, window, rng, grey)
         sigma = noise_levels(batch, generator)
         noise = torch.randn(z.shape, generator=generator)
         z, known, sigma, noise = z.to(device), known.to(device), sigma.to(device), noise.to(device)
@@ -411,17 +500,18 @@ def train(args: argparse.Namespace) -> None:
         if time.time() - last_save > args.save_every:
             fill_cache(args.data, cache, vae, device, args.fill)
             examples.refresh()
-            figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
+            figures = validation(average["transformer"], average["text_encoder"], tokenizer, examples, grey, device)
             print(
-                f"step {step} examples {len(examples.items)} held-out",
+                f"step {step} examples {len(examples.scenes)} objects {len(examples.objects)} held-out",
                 {k: round(v, 4) for k, v in figures.items()},
                 flush=True,
             )
             save()
             last_save = time.time()
-    figures = validation(average["transformer"], average["text_encoder"], tokenizer, held_out, grey, device)
+    figures = validation(average["transformer"], average["text_encoder"], tokenizer, examples, grey, device)
     save()
-    figures |= {"step": step, "minutes": ran() / 60, "seed": args.seed, "examples": len(examples.items)}
+    figures |= {"step": step, "minutes": ran() / 60, "seed": args.seed, "examples": len(examples.scenes)}
+    figures["objects"] = len(examples.objects)
     args.out.with_name(args.out.name + ".figures.json").write_text(json.dumps(figures, indent=2))
     print(figures)
 
@@ -442,6 +532,7 @@ def main() -> None:
     )
     parser.add_argument("--small-until", type=float, default=0.5, help="share of the time on cut-outs of 8x12 latents")
     parser.add_argument("--batch", type=int, default=32, help="of cut-outs; a quarter of it at full size")
+    parser.add_argument("--objects", type=float, default=0.4, help="share of the steps spent on objects")
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--held-out", type=int, default=12, help="examples kept for validation")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between checkpoints")
