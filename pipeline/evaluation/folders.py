@@ -307,7 +307,7 @@ def row_of(job: Job) -> store.Row:
     return job.key | (_cycle(job) if job.task == "cycle" else _once(job))
 
 
-def _once(job: Job) -> dict[str, float]:
+def _once(job: Job) -> store.Row:
     """psnr_vae: of the clip encoded and decoded; psnr_vae_warp: of the measurement with its holes filled, where it is
     observed: the limit of any result that is made of these latents."""
     request = job.request
@@ -330,7 +330,7 @@ def _cameras(analysis: Analysis, request: RenderRequest) -> CameraPath:
     return target_path(move_of(request, analysis), analysis.source, analysis.distance, _size(analysis.clip.frames))
 
 
-def _cycle(job: Job) -> dict[str, float]:
+def _cycle(job: Job) -> store.Row:
     """Out along the path, and back with depth estimated anew on the result, at the scale of the clip's.
 
     The clip is the truth; observed is what was so out and back, lost the share of the rest. LaVR's cycle PSNR is that
