@@ -114,9 +114,10 @@ def test_every_object_has_a_cut_out_about_it(started):
     stored.target_objects[:, 1, 8:24, 8:24] = True
     stored.source[:, 0, 70:90, 130:150] = 255
     for seed in range(4):
-        ball, box = prior.object_examples(stored, started, np.random.default_rng(seed), "cpu")
-        assert (ball["name"], box["name"]) == ("a red ball", "a blue box")
-        for example in (ball, box):
+        examples = prior.object_examples(stored, started, np.random.default_rng(seed), "cpu")
+        ball, _, box, nothing = examples
+        assert [example["name"] for example in examples] == ["a red ball", "", "a blue box", ""]
+        for example in examples:
             channels, shape = len(example["z"]), (3, *prior.OBJECT_WINDOW)
             assert example["z"].shape[1:] == shape and example["known"].shape == (4 + channels, *shape)
             inside = example["known"][:4].float().mean((0, 1))
@@ -125,13 +126,14 @@ def test_every_object_has_a_cut_out_about_it(started):
         hidden = ball["known"][:4].float().amin((0, 1)) < 1
         hidden = torch.nn.functional.max_pool2d(hidden[None].float(), 3, 1, 1)[0] > 0  # a cell is hidden by its centre
         assert differs.any() and not (differs & ~hidden).any(), "the ball is filled in, the rest is as it was"
+        assert torch.allclose(nothing["z"], nothing["known"][4:], atol=0.02), "plain ground, carried on"
 
     z, known, captions = prior.draw_objects(
         [(ball, stored.caption), (box, stored.caption)], 32, np.random.default_rng(0)
     )
     assert z.shape == (32, channels, *shape) and known.shape == (32, 4 + channels, *shape)
     assert {"", "a red ball", "a blue box"} <= set(captions)
-    assert any(caption == f"a red ball, {stored.caption}" for caption in captions)
+    assert f"a red ball, {stored.caption}" in captions and f", {stored.caption}" not in captions
 
 
 def test_examples_are_held_out_with_their_objects(tmp_path):

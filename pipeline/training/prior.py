@@ -106,6 +106,19 @@ def without_object(rng: np.random.Generator, hidden: Tensor) -> Tensor:
     return 1 - F.max_pool2d(hidden, 2 * reach + 1, 1, reach)
 
 
+def moved_hole(rng: np.random.Generator, mask: Tensor, objects: Tensor, tries: int = 20) -> Tensor | None:
+    """What is known (T 1 H W, 1 outside) with the hole moved to where no object is; None if no such place was found."""
+    hidden, taken = 1 - mask, objects.any(1, keepdim=True)
+    height, width = mask.shape[-2:]
+    for _ in range(tries):
+        dy, dx = int(rng.integers(-height // 2, height // 2)), int(rng.integers(-width // 2, width // 2))
+        moved = F.pad(hidden, (max(dx, 0), max(-dx, 0), max(dy, 0), max(-dy, 0)))
+        moved = moved[..., max(-dy, 0) : max(-dy, 0) + height, max(-dx, 0) : max(-dx, 0) + width]
+        if moved.sum() > 0.6 * hidden.sum() and (moved * taken).sum() < 0.02 * moved.sum():
+            return 1 - moved
+    return None
+
+
 def short_name(name: str) -> str:
     """Colour and shape of an object alone: "a red ball" of "a glossy red striped ball"."""
     words = name.split()
@@ -154,7 +167,8 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
     """Every object that either recording shows well, in a cut-out about it: `z`, what is `known` without, its `name`.
 
     In a whole picture an object is a small part of what has to be learned, and prompts were not followed; here it is
-    most of it. Shapes as in `make_examples`, for h, w = OBJECT_WINDOW.
+    most of it. The same hole where no object is, nameless, goes with each: without a prompt the ground is carried on.
+    Shapes as in `make_examples`, for h, w = OBJECT_WINDOW.
     """
     flip = rng.uniform() < 0.5
     examples = []
@@ -162,8 +176,9 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
         clean = clean.float() / 255
         if flip:
             clean, objects = clean.flip(-1), objects.flip(-1)
-        for index in well_seen(objects):
-            mask = without_object(rng, objects[:, index : index + 1])
+        holes = [(without_object(rng, objects[:, i : i + 1]), stored.names[i]) for i in well_seen(objects)]
+        holes += [(moved, "") for mask, _ in holes if (moved := moved_hole(rng, mask, objects)) is not None]
+        for mask, name in holes:
             filled = fill_unknown(Measurement(clean * mask, mask > 0))
             rows, columns = ((mask < 1).any(0)[0].any(1 - axis).nonzero() for axis in (0, 1))
             cut: tuple[Any, ...] = (...,)
@@ -176,7 +191,7 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
             batch = torch.stack([clean[cut], filled[cut]]).to(device).mul(2).sub(1).transpose(1, 2)
             z, shown = normalise(vae, encode_once(vae, batch)).cpu()
             known = torch.cat([group_mask(mask[cut]), shown])
-            examples.append({"z": z.half(), "known": known.half(), "name": stored.names[index]})
+            examples.append({"z": z.half(), "known": known.half(), "name": name})
     return examples
 
 
@@ -252,7 +267,9 @@ class Examples:
 
 
 def object_caption(name: str, scene: str, rng: np.random.Generator) -> str:
-    """What a prompt may say of an object to be made: in two thirds of the cases nothing but its name."""
+    """What a prompt may say of an object to be made: in two thirds of the cases nothing but its name; "" for none."""
+    if not name:
+        return ""
     name = name if rng.uniform() < 0.5 else short_name(name)
     return name if rng.uniform() < 0.67 else f"{name}, {scene}"
 
@@ -260,7 +277,7 @@ def object_caption(name: str, scene: str, rng: np.random.Generator) -> str:
 def draw_objects(items: list[Item], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
     """A batch of `object_examples` as `draw` gives it."""
     chosen = [items[i] for i in rng.integers(len(items), size=count)]
-    captions = ["" if rng.integers(8) == 0 else object_caption(e["name"], scene, rng) for e, scene in chosen]
+    captions = ["" if rng.integers(16) == 0 else object_caption(e["name"], scene, rng) for e, scene in chosen]
     stack = lambda key: torch.stack([example[key] for example, _ in chosen]).float()
     return stack("z"), stack("known"), captions
 
@@ -339,12 +356,13 @@ def validation(transformer, encoder, tokenizer, examples: Examples, grey: Tensor
     """
     out = {}
     items = examples.held_out
-    names = [short_name(example["name"]) for example, _ in examples.held_out_objects]
+    objects = [example for example, _ in examples.held_out_objects if example["name"]]
+    names = [short_name(example["name"]) for example in objects]
     for kind, shift in (("object", 0), ("misnamed", len(names) // 2)):
         total = []
         generator = torch.Generator().manual_seed(1)
         for sigma in (1.0, 0.9, 0.7):
-            for i, (example, _) in enumerate(examples.held_out_objects):
+            for i, example in enumerate(objects):
                 z, known = (example[key].float()[None].to(device) for key in ("z", "known"))
                 noise = torch.randn(z.shape, generator=generator).to(device)
                 prompt = embed(encoder, tokenizer, [names[(i + shift) % len(names)]], device)
