@@ -96,12 +96,14 @@ class Settings:
     noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
     that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. fill_condition: the
     inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
+    replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same.
     """
 
     frames: int = 81
     pixels: int = 480 * 832
     steps: int = 50
     guidance_scale: float = 5.0
+    replace_guidance_scale: float | None = None
     strength: float = 1.0
     shift: float = 3.0
     text_tokens: int = 512

@@ -698,10 +698,16 @@ def latent_mask_of(request: RenderRequest, backbone: Backbone) -> str:
 
 
 def guidance_scale_of(request: RenderRequest, backbone: Backbone) -> float:
-    """As `steps_of`, the scale of classifier-free guidance."""
+    """As `steps_of`, the scale of classifier-free guidance; 1 where both prompts are the same, which is no guidance."""
+    if request.prompt == request.negative_prompt:
+        return 1.0
     if request.guidance_scale is not None:
         return request.guidance_scale
-    return FEW_STEPS.guidance_scale if request.fast == "lora" else backbone.guidance_scale
+    if request.fast == "lora":
+        return FEW_STEPS.guidance_scale
+    replaces = request.mask is not None and not request.remove
+    special = backbone.settings.replace_guidance_scale if replaces else None
+    return backbone.guidance_scale if special is None else special
 
 
 def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[Step, np.ndarray]]:

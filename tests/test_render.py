@@ -342,6 +342,31 @@ def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, 
     assert probe(events[-1].result.video).frames == 12
 
 
+def test_the_guidance_scale_follows_the_task_and_equal_prompts_need_none(request_, monkeypatch):
+    backbone = room.get_backbone(request_.backbone)
+    monkeypatch.setattr(backbone, "settings", replace(backbone.settings, replace_guidance_scale=7.0))
+    scale = lambda **given: room.guidance_scale_of(replace(request_, **given), backbone)
+    assert scale(prompt="a ball") == backbone.guidance_scale == 3
+    assert scale(prompt="a ball", mask="m.png") == 7 and scale(prompt="a ball", mask="m.png", remove=True) == 3
+    assert scale(prompt="a ball", mask="m.png", guidance_scale=2.0) == 2
+    assert scale(prompt="", negative_prompt="") == scale(prompt="a", negative_prompt="a", guidance_scale=4.0) == 1
+    assert scale(prompt="", negative_prompt="a") == 3
+    monkeypatch.setattr(backbone, "settings", replace(backbone.settings, replace_guidance_scale=None))
+    assert scale(prompt="a ball", mask="m.png") == 3
+
+
+def test_equal_prompts_are_not_computed_twice(request_, monkeypatch):
+    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    problem = room.prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
+    calls = []
+    forward = backbone.transformer.forward
+    monkeypatch.setattr(backbone.transformer, "forward", lambda **given: calls.append(1) or forward(**given))
+    for prompts in ({"prompt": "a"}, {"prompt": "a", "negative_prompt": "a"}):
+        *_, last = room.solve(backbone, problem, replace(request_, **prompts))
+        assert last.z.isfinite().all()
+    assert len(calls) == 3 * backbone.steps
+
+
 def test_a_clip_no_longer_than_the_model_is_sampled_as_a_whole(request_):
     backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
     problem = room.prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)

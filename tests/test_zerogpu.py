@@ -121,14 +121,15 @@ def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
 
     def seconds(frames=49, size=(480, 832), **given):
         video = np.broadcast_to(np.float32(0), (frames, 3, *size))
-        return zerogpu.fill_seconds(RenderRequest("clip.mp4", **given), video, video[:, :1], video, False)
+        request = RenderRequest("clip.mp4", **{"prompt": "a red ball", **given})
+        return zerogpu.fill_seconds(request, video, video[:, :1], video, False)
 
     whole = seconds()
     assert whole == seconds(frames=46) > zerogpu.START_SECONDS  # padded to 49
     assert seconds(frames=81) > 1.6 * whole
     assert seconds(size=(240, 416)) < whole / 2
     assert seconds(fast="lora", accepted=("causvid-lora",)) == seconds(steps=8, guidance_scale=1.0)
-    for less in (seconds(steps=25), seconds(guidance_scale=1.0)):
+    for less in (seconds(steps=25), seconds(guidance_scale=1.0), seconds(prompt="")):
         # half of the sampling, all of the rest
         expected = 25 * 2 * cost.work_of("wan2.1-fun-1.3b-inp", 49, (480, 832)).velocity / zerogpu.PACE.transformer
         assert whole - less == pytest.approx(expected, abs=1.5)

@@ -135,8 +135,8 @@ def _midway(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CameraError:
-    """rotation: degrees, translation: share of the distance to the subject; means over the `found` of all `frames`,
-    NaN if there are none."""
+    """rotation: degrees, translation: share of the distance to the subject; medians over the `found` of all `frames`,
+    since a single wrong pose may be anywhere; NaN if there are none."""
 
     rotation: float
     translation: float
@@ -176,7 +176,7 @@ def camera_error(
             turned = np.linalg.norm(cv2.Rodrigues(turn @ world_from_cam[t, :3, :3].T)[0])
             moved = np.linalg.norm(centre - world_from_cam[t, :3, 3]) / distance
             errors.append((math.degrees(turned), float(moved)))
-    rotation, translation = np.mean(errors, 0).tolist() if errors else (math.nan, math.nan)
+    rotation, translation = np.median(errors, 0).tolist() if errors else (math.nan, math.nan)
     return CameraError(rotation, translation, len(errors), len(z))
 
 

@@ -119,7 +119,7 @@ def replacement(
     # its box, so that the outline of the old one does not decide on the new one
     hidden = grow(hidden.any(2, keepdim=True) & hidden.any(1, keepdim=True), 3)
     measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None])
-    request = replace(request, prompt=prompt)
+    request = replace(request, prompt=prompt, camera="still", mask="(hidden)")
     problem = prepare(backbone, measurement, view.frames, request, target=view.frames)
     z = problem.noise
     for step in solve(backbone, problem, request):

@@ -167,7 +167,7 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
     """Every object that either recording shows well, in a cut-out about it: `z`, what is `known` without, its `name`.
 
     In a whole picture an object is a small part of what has to be learned, and prompts were not followed; here it is
-    most of it. The same hole where no object is, nameless, goes with each: without a prompt the ground is carried on.
+    most of it. Every other hole comes again where no object is, nameless: without a prompt the ground is carried on.
     Shapes as in `make_examples`, for h, w = OBJECT_WINDOW.
     """
     flip = rng.uniform() < 0.5
@@ -177,7 +177,8 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
         if flip:
             clean, objects = clean.flip(-1), objects.flip(-1)
         holes = [(without_object(rng, objects[:, i : i + 1]), stored.names[i]) for i in well_seen(objects)]
-        holes += [(moved, "") for mask, _ in holes if (moved := moved_hole(rng, mask, objects)) is not None]
+        moved = [moved_hole(rng, mask, objects) for mask, _ in holes[::2]]
+        holes += [(mask, "") for mask in moved if mask is not None]
         for mask, name in holes:
             filled = fill_unknown(Measurement(clean * mask, mask > 0))
             rows, columns = ((mask < 1).any(0)[0].any(1 - axis).nonzero() for axis in (0, 1))
