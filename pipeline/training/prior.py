@@ -32,7 +32,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
-from pipeline.training import save_state, text
+from pipeline.training import save_half, save_state, text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.textures import COLOURS
 from pipeline.training.vae import encode_once
@@ -393,10 +393,7 @@ def validation(transformer, encoder, tokenizer, examples: Examples, grey: Tensor
 def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames: int, pixels: int) -> None:
     """The backbone folder in the diffusers layout, weights in float16."""
     for name, net in nets.items():
-        copy.deepcopy(net).half().save_pretrained(out / name)
-        config = json.loads((out / name / "config.json").read_text())
-        config.pop("_name_or_path", None)  # the folder that a training started from: nobody else's business
-        (out / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_half(net, out / name)
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
     index = {
         "_class_name": "WanImageToVideoPipeline",
@@ -424,7 +421,7 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     }
     path = out / "recapture.json"
     if path.exists():  # keep what was tuned by hand
-        kept = ("steps", "guidance_scale", "strength", "mask_encoder")
+        kept = ("steps", "guidance_scale", "replace_guidance_scale", "strength", "mask_encoder")
         settings |= {k: v for k, v in json.loads(path.read_text()).items() if k in kept}
     path.write_text(json.dumps(settings, indent=2) + "\n")
 

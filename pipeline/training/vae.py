@@ -25,7 +25,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from torch import Tensor
 
-from pipeline.training import save_state
+from pipeline.training import save_half, save_state
 from pipeline.training.dataset import load
 from pipeline.training.photos import load_photos, photo_clip
 
@@ -360,7 +360,7 @@ def train(args: argparse.Namespace) -> None:
     elif state is None:
         sample = [clips[i] for i in torch.randperm(len(clips), generator=generator)[:64].tolist()]
         linear_start(vae, to_model(sample))
-        vae.save_pretrained(args.out)
+        save_half(vae, args.out)
     else:
         vae.load_state_dict(state["weights"])
         vae.register_to_config(**state["config"])
@@ -427,10 +427,10 @@ def train(args: argparse.Namespace) -> None:
             last_save = time.time()
             print(f"step {step} held-out {validate(vae, held_out[:4], device):.2f} dB", flush=True)
             _checkpoint(checkpoint, vae, step, ran())
-            vae.save_pretrained(args.out)
+            save_half(vae, args.out)
     result = validate(vae, held_out, device)
     _checkpoint(checkpoint, vae, step, ran())
-    vae.half().save_pretrained(args.out)
+    save_half(vae, args.out)
     figures = {
         "step": step,
         "minutes": ran() / 60,
