@@ -96,7 +96,8 @@ class Settings:
     noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
     that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. fill_condition: the
     inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
-    replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same.
+    replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
+    its prompts may say, in words for the user, if that is little.
     """
 
     frames: int = 81
@@ -111,6 +112,7 @@ class Settings:
     depth: str | None = None
     mask_encoder: str | None = None
     fill_condition: bool = False
+    vocabulary: str = ""
 
 
 def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -693,6 +695,12 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
         if values.get(name):
             values[name] = str(folder / values[name])
     return Settings(**values)
+
+
+def vocabulary_of(ref: str) -> str:
+    """`Settings.vocabulary` of a model that is a folder on this machine, without loading it; "" of others."""
+    folder = Path(models.resolve(ref))
+    return read_settings(folder).vocabulary if folder.is_dir() else ""
 
 
 def _fetch(ref: str) -> tuple[Path, dict[str, Path]]:

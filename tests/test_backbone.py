@@ -11,7 +11,16 @@ from conftest import make_backbone
 from PIL import Image
 
 from pipeline import InputError, models
-from pipeline.backbone import Backbone, LatentRgb, Settings, default_dtype, fit_latent_rgb, group_mask, load_backbone
+from pipeline.backbone import (
+    Backbone,
+    LatentRgb,
+    Settings,
+    default_dtype,
+    fit_latent_rgb,
+    group_mask,
+    load_backbone,
+    vocabulary_of,
+)
 from pipeline.latent_mask import difference_mask
 from pipeline.sampler import flow_sigmas, sample
 from pipeline.solvers import dds, dds_cg
@@ -339,3 +348,8 @@ def test_every_model_names_its_licence_and_size():
     for name, spec in models.MODELS.items():
         assert spec.name == name and spec.licence and spec.note and spec.role
         assert spec.local == (not spec.download_bytes)
+
+
+def test_what_a_small_model_knows_is_said_without_loading_it():
+    assert "a red ball" in vocabulary_of("nano")
+    assert vocabulary_of("wan2.1-fun-1.3b-inp") == ""

@@ -19,7 +19,7 @@ import gradio as gr
 from torch import Tensor
 
 from pipeline import InputError, models, render
-from pipeline.backbone import FAST, FEW_STEPS
+from pipeline.backbone import FAST, FEW_STEPS, vocabulary_of
 from pipeline.cache import content_key
 from pipeline.camera_files import FORMATS, read_moves, write_move
 from pipeline.caption import Caption, caption
@@ -534,6 +534,7 @@ def build(
                         controls["prompt"] = gr.Textbox(
                             label="Prompt (optional)", placeholder="What is in the scene", lines=1,
                             max_lines=4, max_length=2000, elem_id="prompt", min_width=160,
+                            info=vocabulary_of(backbone) or None,
                         )  # fmt: skip
                         suggest_button = gr.Button("Suggest", scale=0, min_width=96, elem_id="suggest")
                     prompt_status = gr.HTML("", elem_id="prompt-status", elem_classes="rc-optional")

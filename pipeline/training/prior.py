@@ -36,6 +36,7 @@ from pipeline.training import save_half, save_state, text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.textures import COLOURS
 from pipeline.training.vae import encode_once
+from pipeline.training.world import COMPOUNDS, SHAPES
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
 OBJECT_WINDOW = (8, 12)  # latent cells about an object
@@ -417,6 +418,7 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
         "text_tokens": text.TEXT_TOKENS,
         "depth": "depth",
         "fill_condition": True,
+        "vocabulary": f"This small model knows plain colours and {', '.join((*SHAPES, *COMPOUNDS))}: try “a red ball”.",
         "latent_rgb": latent_rgb,
     }
     path = out / "recapture.json"
