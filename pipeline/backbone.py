@@ -699,7 +699,10 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
 
 def vocabulary_of(ref: str) -> str:
     """`Settings.vocabulary` of a model that is a folder on this machine, without loading it; "" of others."""
-    folder = Path(models.resolve(ref))
+    try:
+        folder = Path(models.resolve(ref))
+    except InputError:  # said when it is loaded
+        return ""
     return read_settings(folder).vocabulary if folder.is_dir() else ""
 
 

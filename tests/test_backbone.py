@@ -352,4 +352,4 @@ def test_every_model_names_its_licence_and_size():
 
 def test_what_a_small_model_knows_is_said_without_loading_it():
     assert "a red ball" in vocabulary_of("nano")
-    assert vocabulary_of("wan2.1-fun-1.3b-inp") == ""
+    assert vocabulary_of("wan2.1-fun-1.3b-inp") == vocabulary_of("no such model") == ""
