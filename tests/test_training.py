@@ -147,6 +147,11 @@ def test_examples_are_held_out_with_their_objects(tmp_path):
     assert names(examples.held_out_objects) == {"object 0", "object 1"}
     assert names(examples.objects) == {"object 2", "object 3"} and len(examples.objects) == 4
     torch.save({"examples": [{"name": "object 4"}], "caption": ""}, tmp_path / "objects" / "4.pt")
+    (tmp_path / "objects" / "0.pt").unlink()
+    late = prior.Examples(tmp_path, 3)
+    torch.save({"examples": [{"name": "object 0"}], "caption": ""}, tmp_path / "objects" / "0.pt")
+    late.refresh()
+    assert "object 0" not in names(late.objects), "encoded after the start, held out all the same"
     examples.refresh()
     assert names(examples.objects) == {"object 2", "object 3", "object 4"} and len(examples.scenes) == 4
 

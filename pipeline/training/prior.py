@@ -245,15 +245,14 @@ class Examples:
         self.objects: list[Item] = []
         self.held_out: list[Item] = []
         self.held_out_objects: list[Item] = []
-        names = []
         for path in sorted(cache.glob("*.pt")):
             if len(self.held_out) >= count:
                 break
-            names.append(path.name)
             self.held_out += self._read(path)
-        for name in names:
-            if (cache / "objects" / name).exists():
-                self.held_out_objects += self._read(cache / "objects" / name)
+            objects = cache / "objects" / path.name
+            self.seen.add(objects)  # those that are encoded later are not for training either
+            if objects.exists():
+                self.held_out_objects += self._read(objects)
         self.refresh()
 
     def _read(self, path: Path) -> list[Item]:
