@@ -166,6 +166,7 @@ def test_a_path_into_the_scene_is_warned_of(page):
     first = picture(page, "warp")
     choose_move(page, "Dolly in")
     wait_other_picture(page, "warp", first)
+    page.wait_for_timeout(1500)  # a choice in a Dropdown is told twice at times, and sets the path again
     page.fill("#editor [data-field=eye-2]", "2.5")
     page.fill("#editor [data-field=target-2]", "4")
     page.press("#editor [data-field=target-2]", "Enter")
