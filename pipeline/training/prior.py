@@ -411,7 +411,7 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
         "frames": frames,
         "pixels": pixels,
         "steps": 8,
-        "guidance_scale": 1.5,
+        "guidance_scale": 1.0,
         "strength": 1.0,
         "shift": SHIFT,
         "text_tokens": text.TEXT_TOKENS,
