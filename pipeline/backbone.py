@@ -134,8 +134,9 @@ class Backbone:
     with the VAE's mean and standard deviation, t = (T - 1)/4 + 1, h = H/8, w = W/8. Not safe for use by two threads at
     once: the VAE keeps state while it runs.
 
-    The VAE is always float32, since its errors are seen directly; `dtype` is the transformer's. Where the parts stand
-    is the business of `place`. passes: of the present or last `fast`.
+    The VAE is always float32, since its errors are seen directly; `dtype` is that of the transformer and of the mask
+    encoder (whose masks then move by 0.001 on nano). Where the parts stand is the business of `place`. passes: of the
+    present or last `fast`.
     """
 
     def __init__(
@@ -348,7 +349,7 @@ class Backbone:
         if folder is None:
             return None
         try:
-            model: Any = MaskEncoder.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+            model: Any = MaskEncoder.from_pretrained(folder, use_safetensors=True, torch_dtype=self.dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"The model {self.name!r} has no usable mask encoder in {folder}: {error}") from error
         return model.eval().requires_grad_(False).to(self.device)

@@ -13,7 +13,6 @@ from pipeline.evaluation.world import DEFAULT
 
 
 def test_the_tradeoff_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
     rows = [
         {
             "seed": seed,

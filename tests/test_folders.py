@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -259,7 +258,6 @@ def test_ray_is_asked_for_in_plain_words(flat, tiny_backbone_folder, tmp_path, m
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_the_same_rows_come_from_ray(flat, tiny_backbone_folder, tmp_path):
     (flat / "broken.mp4").write_bytes(b"no video" * 99)
     rows: list[dict[str, dict]] = []

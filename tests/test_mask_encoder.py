@@ -81,6 +81,16 @@ def test_structural_similarity():
     assert 1 > structural(a, slight) > structural(a, strong) > -1
 
 
+def test_half_precision_moves_it_little(tiny_backbone_folder):
+    mask = torch.rand(5, 1, 32, 48, generator=torch.Generator().manual_seed(0)) > 0.4
+    filled = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    single, half = (
+        load_backbone(str(tiny_backbone_folder), device="cpu", dtype=dtype).learned_mask(mask, filled)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32 and (single - half).abs().max() < 0.02
+
+
 def test_a_backbone_without_one_says_what_to_do(tiny_backbone_folder, tmp_path):
     folder = Path(shutil.copytree(tiny_backbone_folder, tmp_path / "plain"))
     settings = json.loads((folder / "recapture.json").read_text())

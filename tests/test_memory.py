@@ -438,7 +438,6 @@ def write_lora(folder: Path, width: int, layers: int) -> Path:
 
 @pytest.mark.parametrize("name", ["whole", "offload", "groups"])
 def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_path, monkeypatch, name):
-    pytest.importorskip("peft")
     backbone = load_tiny(tiny_backbone_folder, mode=MODES[name])
     monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     lora = write_lora(tmp_path, 24, 2)
