@@ -73,7 +73,17 @@ def render_file(options: argparse.Namespace) -> None:
 
 def warp(options: argparse.Namespace) -> None:
     """Stop at the measurement: the clip seen from the new camera, its holes as a grey checkerboard."""
-    from pipeline.render import Analysis, analyse, hide, keep_measurement, make_writable, measure, show_holes, writing
+    from pipeline.render import (
+        Analysis,
+        analyse,
+        hide,
+        keep_measurement,
+        make_writable,
+        measure,
+        see_elsewhere,
+        show_holes,
+        writing,
+    )
     from pipeline.video import Clip, write_video
 
     request, output = _request(options), _checked_output(options)
@@ -94,7 +104,8 @@ def warp(options: argparse.Namespace) -> None:
             else:
                 progress.show(event.message, 5 * event.fraction)
         progress.show("Warping", 0.5)
-        measurement = measure(analysis, request)
+        own = measure(analysis, request)
+        measurement = see_elsewhere(analysis, request, own) or own
         progress.show("Writing the video", 0.8)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
             video = Path(folder) / "warp.mp4"
@@ -107,7 +118,9 @@ def warp(options: argparse.Namespace) -> None:
                 keep_measurement(keep, measurement, analysis)
         progress.show("Done", 1.0)
     unknown = 1 - measurement.mask.float().mean().item()
-    _say([*analysis.notes, f"{unknown:.1%} of the picture is unknown."])
+    elsewhere = 1 - own.mask.float().mean().item() - unknown
+    words = f" {elsewhere:.1%} is seen by other frames only, and was taken from there." if elsewhere else ""
+    _say([*analysis.notes, f"{unknown:.1%} of the picture is unknown.{words}"])
     print(f"Wrote {output}")
 
 
@@ -398,6 +411,8 @@ def _parser() -> argparse.ArgumentParser:
         names = ", ".join(spec.name for spec in of_role("backbone"))
         words = f"video model: {names}, a folder or a Hugging Face id (default: by what this machine has)"
         add("--backbone", metavar="MODEL", help=words)
+        words = "do not take what a frame does not see from frames that do"
+        add("--no-other-frames", dest="other_frames", action="store_false", help=words)
         add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
         names = ", ".join(spec.name for spec in of_role("depth"))
         add("--depth-model", metavar="MODEL", help=f"{names}, a folder or a Hugging Face id (default: the backbone's)")

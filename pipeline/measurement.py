@@ -263,7 +263,7 @@ def see_behind(
                 continue
             chains[s] = beside @ (link if s < t else np.linalg.inv(link))
             found, usable = _aligned(pictures[s], holes[s], chains[s])
-            agrees = _agreement(found, pictures[t], usable & ~holes[t]) < _AGREES
+            agrees = agreement(found, pictures[t], usable & ~holes[t]) < _AGREES
             take = left[t] & usable & agrees
             filled[t][take] = found[take]
             left[t] &= ~take
@@ -302,7 +302,7 @@ def _aligned(picture: np.ndarray, hidden: np.ndarray, matrix: np.ndarray) -> tup
     return found.clip(0, 1), usable > 0.999
 
 
-def _agreement(a: np.ndarray, b: np.ndarray, known: np.ndarray) -> np.ndarray:
+def agreement(a: np.ndarray, b: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Mean absolute difference of two pictures near each pixel, over what is known; infinite where nothing is near."""
     sigma = max(4.0, min(known.shape) / 24)
     weight = cv2.GaussianBlur(known.astype(np.float32), (0, 0), sigma)

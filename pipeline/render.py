@@ -42,6 +42,7 @@ from pipeline.depth import (
 from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.first_frame import inpaint, locate
+from pipeline.gather import from_other_frames
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
@@ -98,6 +99,8 @@ class RenderRequest:
         used; the object is followed from there. invert: everything but that object is replaced. grow: percent of the
         picture's shorter side by which what is replaced is widened (shrunk, if negative).
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
+    other_frames: what a frame does not see from the new camera is taken from frames that do, see `gather`; not where
+        something is replaced.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     first_frame_model: an image model that paints what is unknown of the first frame: a name of
         `models.MODELS`, a folder or a hub id; None leaves it to the video model.
@@ -142,6 +145,7 @@ class RenderRequest:
     invert: bool = False
     grow: float = 2.0
     remove: bool = False
+    other_frames: bool = True
     first_frame: str | None = None
     first_frame_model: str | None = None
     backbone: str = "nano"
@@ -273,6 +277,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.remove, bool), "remove", "true or false")
     need(isinstance(request.invert, bool), "invert", "true or false")
     need(not request.remove or request.mask is not None, "remove", "false where there is no mask to say what to remove")
+    need(isinstance(request.other_frames, bool), "other_frames", "true or false")
     need(isinstance(request.composite, bool), "composite", "true or false")
     need(_is_number(request.seam) and 0 <= request.seam <= 20, "seam", "from 0 to 20 percent")
 
@@ -521,6 +526,20 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
             f"{_amount(request):g}; choose a smaller amount or check the depth."
         )
     return measurement
+
+
+def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Measurement | None:
+    """The measurement at working size, completed by what other frames of the clip saw, see `gather`.
+
+    As it is where that is not wanted, something is replaced or time stands still; None where the motion of the clip's
+    own camera cannot be found.
+    """
+    frozen = request.move is not None and request.move.frozen is not None
+    if not request.other_frames or frozen or analysis.hidden is not None or measurement.mask.all():
+        return measurement
+    return from_other_frames(
+        analysis.clip.frames, analysis.depth.z, analysis.source, _cameras(analysis, request), measurement
+    )
 
 
 def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
@@ -851,7 +870,13 @@ def _render(
         yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
         analysis = _paint_first_frame(analysis, request, request.first_frame_model, paint)
         measurement = measure(analysis, request)
+    before = measurement.mask.float().mean().item()
+    if request.other_frames and before < 1:
+        yield clock.stage("gather", "Looking for what other frames saw", 0.11)
+    completed = see_elsewhere(analysis, request, measurement)
+    measurement = completed or measurement
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
+    elsewhere = None if completed is None else measurement.mask.float().mean().item() - before
     yield WarpEvent(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
     )
@@ -944,6 +969,7 @@ def _render(
             "distance": analysis.distance,
         },
         "unknown": unknown.mean().item(),
+        "from_other_frames": elsewhere,
         "hidden": None if analysis.hidden is None else analysis.hidden.float().mean().item(),
         "first_frame": {
             "complete": unknown[0].item() < COMPLETE_BELOW,
@@ -956,7 +982,7 @@ def _render(
         "preview_by": backbone.preview_by,
         "notes": [
             *analysis.notes,
-            *_notes(analysis, request, unknown),
+            *_notes(analysis, request, unknown, elsewhere),
             *([_windows_note(spans, backbone)] if len(spans) > 1 else []),
             *speed_notes,
             *path_warnings(analysis, request, 1 - unknown),
@@ -1202,13 +1228,17 @@ def _first_frame_from(analysis: Analysis, request: RenderRequest, unknown: float
     return "the model"
 
 
-def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor) -> list[str]:
+def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor, elsewhere: float | None) -> list[str]:
     notes, frames = [], len(unknown)
     if _padded(frames) != frames:
         notes.append(f"The model works on {_padded(frames)} frames: the last one was repeated, and cut off again.")
     if request.depth is None and not _stands_still(analysis, request):
         by = f" by {_name_of(request.depth_model)}" if request.depth_model else ""
         notes.append(f"The depth was estimated from the pictures{by}.")
+    if elsewhere is None:
+        notes.append("Other frames of the clip were not used: how its own camera moves was not found.")
+    elif elsewhere >= 0.001:
+        notes.append(f"{elsewhere:.1%} of the picture is seen by other frames only, and was taken from there.")
     if analysis.picture is not None:
         how = "" if analysis.picture_from.startswith("inpainted") else "taken from "
         notes.append(f"What was unknown of the first frame was {how}{analysis.picture_from}.")

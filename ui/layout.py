@@ -350,11 +350,13 @@ def preview_words(by: str) -> str:
     return f'<p class="rc-caption">Preview by {escape(by)}.</p>' if by else ""
 
 
-def share_words(share: float) -> str:
+def share_words(share: float, other_frames: bool) -> str:
+    """other_frames: whether what those saw is put in first."""
     percent = 100 * share
     if percent < 0.5:
         return "Almost everything is seen by your clip from here."
-    return f"{percent:.0f} % of the picture is unknown from here (checkered): the model will fill it in."
+    by = "what other frames saw is put in, the model fills in the rest" if other_frames else "the model will fill it in"
+    return f"{percent:.0f} % of the picture is unknown from here (checkered): {by}."
 
 
 def progress_words(view: JobView) -> str:
@@ -378,6 +380,8 @@ def figures_html(report: dict[str, Any]) -> str:
     rows = []
     if (unknown := at("unknown")) is not None:
         rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
+    if elsewhere := at("from_other_frames"):
+        rows.append(row("Seen by other frames", f"{100 * elsewhere:.1f} %", "of the picture, and taken from there"))
     raw, kept = at("measurement", "raw"), at("measurement", "composited")
     if raw:
         decibels = "equal" if raw.get("psnr") is None else f"{raw['psnr']:.1f} dB"
@@ -686,7 +690,9 @@ def build(
                     widgets.status_html(words, "warning")
                     for words in render.path_warnings(analysis, request, 1 - unknown)
                 )
-                words = widgets.status_html(share_words(unknown.mean().item()))
+                words = widgets.status_html(
+                    share_words(unknown.mean().item(), request.other_frames and analysis.hidden is None)
+                )
                 yield {
                     warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
                     warp_status: words + widgets.unknown_strip(unknown.tolist()) + warnings,
@@ -968,6 +974,9 @@ def _advanced() -> tuple[dict[str, Any], list[Terms]]:
         own, value="", label="What is unknown of the first frame", elem_id="set-first_frame_model"
     )
     terms.append(ask_terms(model, "first-frame"))
+    controls["other_frames"] = gr.Checkbox(
+        value=DEFAULTS["other_frames"], label="What a frame does not see, take from frames that do", elem_id="set-other"
+    )
     controls["composite"] = gr.Checkbox(
         value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
     )

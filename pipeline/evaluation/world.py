@@ -25,13 +25,14 @@ from pipeline.backbone import Backbone
 from pipeline.camera import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
+from pipeline.gather import from_other_frames
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
 from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
 from pipeline.solvers import SOLVERS
 from pipeline.training.world import Sample, render_sample
 
-BASE = RenderRequest(clip="(world)")
+BASE = RenderRequest(clip="(world)", other_frames=False)  # every method gets the same measurement
 TELEA, DEFAULT, UNGUIDED = "Telea (OpenCV)", "DDS, shown the warp (default)", "prior alone, shown the warp"
 STRIPS = 5  # scenes in the figure
 PRIORS: dict[str, RenderRequest] = {
@@ -45,7 +46,7 @@ PRIORS: dict[str, RenderRequest] = {
 }
 SETTINGS = (
     "solver", "latent_mask", "phi", "tau", "gamma", "iterations", "step_size", "schedule", "guide_from", "guide_until",
-    "condition", "steps", "guidance_scale", "strength",
+    "condition", "steps", "guidance_scale", "strength", "other_frames",
 )  # fmt: skip
 
 
@@ -57,7 +58,8 @@ def move_of(seed: int) -> str:
 def method_of(text: str) -> RenderRequest:
     """A method in words, such as "repaint,binary,iterations=3": a solver, a latent mask, settings of the request.
 
-    What is not said is the default's. Raises `InputError`.
+    What is not said is the default's, but that each frame is on its own unless it says other_frames=true. Raises
+    `InputError`.
     """
     given: dict[str, Any] = {}
     for word in text.split(","):
@@ -104,6 +106,10 @@ def _recapture(
 ) -> tuple[Float[Tensor, "T 3 H W"], dict[str, float]]:
     request = replace(request, prompt=sample.caption)
     began = _now(backbone)
+    if request.other_frames:
+        source, target = sample.source, sample.target
+        completed = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
+        measurement = completed or measurement
     problem = prepare(backbone, measurement, sample.source.frames, request, target=sample.target.frames)
     z, ready = problem.noise, _now(backbone)
     for step in solve(backbone, problem, request):

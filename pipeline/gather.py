@@ -1,0 +1,215 @@
+"""What other frames of a clip saw of the places that its own frame does not see: filmed, not invented.
+
+A frame's warp leaves holes where things were hidden or out of the picture at that moment. The camera or the things may
+have moved since: then another frame saw the place. Its pixels are warped to the same target camera, as far as they show
+what stands still. Ours; the papers warp each frame alone.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from pipeline.camera import CameraPath, invert_rigid, transform, unproject
+from pipeline.measurement import Measurement, agreement, warp_to_path
+
+# Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
+_DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+# A point that another frame looks through, onto something this much farther away, does not stand still.
+_SEEN_THROUGH = 0.05
+_AGREES = 0.05  # mean difference of two frames around a place up to which one may complete the other
+_CORNERS = 800
+_FEWEST, _AGREEING = 24, 0.4  # corners that must agree on a camera's motion, and their share
+_WITHIN = 1.5  # pixels that an agreeing corner may be off
+_FOLLOWED = 8  # frames through which the same corners are followed
+_STANDS = 0.3  # pixels; corners that move less on the median are those of a camera that stands still
+_AT_ONCE = 16  # frames that are warped together
+
+
+def from_other_frames(
+    frames: Float[Tensor, "T 3 H W"],
+    z: Float[Tensor, "T H W"],
+    source: CameraPath,
+    target: CameraPath,
+    own: Measurement,
+) -> Measurement | None:
+    """`own`, the measurement by `warp_to_path` of the same arguments, completed by `gather`.
+
+    Only where each target camera is from its source camera need be true: how the clip's camera moved is found. None
+    where it cannot be.
+    """
+    cameras = ego_motion(frames, z, source.K)
+    if cameras is None:
+        return None
+    away = invert_rigid(source.world_from_cam) @ target.world_from_cam
+    along = CameraPath(cameras.world_from_cam @ away, target.K)
+    return gather(frames, z, cameras, along, own, standing(z, cameras))
+
+
+def gather(
+    frames: Float[Tensor, "T 3 H W"],
+    z: Float[Tensor, "T H W"],
+    source: CameraPath,
+    target: CameraPath,
+    own: Measurement,
+    still: Bool[Tensor, "T H W"],
+) -> Measurement:
+    """The measurement with its holes filled by what other frames saw there, the nearest in time first.
+
+    frames, z, source, target: of `warp_to_path`; source: the cameras in one world, see `ego_motion`. own: the
+    measurement by that function; its known pixels stay as they are. still: see `standing`. Where another frame's pixels
+    disagree with what is known around a hole, as they do where depth or cameras are wrong, nothing is taken from it.
+    """
+    video, mask = own.video.clone(), own.mask.clone()
+    # what moves hides what another frame sees there, and is not to be compared with it
+    compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
+    for offset in _offsets(len(frames)):
+        for now, then in _pairs(len(frames), offset):
+            if mask[now].all():
+                continue
+            seen = warp_to_path(frames[then], z[then], _part(source, then), _part(target, now), ~still[then])
+            for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
+                take = usable & ~mask[t]
+                if take.any():
+                    take &= _agrees(found, own.video[t], usable & compared[t])
+                    video[t] = torch.where(take, found, video[t])
+                    mask[t] |= take
+    return Measurement(video, mask)
+
+
+def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H W"]:
+    """Which pixels of a clip show what stands still, as far as its depths tell: no other frame sees through it.
+
+    What moves leaves its place, and another frame then sees something farther away where it was. A step of depth
+    reaches one pixel, since outlines are not exact. The arguments are those of `warp_to_path`.
+    """
+    T, H, W = z.shape
+    still = torch.isfinite(z) & (z > 0)
+    z = torch.where(still, z, torch.inf)
+    nearest = -F.max_pool2d(-z[:, None], 3, 1, 1)
+    points = unproject(z.nan_to_num(posinf=0), source.K)
+    for offset in _offsets(T):
+        for now, then in _pairs(T, offset):
+            seen_from = invert_rigid(source.world_from_cam[then]) @ source.world_from_cam[now]
+            place = transform(seen_from, points[now])
+            at = torch.einsum("tij,thwj->thwi", source.K[then], place)
+            at = at[..., :2] / at[..., 2:].clamp_min(1e-6) * at.new_tensor([2 / W, 2 / H]) - 1
+            inside = (at.abs() <= 1).all(-1) & (place[..., 2] > 0)
+            behind = F.grid_sample(nearest[then], at, "nearest", "border", align_corners=False)[:, 0]
+            still[now] &= ~(inside & (place[..., 2] < behind * (1 - _SEEN_THROUGH)))
+    # the rim of what moves is of it too
+    return F.max_pool2d((~still).float()[:, None], 3, 1, 1)[:, 0] == 0
+
+
+def ego_motion(
+    frames: Float[Tensor, "T 3 H W"], z: Float[Tensor, "T H W"], K: Float[Tensor, "T 3 3"]
+) -> CameraPath | None:
+    """The cameras of a clip in one world, that of the first frame, as its corners and their depths tell.
+
+    Corners are followed by optical flow, lifted by their depth, and the camera that sees them where they have got to
+    is found by robust least squares (Cauchy's loss): what moves by itself is outvoted. None where too few corners
+    agree. A camera whose picture stands still does so exactly. frames in [0, 1]; K in their pixels.
+    """
+    grey = [cv2.cvtColor(_picture(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    depth, lens = z.detach().cpu().double().numpy(), K.detach().cpu().double().numpy()
+    poses, anchor = [np.eye(4)], 0
+    points, start = _corners(grey[0], depth[0], lens[0])
+    at, motion = start, np.zeros(6)
+    for t in range(1, len(grey)):
+        at, kept = _followed(grey[t - 1], grey[t], at)
+        points, start = points[kept], start[kept]
+        motion = _motion(points, start, at, lens[t], motion)
+        if motion is None:
+            return None
+        poses.append(poses[anchor] @ np.linalg.inv(_matrix(motion)))
+        if t - anchor == _FOLLOWED or len(at) < 2 * _FEWEST:  # errors add up from anchor to anchor, not in between
+            anchor, motion = t, np.zeros(6)
+            points, start = _corners(grey[t], depth[t], lens[t])
+            at = start
+    return CameraPath(torch.from_numpy(np.stack(poses)).to(z), K)
+
+
+def _corners(grey: np.ndarray, z: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of a frame whose depth is known: places in space N 3, and pixels N 2 with centres at whole numbers."""
+    found = cv2.goodFeaturesToTrack(grey, _CORNERS, 0.003, 4)
+    at = np.zeros((0, 2)) if found is None else found[:, 0].astype(np.float64)
+    column, row = at.round().astype(int).T
+    depth = z[row.clip(0, z.shape[0] - 1), column.clip(0, z.shape[1] - 1)]
+    usable = np.isfinite(depth) & (depth > 0)
+    at, depth = at[usable], depth[usable]
+    rays = np.concatenate([at + 0.5, np.ones((len(at), 1))], 1) @ np.linalg.inv(K).T
+    return rays * depth[:, None], at
+
+
+def _followed(a: np.ndarray, b: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where pixels N 2 of picture a are in b: those that optical flow leads there and back, and which they are."""
+    if not len(at):
+        return at, np.zeros(0, bool)
+    before = at[:, None].astype(np.float32)
+    after, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, before, None)  # type: ignore[call-overload]
+    again, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, after, None)  # type: ignore[call-overload]
+    kept = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (np.linalg.norm(again - before, axis=-1)[:, 0] < 0.5)
+    return after[kept, 0].astype(np.float64), kept
+
+
+def _motion(
+    points: np.ndarray, start: np.ndarray, at: np.ndarray, K: np.ndarray, guess: np.ndarray
+) -> np.ndarray | None:
+    """The rotation vector and shift that take `points` N 3 to where the camera with K sees them at pixels `at`."""
+    if len(points) < _FEWEST:
+        return None
+    if np.median(np.linalg.norm(at - start, axis=1)) < _STANDS:
+        return np.zeros(6)
+    scale = float(np.median(points[:, 2]))  # so that shifts and angles are of one size
+
+    def off(motion: np.ndarray) -> np.ndarray:
+        there = (Rotation.from_rotvec(motion[:3]).apply(points / scale) + motion[3:]) @ K.T
+        return there[:, :2] / np.maximum(there[:, 2:], 1e-3) - (at + 0.5)
+
+    # from the motion until the frame before the way is short; the loss outvotes what moves by itself
+    guess = guess / np.array([1, 1, 1, scale, scale, scale])
+    found = least_squares(lambda motion: off(motion).ravel(), guess, loss="cauchy", f_scale=0.5).x
+    if (np.linalg.norm(off(found), axis=1) < _WITHIN).sum() < max(_FEWEST, _AGREEING * len(points)):
+        return None
+    return found * np.array([1, 1, 1, scale, scale, scale])
+
+
+def _matrix(motion: np.ndarray) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec(motion[:3]).as_matrix(), motion[3:]
+    return pose
+
+
+def _offsets(frames: int) -> list[int]:
+    """How far away the other frames are, the nearest first, before and after alike."""
+    distances = [distance for distance in _DISTANCES if distance < frames]
+    return [sign * distance for distance in distances for sign in (-1, 1)]
+
+
+def _pairs(frames: int, offset: int) -> list[tuple[slice, slice]]:
+    """Slices (now, then) with then = now + offset, a few frames at once."""
+    first, last = max(0, -offset), min(frames, frames - offset)
+    starts = range(first, last, _AT_ONCE)
+    return [(slice(a, min(a + _AT_ONCE, last)), slice(a + offset, min(a + _AT_ONCE, last) + offset)) for a in starts]
+
+
+def _part(path: CameraPath, span: slice) -> CameraPath:
+    return CameraPath(path.world_from_cam[span], path.K[span])
+
+
+def _picture(frame: Tensor) -> np.ndarray:
+    return np.ascontiguousarray((255 * frame).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def _agrees(found: Tensor, known: Tensor, both: Tensor) -> Bool[Tensor, "1 H W"]:
+    """Where two pictures 3 H W differ little around a place, over the pixels that both have."""
+    if not both.any():
+        return torch.zeros_like(both)
+    a, b = (np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy(), np.float32) for picture in (found, known))
+    return torch.from_numpy(agreement(a, b, both[0].cpu().numpy()) < _AGREES)[None].to(both.device)

@@ -1,0 +1,146 @@
+"""What other frames saw: on a scene that is known everywhere, a textured wall with a card that passes before it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from pipeline.camera import CameraPath, default_intrinsics, static_path
+from pipeline.gather import ego_motion, from_other_frames, gather, standing
+from pipeline.measurement import Measurement, warp_to_path
+
+T, H, W = 9, 96, 144
+WALL, CARD, HALF = 8.0, 4.0, 0.7
+K = default_intrinsics(H, W, T, 55.0)
+
+
+def texture(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Blurred squares of random colours on the wall, smooth enough to be looked up between pixels."""
+    colours = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(3))
+    grid = torch.stack([x / 8, y / 8], -1)[None]
+    return torch.nn.functional.grid_sample(colours[None], grid, "bicubic", "reflection", align_corners=False)[0].clamp(
+        0, 1
+    )
+
+
+def film(path: CameraPath, card: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Frames T 3 H W, depth T H W, and where the wall is seen, T H W. The card is red and moves to the right."""
+    v, u = torch.meshgrid(torch.arange(H) + 0.5, torch.arange(W) + 0.5, indexing="ij")
+    frames, depths, walls = [], [], []
+    for t, (pose, lens) in enumerate(zip(path.world_from_cam, path.K, strict=True)):
+        rays = torch.stack([u, v, torch.ones_like(u)], -1) @ torch.linalg.inv(lens).T @ pose[:3, :3].T
+        far, near = ((plane - pose[2, 3]) / rays[..., 2] for plane in (WALL, CARD))
+        x, y = (pose[i, 3] + near * rays[..., i] for i in (0, 1))
+        hit = ((x + 1.2 - 0.35 * t).abs() < HALF) & (y.abs() < HALF) & card
+        picture = texture(*(pose[i, 3] + far * rays[..., i] for i in (0, 1)))
+        frames.append(torch.where(hit, torch.tensor([1.0, 0, 0])[:, None, None], picture))
+        depths.append(torch.where(hit, near, far) * (rays @ pose[:3, 2]))  # along the axis
+        walls.append(~hit)
+    return torch.stack(frames), torch.stack(depths), torch.stack(walls)
+
+
+def path_of(poses: list[tuple[list[float], list[float]]]) -> CameraPath:
+    """Cameras by rotation vectors in degrees and centres."""
+    matrices = torch.eye(4).repeat(len(poses), 1, 1)
+    for matrix, (turn, centre) in zip(matrices, poses, strict=True):
+        matrix[:3, :3] = torch.from_numpy(Rotation.from_rotvec(turn, degrees=True).as_matrix()).float()
+        matrix[:3, 3] = torch.tensor(centre)
+    return CameraPath(matrices, K)
+
+
+ASIDE = path_of([([0, 0, 0], [0.9 * t / (T - 1), 0, 0]) for t in range(T)])
+WALKING = path_of([([0.3 * t, 0.8 * math.sin(t), 0.2 * t], [0.06 * t, 0.03 * math.sin(t), 0.02 * t]) for t in range(T)])
+
+
+@pytest.mark.parametrize("source", [static_path(K), WALKING], ids=["tripod", "walking"])
+def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
+    target = CameraPath(source.world_from_cam @ ASIDE.world_from_cam, K)
+    frames, z, _ = film(source)
+    truth, _, wall = film(target)
+    own = warp_to_path(frames, z, source, target)
+    found = from_other_frames(frames, z, source, target, own)
+    assert found is not None
+    assert torch.equal(found.video[own.mask.expand_as(found.video)], own.video[own.mask.expand_as(own.video)])
+    new = found.mask & ~own.mask
+    empty = warp_to_path(*film(source, card=False)[:2], source, target).mask
+    behind = ~own.mask & empty & wall[:, None]  # what would be seen if there were no card
+    assert behind.sum() > 500 and new[behind].float().mean() > 0.7
+    # it is the wall that stands there, but for a rim of the card that is a pixel wide, and in its place
+    assert (new[:, 0] & wall).sum() > 0.93 * new.sum()
+    error = (found.video - truth).abs().mean(1)[new[:, 0] & wall]
+    assert error.mean() < 0.03
+    red = (found.video[:, 0] > 0.9) & (found.video[:, 1:].amax(1) < 0.1)
+    assert (red & new[:, 0]).sum() < 0.01 * new.sum()
+
+
+def test_what_moves_does_not_stand_still():
+    source = static_path(K)
+    _, z, wall = film(source)
+    still = standing(z, source)
+    assert not still[~wall].any(), "another frame sees the wall where the card was"
+    assert still[wall].float().mean() > 0.85
+    assert standing(*film(WALKING, card=False)[1:2], WALKING).float().mean() > 0.99
+    unknown = torch.where(wall, z, torch.nan)
+    assert not standing(unknown, source)[~wall].any()
+
+
+def test_nothing_is_taken_where_frames_disagree():
+    source, two = static_path(K[:2]), slice(2)
+    frames, z, _ = (part[two] for part in film(static_path(K)))
+    target = CameraPath(ASIDE.world_from_cam[-2:], K[:2])
+    own = warp_to_path(frames, z, source, target)
+    false = path_of([([0, 12.0 * t, 0], [1.5 * t, 0, 0]) for t in range(T)])  # cameras that never were
+    false = CameraPath(false.world_from_cam[two], K[two])
+    along = CameraPath(false.world_from_cam @ target.world_from_cam, K[two])
+    everything = torch.ones_like(z, dtype=torch.bool)
+    offered = warp_to_path(frames.flip(0), z.flip(0), CameraPath(false.world_from_cam.flip(0), K[two]), along)
+    assert (offered.mask & ~own.mask).float().mean() > 0.05
+    assert torch.equal(gather(frames, z, false, along, own, everything).mask, own.mask)
+    assert gather(frames, z, source, target, own, everything).mask.sum() > own.mask.sum()
+
+
+def test_the_camera_of_a_clip_is_found():
+    frames, z, _ = film(WALKING)
+    found = ego_motion(frames, z, K)
+    assert found is not None
+    off = torch.linalg.inv(WALKING.world_from_cam.double()) @ found.world_from_cam.double()
+    assert np.degrees(Rotation.from_matrix(off[:, :3, :3].numpy()).magnitude()).max() < 0.5
+    assert off[:, :3, 3].norm(dim=-1).max() < 0.01 * WALL
+
+
+def test_a_camera_that_stands_still_does_so_exactly():
+    frames, z, _ = film(static_path(K))
+    found = ego_motion(frames, z, K)
+    assert found is not None and torch.equal(
+        found.world_from_cam, torch.eye(4).to(found.world_from_cam).repeat(T, 1, 1)
+    )
+
+
+def test_without_corners_no_camera_is_found():
+    grey, z = torch.full((3, 3, H, W), 0.5), torch.full((3, H, W), 4.0)
+    assert ego_motion(grey, z, K[:3]) is None
+    own = Measurement(grey, torch.zeros(3, 1, H, W, dtype=torch.bool))
+    assert from_other_frames(grey, z, *(static_path(K[:3]),) * 2, own) is None
+    frames, z, _ = film(static_path(K))
+    assert ego_motion(frames, torch.full_like(z, torch.nan), K) is None
+    noise = torch.rand(3, 3, H, W, generator=torch.Generator().manual_seed(0))
+    assert ego_motion(noise, torch.full((3, H, W), 4.0), K[:3]) is None
+
+
+def test_nothing_to_gain():
+    source = static_path(K)
+    frames, z, _ = film(source)
+    own = warp_to_path(frames, z, source, source)
+    found = from_other_frames(frames, z, source, source, own)
+    assert found is not None and torch.equal(found.video, frames) and found.mask.all()
+    alone = from_other_frames(
+        frames[:1],
+        z[:1],
+        *(CameraPath(p.world_from_cam[:1], K[:1]) for p in (source, ASIDE)),
+        Measurement(frames[:1], own.mask[:1]),
+    )
+    assert alone is not None and torch.equal(alone.video, frames[:1])
