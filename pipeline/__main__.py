@@ -82,6 +82,7 @@ def warp(options: argparse.Namespace) -> None:
         measure,
         see_elsewhere,
         show_holes,
+        wants_other_frames,
         writing,
     )
     from pipeline.video import Clip, write_video
@@ -105,7 +106,8 @@ def warp(options: argparse.Namespace) -> None:
                 progress.show(event.message, 5 * event.fraction)
         progress.show("Warping", 0.5)
         own = measure(analysis, request)
-        measurement = see_elsewhere(analysis, request, own) or own
+        found = see_elsewhere(analysis, request, own) if wants_other_frames(analysis, request, own) else None
+        measurement = found.measurement if found else own
         progress.show("Writing the video", 0.8)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
             video = Path(folder) / "warp.mp4"

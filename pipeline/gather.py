@@ -7,16 +7,19 @@ what stands still. Ours; the papers warp each frame alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from pipeline.camera import CameraPath, invert_rigid, transform, unproject
+from pipeline.camera import CameraPath, invert_rigid, scale_intrinsics, transform, unproject
 from pipeline.measurement import Measurement, agreement, warp_to_path
 
 # Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
@@ -30,6 +33,22 @@ _WITHIN = 1.5  # pixels that an agreeing corner may be off
 _FOLLOWED = 8  # frames through which the same corners are followed
 _STANDS = 0.3  # pixels; corners that move less on the median are those of a camera that stands still
 _AT_ONCE = 16  # frames that are warped together
+# At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
+# frame, and only for so large a share of it.
+_AGAIN, _WORTH = 2, 0.003
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """measurement: what is known, of all frames together. origin: the frame that a pixel was taken from, -1 where that
+    is its own, or none. source, target: the cameras in one world. still: see `standing`.
+    """
+
+    measurement: Measurement
+    origin: Int[Tensor, "T H W"]
+    source: CameraPath
+    target: CameraPath
+    still: Bool[Tensor, "T H W"]
 
 
 def from_other_frames(
@@ -38,8 +57,8 @@ def from_other_frames(
     source: CameraPath,
     target: CameraPath,
     own: Measurement,
-) -> Measurement | None:
-    """`own`, the measurement by `warp_to_path` of the same arguments, completed by `gather`.
+) -> Gathered | None:
+    """`gather` with `own`, the measurement by `warp_to_path` of the same arguments.
 
     Only where each target camera is from its source camera need be true: how the clip's camera moved is found. None
     where it cannot be.
@@ -59,7 +78,7 @@ def gather(
     target: CameraPath,
     own: Measurement,
     still: Bool[Tensor, "T H W"],
-) -> Measurement:
+) -> Gathered:
     """The measurement with its holes filled by what other frames saw there, the nearest in time first.
 
     frames, z, source, target: of `warp_to_path`; source: the cameras in one world, see `ego_motion`. own: the
@@ -67,6 +86,7 @@ def gather(
     disagree with what is known around a hole, as they do where depth or cameras are wrong, nothing is taken from it.
     """
     video, mask = own.video.clone(), own.mask.clone()
+    origin = torch.full_like(z, -1, dtype=torch.int32)
     # what moves hides what another frame sees there, and is not to be compared with it
     compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
     for offset in _offsets(len(frames)):
@@ -80,6 +100,38 @@ def gather(
                     take &= _agrees(found, own.video[t], usable & compared[t])
                     video[t] = torch.where(take, found, video[t])
                     mask[t] |= take
+                    origin[t][take[0]] = t + offset
+    return Gathered(Measurement(video, mask), origin, source, target, still)
+
+
+def at_size(
+    found: Gathered, own: Measurement, first: int, picture_of: Callable[[int], tuple[Tensor, Tensor]]
+) -> Measurement:
+    """`own`, a measurement of the frames from `first` on at another size, completed from the frames that `found` names
+    most. The rest is left to the model, which had them at its own size.
+
+    picture_of(t): frame t of the clip and its depth, 3 H W and H W, at that size.
+    """
+    working, size = (tuple(part.shape[-2:]) for part in (found.still, own.mask))
+    video, mask = own.video.clone(), own.mask.clone()
+    like = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
+    origin = like(found.origin[first : first + len(video)]).int()
+    source, target = (
+        CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
+        for path in (found.source, found.target)
+    )
+    for t in range(len(video)):
+        wanted = torch.where(mask[t, 0], -1, origin[t])
+        frames, counts = wanted[wanted >= 0].unique(return_counts=True)
+        largest = counts.argsort(descending=True)[:_AGAIN]
+        for then in frames[largest][counts[largest] >= _WORTH * wanted.numel()].tolist():
+            frame, z = picture_of(then)
+            there, here = slice(then, then + 1), slice(first + t, first + t + 1)
+            moves = like(found.still[there]) == 0
+            seen = warp_to_path(frame[None], z[None], _part(source, there), _part(target, here), moves)
+            take = seen.mask[0] & (wanted == then)
+            video[t] = torch.where(take, seen.video[0], video[t])
+            mask[t] |= take
     return Measurement(video, mask)
 
 

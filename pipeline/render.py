@@ -42,7 +42,7 @@ from pipeline.depth import (
 from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.first_frame import inpaint, locate
-from pipeline.gather import from_other_frames
+from pipeline.gather import Gathered, at_size, from_other_frames
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
@@ -528,18 +528,19 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
     return measurement
 
 
-def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Measurement | None:
+def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
+    """Whether there is something for other frames to complete: not where something is replaced or time stands still."""
+    frozen = request.move is not None and request.move.frozen is not None
+    return request.other_frames and not frozen and analysis.hidden is None and not bool(measurement.mask.all())
+
+
+def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Gathered | None:
     """The measurement at working size, completed by what other frames of the clip saw, see `gather`.
 
-    As it is where that is not wanted, something is replaced or time stands still; None where the motion of the clip's
-    own camera cannot be found.
+    None where the motion of the clip's own camera cannot be found.
     """
-    frozen = request.move is not None and request.move.frozen is not None
-    if not request.other_frames or frozen or analysis.hidden is not None or measurement.mask.all():
-        return measurement
-    return from_other_frames(
-        analysis.clip.frames, analysis.depth.z, analysis.source, _cameras(analysis, request), measurement
-    )
+    cameras = _cameras(analysis, request)
+    return from_other_frames(analysis.clip.frames, analysis.depth.z, analysis.source, cameras, measurement)
 
 
 def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
@@ -870,13 +871,13 @@ def _render(
         yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
         analysis = _paint_first_frame(analysis, request, request.first_frame_model, paint)
         measurement = measure(analysis, request)
-    before = measurement.mask.float().mean().item()
-    if request.other_frames and before < 1:
+    elsewhere, found = 0.0, None
+    if wants_other_frames(analysis, request, measurement):
         yield clock.stage("gather", "Looking for what other frames saw", 0.11)
-    completed = see_elsewhere(analysis, request, measurement)
-    measurement = completed or measurement
+        before, found = measurement.mask.float().mean().item(), see_elsewhere(analysis, request, measurement)
+        measurement = found.measurement if found else measurement
+        elsewhere = measurement.mask.float().mean().item() - before if found else None
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
-    elsewhere = None if completed is None else measurement.mask.float().mean().item() - before
     yield WarpEvent(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
     )
@@ -905,7 +906,7 @@ def _render(
     if request.composite:
         yield clock.stage("composite", f"Compositing at {full_size[0]}x{full_size[1]}", 0.88)
         composited = composite(raw, measurement, seam_pixels=_seam(request, size))
-        result = composited if full_size == size else _composite_full(raw, analysis, request)
+        result = composited if full_size == size else _composite_full(raw, analysis, request, found)
 
     yield clock.stage("measure", "Measuring", 0.92)
     figures = {"raw": _figures(raw, measurement), "composited": None}
@@ -1413,12 +1414,24 @@ def _seam(request: RenderRequest, size: tuple[int, int]) -> int:
     return max(2, round(pixels)) if pixels else 0  # less than two could not be seen
 
 
-def _composite_full(raw: Tensor, analysis: Analysis, request: RenderRequest) -> Float[Tensor, "T 3 H W"]:
+def _composite_full(
+    raw: Tensor, analysis: Analysis, request: RenderRequest, found: Gathered | None
+) -> Float[Tensor, "T 3 H W"]:
     size = size_of(analysis.full.frames)
     result = torch.empty_like(analysis.full.frames)
+
+    @lru_cache(8)
+    def picture_of(t: int) -> tuple[Tensor, Tensor]:
+        span = slice(t, t + 1)
+        small, frame = analysis.clip.frames[span], resize(analysis.full.frames[span], size)
+        return frame[0], resize_depth(analysis.depth.z[span], size, guide=(small, frame))[0]
+
     for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
         span = slice(first, first + 4)
-        result[span] = composite(raw[span], _warp(analysis, request, size, span), seam_pixels=_seam(request, size))
+        measurement = _warp(analysis, request, size, span)
+        if found is not None:
+            measurement = at_size(found, measurement, first, picture_of)
+        result[span] = composite(raw[span], measurement, seam_pixels=_seam(request, size))
     return result
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from pipeline.camera import CameraPath, default_intrinsics, static_path
-from pipeline.gather import ego_motion, from_other_frames, gather, standing
+from pipeline.camera import CameraPath, default_intrinsics, scale_intrinsics, static_path
+from pipeline.gather import at_size, ego_motion, from_other_frames, gather, standing
 from pipeline.measurement import Measurement, warp_to_path
 
 T, H, W = 9, 96, 144
@@ -62,8 +62,9 @@ def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
     frames, z, _ = film(source)
     truth, _, wall = film(target)
     own = warp_to_path(frames, z, source, target)
-    found = from_other_frames(frames, z, source, target, own)
-    assert found is not None
+    gathered = from_other_frames(frames, z, source, target, own)
+    assert gathered is not None
+    found = gathered.measurement
     assert torch.equal(found.video[own.mask.expand_as(found.video)], own.video[own.mask.expand_as(own.video)])
     new = found.mask & ~own.mask
     empty = warp_to_path(*film(source, card=False)[:2], source, target).mask
@@ -75,6 +76,22 @@ def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
     assert error.mean() < 0.03
     red = (found.video[:, 0] > 0.9) & (found.video[:, 1:].amax(1) < 0.1)
     assert (red & new[:, 0]).sum() < 0.01 * new.sum()
+    assert torch.equal(gathered.origin >= 0, new[:, 0])
+    assert not (gathered.origin == torch.arange(T)[:, None, None]).any()
+
+    # and the same at the same size, frame by frame; from a small frame of the clip, a larger one
+    again = at_size(gathered, Measurement(own.video[4:7], own.mask[4:7]), 4, lambda t: (frames[t], z[t]))
+    most = [sum(sorted(torch.bincount(part[part >= 0]).tolist())[-2:]) for part in gathered.origin[4:7]]
+    assert 0.8 * sum(most) < (again.mask & new[4:7]).sum() <= sum(most), "two frames are asked for each"
+    agreed = (again.mask & new[4:7]).expand_as(again.video)
+    assert torch.equal(again.video[agreed], found.video[4:7][agreed])
+    double = lambda part: torch.nn.functional.interpolate(part, scale_factor=2, mode="bilinear")
+    large = lambda path: CameraPath(path.world_from_cam[4:7], scale_intrinsics(path.K[4:7], (H, W), (2 * H, 2 * W)))
+    frames, z = double(frames), double(z[:, None])[:, 0]
+    own_large = warp_to_path(frames[4:7], z[4:7], large(source), large(target))
+    twice = at_size(gathered, own_large, 4, lambda t: (frames[t], z[t]))
+    gained = (twice.mask & ~own_large.mask).sum() / 4
+    assert 0.6 * sum(most) < gained < 1.3 * sum(most)
 
 
 def test_what_moves_does_not_stand_still():
@@ -99,8 +116,8 @@ def test_nothing_is_taken_where_frames_disagree():
     everything = torch.ones_like(z, dtype=torch.bool)
     offered = warp_to_path(frames.flip(0), z.flip(0), CameraPath(false.world_from_cam.flip(0), K[two]), along)
     assert (offered.mask & ~own.mask).float().mean() > 0.05
-    assert torch.equal(gather(frames, z, false, along, own, everything).mask, own.mask)
-    assert gather(frames, z, source, target, own, everything).mask.sum() > own.mask.sum()
+    assert torch.equal(gather(frames, z, false, along, own, everything).measurement.mask, own.mask)
+    assert gather(frames, z, source, target, own, everything).measurement.mask.sum() > own.mask.sum()
 
 
 def test_the_camera_of_a_clip_is_found():
@@ -136,11 +153,11 @@ def test_nothing_to_gain():
     frames, z, _ = film(source)
     own = warp_to_path(frames, z, source, source)
     found = from_other_frames(frames, z, source, source, own)
-    assert found is not None and torch.equal(found.video, frames) and found.mask.all()
+    assert found is not None and torch.equal(found.measurement.video, frames)
     alone = from_other_frames(
         frames[:1],
         z[:1],
         *(CameraPath(p.world_from_cam[:1], K[:1]) for p in (source, ASIDE)),
         Measurement(frames[:1], own.mask[:1]),
     )
-    assert alone is not None and torch.equal(alone.video, frames[:1])
+    assert alone is not None and torch.equal(alone.measurement.video, frames[:1])

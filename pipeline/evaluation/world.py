@@ -108,8 +108,8 @@ def _recapture(
     began = _now(backbone)
     if request.other_frames:
         source, target = sample.source, sample.target
-        completed = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
-        measurement = completed or measurement
+        found = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
+        measurement = found.measurement if found else measurement
     problem = prepare(backbone, measurement, sample.source.frames, request, target=sample.target.frames)
     z, ready = problem.noise, _now(backbone)
     for step in solve(backbone, problem, request):
