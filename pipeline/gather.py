@@ -112,7 +112,7 @@ def at_size(
 
     picture_of(t): frame t of the clip and its depth, 3 H W and H W, at that size.
     """
-    working, size = (tuple(part.shape[-2:]) for part in (found.still, own.mask))
+    working, size = ((part.shape[-2], part.shape[-1]) for part in (found.still, own.mask))
     video, mask = own.video.clone(), own.mask.clone()
     like = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
     origin = like(found.origin[first : first + len(video)]).int()
