@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from synthetic import write_clip
 
 from pipeline.camera import CameraPath, default_intrinsics, scale_intrinsics, static_path
 from pipeline.gather import at_size, ego_motion, from_other_frames, gather, standing
 from pipeline.measurement import Measurement, warp_to_path
+from pipeline.render import DoneEvent, RenderRequest, render
+from pipeline.video import Clip, read_video, write_video
 
 T, H, W = 9, 96, 144
 WALL, CARD, HALF = 8.0, 4.0, 0.7
@@ -161,3 +165,33 @@ def test_nothing_to_gain():
         Measurement(frames[:1], own.mask[:1]),
     )
     assert alone is not None and torch.equal(alone.measurement.video, frames[:1])
+
+
+def test_a_render_uses_and_reports_them(tiny_backbone_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+    frames, z, _ = film(static_path(K))
+    double = frames.repeat_interleave(2, -1).repeat_interleave(2, -2)  # larger than what the model works at
+    write_video(tmp_path / "card.mp4", Clip(double, 8.0))
+    np.savez(tmp_path / "depth.npz", z=z.numpy())
+    depth = str(tmp_path / "depth.npz")
+    given = {"size": (64, 96), "steps": 1, "depth": depth, "backbone": str(tiny_backbone_folder)}
+    request = RenderRequest(str(tmp_path / "card.mp4"), camera="orbit-left", **given)
+    reports = {}
+    for wanted in (True, False):
+        *_, done = render(replace(request, other_frames=wanted), tmp_path / str(wanted))
+        assert isinstance(done, DoneEvent), done
+        reports[wanted] = done.result.report
+    gained = reports[True]["from_other_frames"]
+    assert gained > 0.005 and reports[False]["from_other_frames"] == 0
+    assert reports[True]["unknown"] == pytest.approx(reports[False]["unknown"] - gained, abs=1e-6)
+    assert any("seen by other frames only" in note for note in reports[True]["notes"])
+    assert "gather" in reports[True]["seconds"] and "gather" not in reports[False]["seconds"]
+    results = [read_video(str(tmp_path / name / "result.mp4")).frames for name in ("True", "False")]
+    assert (results[0] - results[1]).abs().max() > 0.1
+
+    write_clip(tmp_path / "smooth.mp4")  # without corners: the camera cannot be followed, which is said
+    *_, done = render(
+        replace(request, clip=str(tmp_path / "smooth.mp4"), depth=None, size=(32, 48)), tmp_path / "smooth"
+    )
+    assert isinstance(done, DoneEvent) and done.result.report["from_other_frames"] is None
+    assert any("how its own camera moves was not found" in note for note in done.result.report["notes"])
