@@ -7,8 +7,9 @@ what stands still. Ours; the papers warp each frame alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pipeline.camera import CameraPath, invert_rigid, scale_intrinsics, transform, unproject
 from pipeline.measurement import Measurement, agreement, warp_to_path
+from pipeline.video import resize
 
 # Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
 _DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
@@ -36,12 +38,15 @@ _AT_ONCE = 16  # frames that are warped together
 # At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
 # frame, and only for so large a share of it.
 _AGAIN, _WORTH = 2, 0.003
+_PIXELS = 2**16  # of a frame, at which is searched
 
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """measurement: what is known, of all frames together. origin: the frame that a pixel was taken from, -1 where that
-    is its own, or none. source, target: the cameras in one world. still: see `standing`.
+    """measurement: what is known, of all frames together.
+
+    origin: the frame that a pixel was taken from, -1 where that is its own, or none. source, target: the cameras in one
+    world. still: see `standing`. These are of the size at which was searched.
     """
 
     measurement: Measurement
@@ -61,8 +66,20 @@ def from_other_frames(
     """`gather` with `own`, the measurement by `warp_to_path` of the same arguments.
 
     Only where each target camera is from its source camera need be true: how the clip's camera moved is found. None
-    where it cannot be.
+    where it cannot be. Large frames are searched at `_PIXELS`, and completed by `at_size`.
     """
+    working = (frames.shape[-2], frames.shape[-1])
+    scale = math.sqrt(_PIXELS / math.prod(working))
+    if scale < 1:
+        height, width = (max(1, round(scale * side)) for side in working)
+        size = (height, width)
+        like = lambda path: CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
+        pictures, depth = resize(frames, size), F.interpolate(z[:, None], size, mode="nearest")[:, 0]
+        small = warp_to_path(pictures, depth, like(source), like(target))
+        found = from_other_frames(pictures, depth, like(source), like(target), small)
+        if found is None:
+            return None
+        return replace(found, measurement=at_size(found, own, 0, lambda t: (frames[t], z[t])))
     cameras = ego_motion(frames, z, source.K)
     if cameras is None:
         return None
@@ -145,11 +162,10 @@ def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H
     still = torch.isfinite(z) & (z > 0)
     z = torch.where(still, z, torch.inf)
     nearest = -F.max_pool2d(-z[:, None], 3, 1, 1)
-    points = unproject(z.nan_to_num(posinf=0), source.K)
     for offset in _offsets(T):
         for now, then in _pairs(T, offset):
             seen_from = invert_rigid(source.world_from_cam[then]) @ source.world_from_cam[now]
-            place = transform(seen_from, points[now])
+            place = transform(seen_from, unproject(z[now].nan_to_num(posinf=0), source.K[now]))
             at = torch.einsum("tij,thwj->thwi", source.K[then], place)
             at = at[..., :2] / at[..., 2:].clamp_min(1e-6) * at.new_tensor([2 / W, 2 / H]) - 1
             inside = (at.abs() <= 1).all(-1) & (place[..., 2] > 0)

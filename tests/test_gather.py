@@ -98,6 +98,20 @@ def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
     assert 0.6 * sum(most) < gained < 1.3 * sum(most)
 
 
+def test_large_frames_are_searched_small(monkeypatch):
+    source = static_path(K)
+    frames, z, _ = film(source)
+    own = warp_to_path(frames, z, source, ASIDE)
+    whole = from_other_frames(frames, z, source, ASIDE, own)
+    monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4)
+    found = from_other_frames(frames, z, source, ASIDE, own)
+    assert whole is not None and found is not None and found.origin.shape == (T, H // 2, W // 2)
+    new, wanted = found.measurement.mask & ~own.mask, whole.measurement.mask & ~own.mask
+    assert new.sum() > 0.6 * wanted.sum() and (new & wanted).sum() > 0.8 * new.sum()
+    both = (new & wanted).expand_as(frames)
+    assert (found.measurement.video - whole.measurement.video)[both].abs().mean() < 0.02
+
+
 def test_what_moves_does_not_stand_still():
     source = static_path(K)
     _, z, wall = film(source)
