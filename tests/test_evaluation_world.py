@@ -56,18 +56,18 @@ def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_pat
     ask: dict[str, Any] = dict(output=output, steps=2, progress=lambda _: None)
 
     first = evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask)
-    assert done == ["none", "dds", "replacement"] and "| replacement,binary |" in first
+    assert done == ["none", "dds", "dds", "replacement"] and "| replacement,binary |" in first
     lines = output.read_text().splitlines()
-    assert len(lines) == 6 and all(json.loads(line)["steps"] == 2 for line in lines)
+    assert len(lines) == 7 and all(json.loads(line)["steps"] == 2 for line in lines)
     assert evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask) == first
-    assert len(done) == 3 and output.read_text().splitlines() == lines
+    assert len(done) == 4 and output.read_text().splitlines() == lines
 
     more = evaluate(str(tiny_backbone_folder), 0, 2, methods=["repaint,iterations=2"], **ask)
-    assert done[3:] == ["repaint", "none", "dds", "repaint"] and "2 unseen scenes" in more
-    assert output.read_text().splitlines()[:6] == lines and "replacement" not in more
+    assert done[4:] == ["repaint", "none", "dds", "dds", "repaint"] and "2 unseen scenes" in more
+    assert output.read_text().splitlines()[:7] == lines and "replacement" not in more
     # rows of other steps do not count
     evaluate(str(tiny_backbone_folder), 0, 1, methods=[], **{**ask, "steps": 1})
-    assert done[7:] == ["none", "dds"]
+    assert done[9:] == ["none", "dds", "dds"]
 
     output.write_text("no table\n")
     with pytest.raises(InputError, match="Cannot go on"):

@@ -34,6 +34,7 @@ from pipeline.training.world import Sample, render_sample
 
 BASE = RenderRequest(clip="(world)", other_frames=False)  # every method gets the same measurement
 TELEA, DEFAULT, UNGUIDED = "Telea (OpenCV)", "DDS, shown the warp (default)", "prior alone, shown the warp"
+OTHERS = "the same, other frames too (the app's way)"
 STRIPS = 5  # scenes in the figure
 PRIORS: dict[str, RenderRequest] = {
     UNGUIDED: replace(BASE, solver="none"),
@@ -42,6 +43,7 @@ PRIORS: dict[str, RenderRequest] = {
     "DDS, shown the warp, binary mask": replace(BASE, latent_mask="binary"),
     "DDS, shown the warp, reference mask": replace(BASE, latent_mask="reference"),
     DEFAULT: BASE,
+    OTHERS: replace(BASE, other_frames=True),
     "the same, fast (cache)": replace(BASE, fast="cache"),
 }
 SETTINGS = (
@@ -141,12 +143,13 @@ def evaluate(
 ) -> str:
     """How methods compare, as Markdown: PSNR and time by scene-wise differences, and all else that `scores` measures.
 
-    methods: see `method_of`; unguided sampling and the default are always among them. None for `PRIORS`.
+    methods: see `method_of`; unguided sampling, the default, and that with other frames are always among them. None for
+    `PRIORS`.
     output: one JSON line a scene and method, written as they are done; what it holds already, of the same weights and
     steps, is not done again. figure: a PNG to write, the last frame of the first scenes. accepted: of `scores.measure`.
     Scenes without holes (fewer than 0.5 % of the pixels) are passed over for the next one; `move_of` says their paths.
     """
-    asked = PRIORS if methods is None else {UNGUIDED: PRIORS[UNGUIDED], DEFAULT: BASE}
+    asked = PRIORS if methods is None else {name: PRIORS[name] for name in (UNGUIDED, DEFAULT, OTHERS)}
     asked = asked | {text: method_of(text) for text in methods or ()}
     backbone = get_backbone(backbone_ref)
     run = {"backbone": backbone_ref, "weights": store.fingerprint(backbone_ref), "steps": steps or backbone.steps}
@@ -173,7 +176,7 @@ def evaluate(
                 settings = {key: getattr(asked[name], key) for key in SETTINGS} if name in asked else {}
                 key = {**run, "seed": seed, "method": name, "settings": settings}
                 kept = any(key.items() <= row.items() for row in rows)
-                if kept and not (strip and name in (TELEA, DEFAULT)):
+                if kept and not (strip and name in (TELEA, OTHERS)):
                     continue
                 results[name], spent = method()
                 if not kept:
@@ -183,7 +186,7 @@ def evaluate(
                     rows.append(key | about | figures | spent)
                     store.append(output, rows[-1])
             if strip:
-                shown = [sample.source.frames, show_holes(measurement), results[TELEA], results[DEFAULT], truth]
+                shown = [sample.source.frames, show_holes(measurement), results[TELEA], results[OTHERS], truth]
                 strips.append(np.concatenate([to_uint8(video[-1:])[0] for video in shown], axis=1))
             done += 1
             progress(f"scene {done}/{count} (seed {seed}) done")
