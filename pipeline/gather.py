@@ -37,7 +37,7 @@ _STANDS = 0.3  # pixels; corners that move less on the median are those of a cam
 _AT_ONCE = 16  # frames that are warped together
 # At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
 # frame, and only for so large a share of it.
-_AGAIN, _WORTH = 2, 0.003
+_AGAIN, _WORTH = 2, 0.001
 _PIXELS = 2**16  # of a frame, at which is searched
 
 
@@ -170,7 +170,7 @@ def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H
             at = at[..., :2] / at[..., 2:].clamp_min(1e-6) * at.new_tensor([2 / W, 2 / H]) - 1
             inside = (at.abs() <= 1).all(-1) & (place[..., 2] > 0)
             behind = F.grid_sample(nearest[then], at, "nearest", "border", align_corners=False)[:, 0]
-            still[now] &= ~(inside & (place[..., 2] < behind * (1 - _SEEN_THROUGH)))
+            still[now] &= ~(inside & behind.isfinite() & (place[..., 2] < behind * (1 - _SEEN_THROUGH)))
     # the rim of what moves is of it too
     return F.max_pool2d((~still).float()[:, None], 3, 1, 1)[:, 0] == 0
 

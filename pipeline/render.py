@@ -100,7 +100,7 @@ class RenderRequest:
         picture's shorter side by which what is replaced is widened (shrunk, if negative).
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
     other_frames: what a frame does not see from the new camera is taken from frames that do, see `gather`; not where
-        something is replaced.
+        something new is to stand in the place of an object.
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     first_frame_model: an image model that paints what is unknown of the first frame: a name of
         `models.MODELS`, a folder or a hub id; None leaves it to the video model.
@@ -529,9 +529,11 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
 
 
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
-    """Whether there is something for other frames to complete: not where something is replaced or time stands still."""
+    """Whether there is something for other frames to complete: not where something is to stand in place of what is
+    hidden, or where time stands still."""
     frozen = request.move is not None and request.move.frozen is not None
-    return request.other_frames and not frozen and analysis.hidden is None and not bool(measurement.mask.all())
+    replaces = analysis.hidden is not None and not request.remove
+    return request.other_frames and not frozen and not replaces and not bool(measurement.mask.all())
 
 
 def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Gathered | None:
@@ -539,8 +541,11 @@ def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measu
 
     None where the motion of the clip's own camera cannot be found.
     """
-    cameras = _cameras(analysis, request)
-    return from_other_frames(analysis.clip.frames, analysis.depth.z, analysis.source, cameras, measurement)
+    z = analysis.depth.z
+    if analysis.hidden is not None:  # what is to go is not to be seen in other frames either
+        hidden = F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
+        z = torch.where(hidden, torch.nan, z)
+    return from_other_frames(analysis.clip.frames, z, analysis.source, _cameras(analysis, request), measurement)
 
 
 def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:

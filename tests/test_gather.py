@@ -14,7 +14,17 @@ from synthetic import write_clip
 from pipeline.camera import CameraPath, default_intrinsics, scale_intrinsics, static_path
 from pipeline.gather import at_size, ego_motion, from_other_frames, gather, standing
 from pipeline.measurement import Measurement, warp_to_path
-from pipeline.render import DoneEvent, RenderRequest, render
+from pipeline.moves import preset_move
+from pipeline.render import (
+    DoneEvent,
+    RenderRequest,
+    analyse,
+    hide,
+    measure,
+    render,
+    see_elsewhere,
+    wants_other_frames,
+)
 from pipeline.video import Clip, read_video, write_video
 
 T, H, W = 9, 96, 144
@@ -121,6 +131,7 @@ def test_what_moves_does_not_stand_still():
     assert standing(*film(WALKING, card=False)[1:2], WALKING).float().mean() > 0.99
     unknown = torch.where(wall, z, torch.nan)
     assert not standing(unknown, source)[~wall].any()
+    assert standing(unknown, source)[wall].float().mean() > 0.85, "an unknown depth is no evidence"
 
 
 def test_nothing_is_taken_where_frames_disagree():
@@ -209,3 +220,28 @@ def test_a_render_uses_and_reports_them(tiny_backbone_folder, tmp_path, monkeypa
     )
     assert isinstance(done, DoneEvent) and done.result.report["from_other_frames"] is None
     assert any("how its own camera moves was not found" in note for note in done.result.report["notes"])
+
+
+def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
+    frames, z, wall = film(static_path(K))
+    write_video(tmp_path / "card.mp4", Clip(frames, 8.0))
+    np.savez(tmp_path / "depth.npz", z=z.numpy())
+    np.savez(tmp_path / "mask.npz", mask=~wall.numpy())
+    given = {"size": (96, 144), "depth": str(tmp_path / "depth.npz"), "backbone": str(tiny_backbone_folder)}
+    request = RenderRequest(str(tmp_path / "card.mp4"), mask=str(tmp_path / "mask.npz"), remove=True, frames=T, **given)
+    *_, analysis = analyse(request)
+    *_, analysis = hide(analysis, request)
+    # as if nothing of what stood behind had been found by itself
+    analysis = replace(analysis, hidden=~wall, clip=Clip(frames, 8.0), depth=replace(analysis.depth, z=z))
+    own = measure(analysis, request)
+    assert wants_other_frames(analysis, request, own)
+    found = see_elsewhere(analysis, request, own)
+    assert found is not None
+    new = found.measurement.mask & ~own.mask
+    red = (found.measurement.video[:, 0] > 0.9) & (found.measurement.video[:, 1:].amax(1) < 0.1)
+    assert new.sum() > 1000 and (red & new[:, 0]).sum() < 0.01 * new.sum()
+    assert not wants_other_frames(analysis, replace(request, remove=False), own), "something else is to stand there"
+    frozen = replace(request, move=replace(preset_move("orbit-left", 10.0, 55.0), frozen=0.5))
+    assert not wants_other_frames(analysis, frozen, own)
+    assert not wants_other_frames(analysis, replace(request, other_frames=False), own)

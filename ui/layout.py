@@ -691,7 +691,9 @@ def build(
                     for words in render.path_warnings(analysis, request, 1 - unknown)
                 )
                 words = widgets.status_html(
-                    share_words(unknown.mean().item(), request.other_frames and analysis.hidden is None)
+                    share_words(
+                        unknown.mean().item(), request.other_frames and (request.mask is None or request.remove)
+                    )
                 )
                 yield {
                     warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
