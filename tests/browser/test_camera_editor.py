@@ -130,7 +130,7 @@ def test_directing_a_camera(page, clip, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert Move.from_dict({"version": 1, **report["request"]["move"]}) == move
     shown = int(re.search(r"(\d+) % of the picture", page.inner_text("#warp-status"))[1])
-    assert shown == pytest.approx(100 * report["unknown"], abs=1)
+    assert shown == pytest.approx(100 * (report["unknown"] + report["from_other_frames"]), abs=1)
 
 
 def test_named_moves_become_keyframes_and_reset_brings_them_back(page):
