@@ -186,20 +186,21 @@ def ego_motion(
     """
     grey = [cv2.cvtColor(_picture(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
     depth, lens = z.detach().cpu().double().numpy(), K.detach().cpu().double().numpy()
-    poses, anchor = [np.eye(4)], 0
-    points, start = _corners(grey[0], depth[0], lens[0])
-    at, motion = start, np.zeros(6)
+    poses, anchor, motion = [np.eye(4)], 0, None
+    points = start = at = np.zeros((0, 2))
     for t in range(1, len(grey)):
-        at, kept = _followed(grey[t - 1], grey[t], at)
-        points, start = points[kept], start[kept]
-        motion = _motion(points, start, at, lens[t], motion)
-        if motion is None:
-            return None
+        if motion is not None:
+            now, kept = _followed(grey[t - 1], grey[t], at)
+            motion = _motion(points[kept], start[kept], now, lens[t], motion)
+        if motion is None or t - anchor > _FOLLOWED:  # errors add up from anchor to anchor, not in between
+            anchor = t - 1
+            points, start = _corners(grey[anchor], depth[anchor], lens[anchor])
+            now, kept = _followed(grey[anchor], grey[t], start)
+            motion = _motion(points[kept], start[kept], now, lens[t], np.zeros(6))
+            if motion is None:
+                return None
+        points, start, at = points[kept], start[kept], now
         poses.append(poses[anchor] @ np.linalg.inv(_matrix(motion)))
-        if t - anchor == _FOLLOWED or len(at) < 2 * _FEWEST:  # errors add up from anchor to anchor, not in between
-            anchor, motion = t, np.zeros(6)
-            points, start = _corners(grey[t], depth[t], lens[t])
-            at = start
     return CameraPath(torch.from_numpy(np.stack(poses)).to(z), K)
 
 
