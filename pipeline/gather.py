@@ -45,12 +45,14 @@ _PIXELS = 2**16  # of a frame, at which is searched
 class Gathered:
     """measurement: what is known, of all frames together.
 
-    origin: the frame that a pixel was taken from, -1 where that is its own, or none. source, target: the cameras in one
-    world. still: see `standing`. These are of the size at which was searched.
+    origin: the frame that a pixel was taken from, -1 where that is its own, or none. sees: how many of the pixels that
+    a frame (row) lacks another one (column) has. source, target: the cameras in one world. still: see `standing`. These
+    are of the size at which was searched.
     """
 
     measurement: Measurement
     origin: Int[Tensor, "T H W"]
+    sees: Int[Tensor, "T T"]
     source: CameraPath
     target: CameraPath
     still: Bool[Tensor, "T H W"]
@@ -104,6 +106,7 @@ def gather(
     """
     video, mask = own.video.clone(), own.mask.clone()
     origin = torch.full_like(z, -1, dtype=torch.int32)
+    sees = origin.new_zeros(len(frames), len(frames))
     # what moves hides what another frame sees there, and is not to be compared with it
     compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
     for offset in _offsets(len(frames)):
@@ -112,43 +115,47 @@ def gather(
                 continue
             seen = warp_to_path(frames[then], z[then], _part(source, then), _part(target, now), ~still[then])
             for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
-                take = usable & ~mask[t]
-                if take.any():
-                    take &= _agrees(found, own.video[t], usable & compared[t])
+                offered = usable & ~own.mask[t]
+                if offered.any():
+                    offered &= _agrees(found, own.video[t], usable & compared[t])
+                    sees[t, t + offset] = offered.sum()
+                    take = offered & ~mask[t]
                     video[t] = torch.where(take, found, video[t])
                     mask[t] |= take
                     origin[t][take[0]] = t + offset
-    return Gathered(Measurement(video, mask), origin, source, target, still)
+    return Gathered(Measurement(video, mask), origin, sees, source, target, still)
 
 
 def at_size(
     found: Gathered, own: Measurement, first: int, picture_of: Callable[[int], tuple[Tensor, Tensor]]
 ) -> Measurement:
-    """`own`, a measurement of the frames from `first` on at another size, completed from the frames that `found` names
-    most. The rest is left to the model, which had them at its own size.
+    """`own`, a measurement of the frames from `first` on at another size, completed where `found` is, from the frames
+    that see the most there. The rest is left to the model, which had it at the size of `found`.
 
     picture_of(t): frame t of the clip and its depth, 3 H W and H W, at that size.
     """
     working, size = ((part.shape[-2], part.shape[-1]) for part in (found.still, own.mask))
     video, mask = own.video.clone(), own.mask.clone()
     like = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
-    origin = like(found.origin[first : first + len(video)]).int()
+    gathered = like(found.origin[first : first + len(video)] >= 0) > 0
     source, target = (
         CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
         for path in (found.source, found.target)
     )
-    for t in range(len(video)):
-        wanted = torch.where(mask[t, 0], -1, origin[t])
-        frames, counts = wanted[wanted >= 0].unique(return_counts=True)
-        largest = counts.argsort(descending=True)[:_AGAIN]
-        for then in frames[largest][counts[largest] >= _WORTH * wanted.numel()].tolist():
-            frame, z = picture_of(then)
-            there, here = slice(then, then + 1), slice(first + t, first + t + 1)
-            moves = like(found.still[there]) == 0
-            seen = warp_to_path(frame[None], z[None], _part(source, there), _part(target, here), moves)
-            take = seen.mask[0] & (wanted == then)
-            video[t] = torch.where(take, seen.video[0], video[t])
+    sees = found.sees[first : first + len(video)].clone()
+    for _ in range(_AGAIN):
+        most, best = sees.max(1)
+        pairs = [(t, int(best[t])) for t in range(len(video)) if most[t] >= _WORTH * math.prod(working)]
+        if not pairs:
+            break
+        here, then = [first + t for t, _ in pairs], [other for _, other in pairs]
+        pictures, depths = (torch.stack(part) for part in zip(*map(picture_of, then), strict=True))
+        seen = warp_to_path(pictures, depths, _part(source, then), _part(target, here), like(found.still[then]) == 0)
+        for (t, other), colours, known in zip(pairs, seen.video, seen.mask, strict=True):
+            take = known & ~mask[t] & gathered[t]
+            video[t] = torch.where(take, colours, video[t])
             mask[t] |= take
+            sees[t, other] = 0
     return Measurement(video, mask)
 
 
@@ -268,7 +275,7 @@ def _pairs(frames: int, offset: int) -> list[tuple[slice, slice]]:
     return [(slice(a, min(a + _AT_ONCE, last)), slice(a + offset, min(a + _AT_ONCE, last) + offset)) for a in starts]
 
 
-def _part(path: CameraPath, span: slice) -> CameraPath:
+def _part(path: CameraPath, span: slice | list[int]) -> CameraPath:
     return CameraPath(path.world_from_cam[span], path.K[span])
 
 

@@ -95,17 +95,18 @@ def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
 
     # and the same at the same size, frame by frame; from a small frame of the clip, a larger one
     again = at_size(gathered, Measurement(own.video[4:7], own.mask[4:7]), 4, lambda t: (frames[t], z[t]))
-    most = [sum(sorted(torch.bincount(part[part >= 0]).tolist())[-2:]) for part in gathered.origin[4:7]]
-    assert 0.8 * sum(most) < (again.mask & new[4:7]).sum() <= sum(most), "two frames are asked for each"
+    assert (gathered.sees.diagonal() == 0).all() and gathered.sees.sum() >= new.sum()
+    most = gathered.sees[4:7].amax(1).sum()  # two frames are asked for each
+    assert 0.9 * most < (again.mask & new[4:7]).sum() <= new[4:7].sum() and not (again.mask & ~found.mask[4:7]).any()
     agreed = (again.mask & new[4:7]).expand_as(again.video)
-    assert torch.equal(again.video[agreed], found.video[4:7][agreed])
+    assert (again.video - found.video[4:7])[agreed].abs().mean() < 0.01, "of another frame, perhaps, but the same place"
     double = lambda part: torch.nn.functional.interpolate(part, scale_factor=2, mode="bilinear")
     large = lambda path: CameraPath(path.world_from_cam[4:7], scale_intrinsics(path.K[4:7], (H, W), (2 * H, 2 * W)))
     frames, z = double(frames), double(z[:, None])[:, 0]
     own_large = warp_to_path(frames[4:7], z[4:7], large(source), large(target))
     twice = at_size(gathered, own_large, 4, lambda t: (frames[t], z[t]))
     gained = (twice.mask & ~own_large.mask).sum() / 4
-    assert 0.6 * sum(most) < gained < 1.3 * sum(most)
+    assert 0.7 * most < gained < 1.3 * new[4:7].sum()
 
 
 def test_large_frames_are_searched_small(monkeypatch):
