@@ -73,8 +73,7 @@ def from_other_frames(
     working = (frames.shape[-2], frames.shape[-1])
     scale = math.sqrt(_PIXELS / math.prod(working))
     if scale < 1:
-        height, width = (max(1, round(scale * side)) for side in working)
-        size = (height, width)
+        size = (int(scale * working[0]), int(scale * working[1]))
         like = lambda path: CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
         pictures, depth = resize(frames, size), F.interpolate(z[:, None], size, mode="nearest")[:, 0]
         small = warp_to_path(pictures, depth, like(source), like(target))

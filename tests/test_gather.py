@@ -114,13 +114,13 @@ def test_large_frames_are_searched_small(monkeypatch):
     frames, z, _ = film(source)
     own = warp_to_path(frames, z, source, ASIDE)
     whole = from_other_frames(frames, z, source, ASIDE, own)
-    monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4)
+    monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4 - 1)  # a size that does not divide
     found = from_other_frames(frames, z, source, ASIDE, own)
-    assert whole is not None and found is not None and found.origin.shape == (T, H // 2, W // 2)
+    assert whole is not None and found is not None and found.origin.shape == (T, H // 2 - 1, W // 2 - 1)
     new, wanted = found.measurement.mask & ~own.mask, whole.measurement.mask & ~own.mask
     assert new.sum() > 0.6 * wanted.sum() and (new & wanted).sum() > 0.8 * new.sum()
     both = (new & wanted).expand_as(frames)
-    assert (found.measurement.video - whole.measurement.video)[both].abs().mean() < 0.02
+    assert (found.measurement.video - whole.measurement.video)[both].abs().mean() < 0.04, "other frames, the same place"
 
 
 def test_what_moves_does_not_stand_still():
