@@ -237,6 +237,9 @@ def train(args: argparse.Namespace) -> dict[str, float]:
         }  # fmt: skip
         Path(f"{args.out}.figures.json").write_text(json.dumps(facts, indent=2) + "\n")
         print(json.dumps(facts), flush=True)
+    # before the process group goes: the reducer in `network`, as its last owner, was once seen to wait forever for it
+    network, optimiser = accelerator.free_memory(network, optimiser)
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return figures
 
