@@ -533,6 +533,10 @@ def test_training_learns_and_goes_on_where_it_stopped(scenes, tmp_path, capsys):
     frames, z, solid = clips.collect(clips.draw([Shape(2, 3, 32, 48)]))
     assert frames.shape == (2, 3, 3, 32, 48) and frames.min() >= 0 and frames.max() <= 1
     assert z.shape == solid.shape == (2, 3, 32, 48) and 0 < solid.float().mean() < 1
+    with_stills = Clips(scenes, 1, 0, stills=scenes)
+    assert len(with_stills.stills) == len(clips.paths) + 1, "none of these is held out"
+    with pytest.raises(SystemExit, match="has no scenes"):
+        Clips(scenes, 1, 0, stills=tmp_path)
     losses = [train_step(model, optimiser, frames, z, solid).item() for _ in range(30)]
     assert losses[-1] < 0.7 * losses[0]
     assert depth_loss(relative_log(z), relative_log(z)) < 1e-5

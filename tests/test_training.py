@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -113,6 +115,12 @@ def test_every_object_has_a_cut_out_about_it(started):
     stored.source_objects[:, 0, 70:90, 130:150] = True
     stored.target_objects[:, 1, 8:24, 8:24] = True
     stored.source[:, 0, 70:90, 130:150] = 255
+    of_frames = ["source", "target", "source_z", "target_z", "source_objects", "target_objects"]
+    still = replace(stored, **{name: getattr(stored, name)[:1] for name in of_frames})
+    shapes = {
+        tuple(e["known"].shape[1:]) for e in prior.object_examples(still, started, np.random.default_rng(0), "cpu")
+    }
+    assert shapes == {(1, *prior.OBJECT_WINDOW)}
     for seed in range(4):
         examples = prior.object_examples(stored, started, np.random.default_rng(seed), "cpu")
         ball, _, box, nothing = examples
@@ -152,8 +160,11 @@ def test_examples_are_held_out_with_their_objects(tmp_path):
     torch.save({"examples": [{"name": "object 0"}], "caption": ""}, tmp_path / "objects" / "0.pt")
     late.refresh()
     assert "object 0" not in names(late.objects), "encoded after the start, held out all the same"
+    (tmp_path / "stills").mkdir()
+    torch.save({"examples": [{"name": "object 0"}], "caption": ""}, tmp_path / "stills" / "0.pt")
     examples.refresh()
     assert names(examples.objects) == {"object 2", "object 3", "object 4"} and len(examples.scenes) == 4
+    assert names(examples.stills) == {"object 0"}, "other scenes than those held out"
 
 
 def test_photographs_become_moving_pictures(tmp_path):

@@ -141,15 +141,21 @@ def curriculum(progress: float, height: int, width: int, clips: int) -> list[Sha
 
 
 class Clips:
-    """Random augmented batches from a folder that may still be growing, whose scenes stay in memory once read."""
+    """Random augmented batches from a folder that may still be growing, whose scenes stay in memory once read.
 
-    def __init__(self, folder: Path, held_out: int, seed: int, *, workers: int = 1, keep: int = 400):
-        self.folder, self.held_out = folder, held_out
+    Of another folder, `stills`, come three quarters of the single frames: its scenes are short, and many more.
+    """
+
+    def __init__(
+        self, folder: Path, held_out: int, seed: int, *, stills: Path | None = None, workers: int = 1, keep: int = 400
+    ):
+        self.folder, self.stills_folder, self.held_out = folder, stills, held_out
         self.generator = torch.Generator().manual_seed(seed)
         self.pool = ThreadPoolExecutor(workers)
         self.kept: dict[Path, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self.keep = keep
         self.paths: list[Path] = []
+        self.stills: list[Path] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -157,6 +163,10 @@ class Clips:
         self.paths = sorted(self.folder.glob("*.npz"))[self.held_out :]
         if not self.paths:
             raise SystemExit(f"{self.folder} has no scenes besides the {self.held_out} held out")
+        if self.stills_folder is not None:
+            self.stills = sorted(self.stills_folder.glob("*.npz"))
+            if not self.stills:
+                raise SystemExit(f"{self.stills_folder} has no scenes")
 
     def _views(self, path: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
         if path not in self.kept:
@@ -172,8 +182,9 @@ class Clips:
     def _one(self, seed: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         draw = lambda n: int(torch.randint(n, (), generator=generator))
+        paths = self.stills if self.stills and shape.frames == 1 and draw(4) else self.paths
         try:
-            view = self._views(self.paths[draw(len(self.paths))])[draw(2)]
+            view = self._views(paths[draw(len(paths))])[draw(2)]
         except KeyError:  # another thread has just dropped it
             return self._one(seed + 1, shape)
         frames, z, solid = cut_out(*view, shape.frames, (shape.height, shape.width), generator)
@@ -312,7 +323,7 @@ def train(args: argparse.Namespace) -> Figures:
         mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
         step, elapsed, best = state["step"], state["elapsed"], state["best"]
-    clips = Clips(args.data, args.held_out, args.seed + step, workers=args.workers, keep=args.keep)
+    clips = Clips(args.data, args.held_out, args.seed + step, stills=args.stills, workers=args.workers, keep=args.keep)
     forward = torch.compile(model) if args.compile else model
 
     started, budget = time.time(), args.minutes * 60
@@ -329,6 +340,7 @@ def train(args: argparse.Namespace) -> Figures:
             half = copy.deepcopy(mean).half()
             half.save_pretrained(args.out)
             facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed, "scenes": len(clips.paths)}
+            facts |= {"stills": len(clips.stills)}
             Path(f"{args.out}.figures.json").write_text(json.dumps(facts | asdict(figures), indent=2) + "\n")
         save_state(states | {"step": step, "elapsed": ran(), "best": best}, args.checkpoint)
         return figures
@@ -362,6 +374,7 @@ def train(args: argparse.Namespace) -> Figures:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--stills", type=Path, help="folder of more scenes, of `--frames 1` each")
     parser.add_argument("--out", type=Path, required=True, help="folder for the best weights, in float16")
     parser.add_argument("--checkpoint", type=Path, help="where to go on from; default OUT.checkpoint.pt")
     parser.add_argument("--minutes", type=float, default=40, help="training time in all, over all resumed runs")

@@ -40,6 +40,7 @@ from pipeline.training.world import COMPOUNDS, SHAPES
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
 OBJECT_WINDOW = (8, 12)  # latent cells about an object
+STILLS = 4  # stills in a batch for each clip
 SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56
 
 
@@ -214,12 +215,15 @@ def fingerprint(vae: AutoencoderKLWan) -> str:
     return digest.hexdigest()[:8]
 
 
-def fill_cache(data: Path, cache: Path, vae: AutoencoderKLWan, device, seconds: float) -> None:
+def fill_cache(data: Path, stills: Path | None, cache: Path, vae: AutoencoderKLWan, device, seconds: float) -> None:
     """Encode scenes that are not in the cache yet, for at most `seconds`: all their objects first, then the rest."""
     started = time.time()
-    for folder, make in ((cache / "objects", object_examples), (cache, make_examples)):
+    jobs = [(data, cache / "objects", object_examples), (data, cache, make_examples)]
+    if stills is not None:
+        jobs.insert(0, (stills, cache / "stills", object_examples))
+    for scenes, folder, make in jobs:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(data.glob("*.npz")):
+        for path in sorted(scenes.glob("*.npz")):
             target = folder / f"{path.stem}.pt"
             if target.exists():
                 continue
@@ -234,7 +238,8 @@ Item = tuple[dict[str, Any], str]  # an example and the caption of its scene
 
 
 class Examples:
-    """Cached examples in memory, `scenes` of whole pictures and `objects`; `refresh` takes in what is new on disk.
+    """Cached examples in memory: `scenes` of whole pictures, `objects`, and those of `stills`, one frame each;
+    `refresh` takes in what is new on disk.
 
     What the first files hold is `held_out` instead: `count` whole pictures, and the objects of the same scenes.
     """
@@ -243,6 +248,7 @@ class Examples:
         self.cache, self.seen = cache, set()
         self.scenes: list[Item] = []
         self.objects: list[Item] = []
+        self.stills: list[Item] = []
         self.held_out: list[Item] = []
         self.held_out_objects: list[Item] = []
         for path in sorted(cache.glob("*.pt")):
@@ -261,7 +267,12 @@ class Examples:
         return [(example, stored["caption"]) for example in stored["examples"]]
 
     def refresh(self) -> None:
-        for folder, items in ((self.cache, self.scenes), (self.cache / "objects", self.objects)):
+        cache = self.cache
+        for folder, items in (
+            (cache, self.scenes),
+            (cache / "objects", self.objects),
+            (cache / "stills", self.stills),
+        ):
             for path in sorted(folder.glob("*.pt")):
                 if path not in self.seen:
                     items += self._read(path)
@@ -432,7 +443,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     vae = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
     cache = args.cache or args.data.with_name(f"{args.data.name}-latents-{fingerprint(vae)}")
-    fill_cache(args.data, cache, vae, device, args.first_fill)
+    fill_cache(args.data, args.stills, cache, vae, device, args.first_fill)
     examples = Examples(cache, args.held_out)
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "tokenizer").exists():
@@ -452,7 +463,10 @@ def train(args: argparse.Namespace) -> None:
     encoder.to(device).train()
     both = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
     parameters = sum(p.numel() for p in both.parameters()) / 1e6
-    print(f"{parameters:.2f} M parameters, {len(examples.scenes)} examples, {len(examples.objects)} objects")
+    print(
+        f"{parameters:.2f} M parameters, {len(examples.scenes)} examples, {len(examples.objects)} objects, "
+        f"{len(examples.stills)} in stills"
+    )
     average = copy.deepcopy(both).requires_grad_(False)
     optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint.pt")
@@ -472,7 +486,7 @@ def train(args: argparse.Namespace) -> None:
     factors = fit_latent_rgb(z, sample)
     latent_rgb = {"weight": factors.weight.tolist(), "bias": factors.bias.tolist()}
 
-    run = torch.compile(transformer) if args.compile else transformer
+    run = torch.compile(transformer, dynamic=False) if args.compile else transformer
     rng = np.random.default_rng([args.seed, step])
     generator = torch.Generator().manual_seed(args.seed + step)
     budget, started, last_log, last_save, losses = args.minutes * 60, time.time(), time.time(), time.time(), []
@@ -488,8 +502,10 @@ def train(args: argparse.Namespace) -> None:
         small = progress < args.small_until
         window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
         if examples.objects and rng.uniform() < args.objects:
-            batch = args.batch
-            z, known, captions = draw_objects(examples.objects, batch, rng)
+            # a still is cheaper and says as much of a shape as a clip
+            still = bool(examples.stills) and rng.uniform() < 0.5
+            batch = STILLS * args.batch if still else args.batch
+            z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng)
         else:
             z, known, captions = draw(examples.scenes, batch, window, rng, grey)
         sigma = noise_levels(batch, generator)
@@ -515,11 +531,12 @@ def train(args: argparse.Namespace) -> None:
             print(f"step {step} {ran():.0f} s loss {torch.stack(losses).mean():.4f} lr {rate:.1e}", flush=True)
             losses = []
         if time.time() - last_save > args.save_every:
-            fill_cache(args.data, cache, vae, device, args.fill)
+            fill_cache(args.data, args.stills, cache, vae, device, args.fill)
             examples.refresh()
             figures = validation(average["transformer"], average["text_encoder"], tokenizer, examples, grey, device)
             print(
-                f"step {step} examples {len(examples.scenes)} objects {len(examples.objects)} held-out",
+                f"step {step} examples {len(examples.scenes)} objects {len(examples.objects)} "
+                f"stills {len(examples.stills)} held-out",
                 {k: round(v, 4) for k, v in figures.items()},
                 flush=True,
             )
@@ -528,7 +545,7 @@ def train(args: argparse.Namespace) -> None:
     figures = validation(average["transformer"], average["text_encoder"], tokenizer, examples, grey, device)
     save()
     figures |= {"step": step, "minutes": ran() / 60, "seed": args.seed, "examples": len(examples.scenes)}
-    figures["objects"] = len(examples.objects)
+    figures |= {"objects": len(examples.objects), "stills": len(examples.stills)}
     args.out.with_name(args.out.name + ".figures.json").write_text(json.dumps(figures, indent=2))
     print(figures)
 
@@ -536,6 +553,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--stills", type=Path, help="folder of more scenes, of `--frames 1` each, for their objects")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the backbone folder to write")
     parser.add_argument("--cache", type=Path, help="folder for latents (default: beside the data, one for each VAE)")
