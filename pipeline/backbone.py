@@ -97,7 +97,8 @@ class Settings:
     that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. fill_condition: the
     inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
     replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
-    its prompts may say, in words for the user, if that is little.
+    its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
+    paints is made to agree, see `gather.steady`; 0 for a model whose frames agree by themselves.
     """
 
     frames: int = 81
@@ -113,6 +114,7 @@ class Settings:
     mask_encoder: str | None = None
     fill_condition: bool = False
     vocabulary: str = ""
+    steady: int = 0
 
 
 def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -2,7 +2,8 @@
 
 A frame's warp leaves holes where things were hidden or out of the picture at that moment. The camera or the things may
 have moved since: then another frame saw the place. Its pixels are warped to the same target camera, as far as they show
-what stands still. Ours; the papers warp each frame alone.
+what stands still. What no frame saw is the model's; `steady` makes its frames agree on that. Ours; the papers warp each
+frame alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline.camera import CameraPath, invert_rigid, scale_intrinsics, transform, unproject
-from pipeline.measurement import Measurement, agreement, warp_to_path
+from pipeline.measurement import Measurement, agreement, fill_unknown, warp_depth, warp_to_path
 from pipeline.video import resize
 
 # Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
@@ -39,6 +40,7 @@ _AT_ONCE = 16  # frames that are warped together
 # frame, and only for so large a share of it.
 _AGAIN, _WORTH = 2, 0.001
 _PIXELS = 2**16  # of a frame, at which is searched
+_LIKE = 0.2  # difference of colours at which two frames hardly paint the same thing any more
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,15 @@ class Gathered:
     source: CameraPath
     target: CameraPath
     still: Bool[Tensor, "T H W"]
+
+    def cameras_at(self, size: tuple[int, int]) -> tuple[CameraPath, CameraPath]:
+        """source and target with the K of pictures of another size (H, W)."""
+        working = (self.still.shape[-2], self.still.shape[-1])
+        source, target = (
+            CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
+            for path in (self.source, self.target)
+        )
+        return source, target
 
 
 def from_other_frames(
@@ -137,10 +148,7 @@ def at_size(
     video, mask = own.video.clone(), own.mask.clone()
     like = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
     gathered = like(found.origin[first : first + len(video)] >= 0) > 0
-    source, target = (
-        CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
-        for path in (found.source, found.target)
-    )
+    source, target = found.cameras_at(size)
     sees = found.sees[first : first + len(video)].clone()
     for _ in range(_AGAIN):
         most, best = sees.max(1)
@@ -156,6 +164,44 @@ def at_size(
             mask[t] |= take
             sees[t, other] = 0
     return Measurement(video, mask)
+
+
+def steady(
+    video: Float[Tensor, "T 3 H W"],
+    painted: Bool[Tensor, "T 1 H W"],
+    z: Float[Tensor, "T H W"],
+    source: CameraPath,
+    target: CameraPath,
+    reach: int,
+) -> Float[Tensor, "T 3 H W"]:
+    """A generated video whose frames agree on what is painted: such pixels become means along the camera's motion.
+
+    A small model paints the same place anew in every frame, which flickers. What the `reach` frames on either side
+    painted there is warped to the frame's camera, and counts the less the more its colours differ around a pixel (as in
+    a bilateral filter, Tomasi and Manduchi 1998): things that move by themselves stay as they are. All that is not
+    painted stays too. video in [0, 1]; painted: True where no frame saw anything. z: depth of the clip, from the source
+    cameras, which are in one world with the target's, see `Gathered`. Depth of painted places is filled in smoothly.
+    """
+    if reach < 1 or not painted.any():
+        return video
+    seen = warp_depth(z, source, target)
+    known = seen.isfinite()
+    near = seen[known].amin() if known.any() else seen.new_ones(())
+    inverse = torch.where(known, near / seen, 0.0)[:, None].expand(-1, 3, -1, -1).contiguous()
+    depth = near / fill_unknown(Measurement(inverse, known[:, None]))[:, 0].clamp_min(1e-4)
+    total, weight = video.clone(), torch.ones_like(depth)[:, None]
+    for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
+        for now, then in _pairs(len(video), offset):
+            there = warp_to_path(
+                video[then], depth[then], _part(target, then), _part(target, now), ~painted[then][:, 0]
+            )
+            both = there.mask.to(video)
+            around = lambda values: F.avg_pool2d(values, 5, 1, 2)
+            differs = around((there.video - video[now]) * both) / around(both).clamp_min(1e-6)
+            like = both * torch.exp(-(differs.abs().mean(1, keepdim=True) / _LIKE).square())
+            total[now] += like * there.video
+            weight[now] += like
+    return torch.where(painted, total / weight, video)
 
 
 def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H W"]:

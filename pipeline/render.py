@@ -42,7 +42,7 @@ from pipeline.depth import (
 from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.first_frame import inpaint, locate
-from pipeline.gather import Gathered, at_size, from_other_frames
+from pipeline.gather import Gathered, at_size, from_other_frames, steady
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
@@ -541,11 +541,17 @@ def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measu
 
     None where the motion of the clip's own camera cannot be found.
     """
+    z, cameras = _depth_of_seen(analysis), _cameras(analysis, request)
+    return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement)
+
+
+def _depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
+    """The clip's depth at working size, nan where an object is hidden: other frames are not to show it either."""
     z = analysis.depth.z
-    if analysis.hidden is not None:  # what is to go is not to be seen in other frames either
-        hidden = F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
-        z = torch.where(hidden, torch.nan, z)
-    return from_other_frames(analysis.clip.frames, z, analysis.source, _cameras(analysis, request), measurement)
+    if analysis.hidden is None:
+        return z
+    hidden = F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
+    return torch.where(hidden, torch.nan, z)
 
 
 def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
@@ -905,6 +911,11 @@ def _render(
                 first_preview = first_preview or clock.total()
             yield event
     assert raw is not None, "filling ends with the video"
+
+    if found is not None and backbone.settings.steady:
+        yield clock.stage("steady", "Making the frames agree on what is painted", 0.87)
+        cameras = found.cameras_at(size)
+        raw = steady(raw, ~measurement.mask, _depth_of_seen(analysis), *cameras, backbone.settings.steady)
 
     full_size = size_of(analysis.full.frames)
     result, composited = raw, None

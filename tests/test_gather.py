@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ from scipy.spatial.transform import Rotation
 from synthetic import write_clip
 
 from pipeline.camera import CameraPath, default_intrinsics, scale_intrinsics, static_path
-from pipeline.gather import at_size, ego_motion, from_other_frames, gather, standing
+from pipeline.gather import at_size, ego_motion, from_other_frames, gather, standing, steady
 from pipeline.measurement import Measurement, warp_to_path
 from pipeline.moves import preset_move
 from pipeline.render import (
@@ -193,6 +195,27 @@ def test_nothing_to_gain():
     assert alone is not None and torch.equal(alone.measurement.video, frames[:1])
 
 
+def test_frames_come_to_agree_on_what_is_painted():
+    """The right third of the picture is painted: right on the whole, but with blotches that change in every frame."""
+    source = static_path(K)
+    z, seen, truth = film(source, card=False)[1], film(ASIDE)[0], film(ASIDE, card=False)[0]
+    z = torch.where(torch.arange(W) < W // 2, z, torch.nan)  # of what is painted no depth is known
+    painted = warp_to_path(seen, z, source, ASIDE).mask.logical_not()
+    painted[..., : W // 2] = False
+    noise = 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    off = lambda video, wanted, where=painted: (video - wanted).abs()[where.expand_as(video)].mean().item()
+    steadied = steady(truth + noise, painted, z, source, ASIDE, 4)
+    assert torch.equal(torch.where(painted, 0, steadied), torch.where(painted, 0, truth + noise))
+    assert off(steadied, truth) < 0.5 * off(truth + noise, truth)
+    assert off(steady(truth, painted, z, source, ASIDE, 4), truth) < 0.02, "what agrees stays sharp"
+    card = ((seen - truth).abs().amax(1, keepdim=True) > 0.2) & painted
+    assert card.sum() > 200 and off(steady(seen, painted, z, source, ASIDE, 4), seen, card) < 0.1, "no ghosts"
+    assert steady(seen, painted, z, source, ASIDE, 0) is seen
+    assert steady(seen, painted & False, z, source, ASIDE, 4) is seen
+    nowhere = torch.full_like(z, torch.nan)
+    assert steady(truth, painted | True, nowhere, source, ASIDE, 4).isfinite().all()
+
+
 def test_a_render_uses_and_reports_them(tiny_backbone_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
     frames, z, _ = film(static_path(K))
@@ -214,6 +237,19 @@ def test_a_render_uses_and_reports_them(tiny_backbone_folder, tmp_path, monkeypa
     assert "gather" in reports[True]["seconds"] and "gather" not in reports[False]["seconds"]
     results = [read_video(str(tmp_path / name / "result.mp4")).frames for name in ("True", "False")]
     assert (results[0] - results[1]).abs().max() > 0.1
+
+    steadier = shutil.copytree(tiny_backbone_folder, tmp_path / "steadier")
+    settings = json.loads((steadier / "recapture.json").read_text())
+    (steadier / "recapture.json").write_text(json.dumps(settings | {"steady": 2}))
+    raws = {}
+    for backbone in (steadier, tiny_backbone_folder):
+        request = replace(request, backbone=str(backbone), composite=False)
+        *_, done = render(request, tmp_path / f"raw-{backbone.name}")
+        assert isinstance(done, DoneEvent), done
+        assert ("steady" in done.result.report["seconds"]) == (backbone == steadier)
+        raws[backbone] = read_video(str(done.result.video)).frames
+    change = (raws[steadier] - raws[tiny_backbone_folder]).abs().amax(1)
+    assert change.max() > 0.05 and (change < 0.03).float().mean() > 0.7, "what is painted, and that alone"
 
     write_clip(tmp_path / "smooth.mp4")  # without corners: the camera cannot be followed, which is said
     *_, done = render(

@@ -25,7 +25,7 @@ from pipeline.backbone import Backbone
 from pipeline.camera import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
-from pipeline.gather import from_other_frames
+from pipeline.gather import from_other_frames, steady
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
 from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
@@ -107,17 +107,20 @@ def _recapture(
     backbone: Backbone, sample: Sample, measurement: Measurement, request: RenderRequest
 ) -> tuple[Float[Tensor, "T 3 H W"], dict[str, float]]:
     request = replace(request, prompt=sample.caption)
-    began = _now(backbone)
+    began, found = _now(backbone), None
+    source, target = sample.source, sample.target
     if request.other_frames:
-        source, target = sample.source, sample.target
         found = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
         measurement = found.measurement if found else measurement
-    problem = prepare(backbone, measurement, sample.source.frames, request, target=sample.target.frames)
+    problem = prepare(backbone, measurement, source.frames, request, target=target.frames)
     z, ready = problem.noise, _now(backbone)
     for step in solve(backbone, problem, request):
         z = step.z
     sampled = _now(backbone)
     video = backbone.decode(z).cpu()
+    if found is not None:
+        cameras = found.cameras_at((video.shape[-2], video.shape[-1]))
+        video = steady(video, ~measurement.mask, source.z, *cameras, backbone.settings.steady)
     return video, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
 
 
