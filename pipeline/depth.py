@@ -255,8 +255,7 @@ def estimate(
         z = _bounded(-_positive(disparity).log()).to(frames.device)
         small = resize(frames.float(), _size_of(z))
     else:
-        small = resize(frames.float(), _network_size(*_size_of(frames), model.pixels))
-        log_z = _in_windows(small.to(next(model.parameters()).device), model).to(frames.device)
+        log_z, small = _two_looks(frames, model)
         z = _bounded(log_z)
     yield Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
@@ -270,7 +269,18 @@ def _last(events: Iterator[Progress | Tensor]) -> Generator[Progress, None, Tens
     raise AssertionError("there is a result at the end")
 
 
-def _network_size(height: int, width: int, pixels: int) -> tuple[int, int]:
+def _two_looks(frames: Float[Tensor, "T 3 H W"], model: DepthNet) -> tuple[Float[Tensor, "T h w"], Tensor]:
+    """Log depth, and the frames at its size: the mean of a look at the size of the network's training and of one at the
+    mirrored clip, half as large again. Their errors differ, so that the mean has less of them."""
+    device = next(model.parameters()).device
+    small, large = (resize(frames.float(), _network_size(*_size_of(frames), n * model.pixels)) for n in (1, 1.5))
+    first = _in_windows(small.to(device), model).to(frames.device)
+    second = _in_windows(large.flip(-1).to(device), model).flip(-1).to(frames.device)
+    first = resize_depth(first.exp(), _size_of(second), guide=(small, large)).log()
+    return (first - first.median() + second - second.median()) / 2, large
+
+
+def _network_size(height: int, width: int, pixels: float) -> tuple[int, int]:
     """The size at which the network looks at a picture: if the picture is larger, about that of its training."""
     if height * width <= 1.3 * pixels:
         return height, width

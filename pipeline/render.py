@@ -1304,7 +1304,7 @@ def _estimated_depth(
     ref = request.depth_model or depth_model_of(backbone)
     yield StageEvent("depth", "Estimating depth", 0.03)
     key = content_key(
-        "depth", 2, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        "depth", 3, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
     kept = look_up(key)

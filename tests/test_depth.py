@@ -542,6 +542,21 @@ def test_training_learns_and_goes_on_where_it_stopped(scenes, tmp_path, capsys):
     assert depth_loss(relative_log(z), relative_log(z)) < 1e-5
 
 
+def test_the_mirrored_look_counts_as_much():
+    class Leaning(torch.nn.Module):  # takes the right for farther, whatever is there
+        pixels = 32 * 48
+
+        def __init__(self):
+            super().__init__()
+            self.anywhere = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, frames):
+            return torch.linspace(-0.5, 0.5, frames.shape[-1]).expand(*frames.shape[:2], *frames.shape[-2:])
+
+    z = estimate_depth(moving(3, 64, 96), Leaning()).z
+    assert z.shape == (3, 64, 96) and torch.allclose(z, z.median(), rtol=0.05)
+
+
 @pytest.mark.slow
 def test_the_training_command(scenes, tmp_path, capsys):
     from pipeline.training.depth import main

@@ -324,7 +324,7 @@ def train(args: argparse.Namespace) -> Figures:
         optimiser.load_state_dict(state["optimiser"])
         step, elapsed, best = state["step"], state["elapsed"], state["best"]
     clips = Clips(args.data, args.held_out, args.seed + step, stills=args.stills, workers=args.workers, keep=args.keep)
-    forward = torch.compile(model) if args.compile else model
+    forward = torch.compile(model, dynamic=False) if args.compile else model
 
     started, budget = time.time(), args.minutes * 60
     ran = lambda: elapsed + time.time() - started
