@@ -921,7 +921,7 @@ def _render(
     result, composited = raw, None
     if request.composite:
         yield clock.stage("composite", f"Compositing at {full_size[0]}x{full_size[1]}", 0.88)
-        composited = composite(raw, measurement, seam_pixels=_seam(request, size))
+        composited = composite(raw, measurement, seam_pixels=seam_of(request, size))
         result = composited if full_size == size else _composite_full(raw, analysis, request, found)
 
     yield clock.stage("measure", "Measuring", 0.92)
@@ -1425,7 +1425,8 @@ def _see_behind(analysis: Analysis) -> Analysis:
     )
 
 
-def _seam(request: RenderRequest, size: tuple[int, int]) -> int:
+def seam_of(request: RenderRequest, size: tuple[int, int]) -> int:
+    """Over how many pixels `composite` blends in pictures of this size (H, W)."""
     pixels = request.seam / 100 * min(size)
     return max(2, round(pixels)) if pixels else 0  # less than two could not be seen
 
@@ -1447,7 +1448,7 @@ def _composite_full(
         measurement = _warp(analysis, request, size, span)
         if found is not None:
             measurement = at_size(found, measurement, first, picture_of)
-        result[span] = composite(raw[span], measurement, seam_pixels=_seam(request, size))
+        result[span] = composite(raw[span], measurement, seam_pixels=seam_of(request, size))
     return result
 
 

@@ -28,9 +28,19 @@ from pipeline.backbone import Backbone, read_settings
 from pipeline.depth import estimate_depth, load_depth, load_depth_model
 from pipeline.evaluation.metrics import flicker, psnr
 from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
-from pipeline.measurement import Measurement
+from pipeline.measurement import Measurement, composite
 from pipeline.models import resolve
-from pipeline.render import DoneEvent, RenderRequest, get_backbone, prepare, render, show_holes, solve, to_uint8
+from pipeline.render import (
+    DoneEvent,
+    RenderRequest,
+    get_backbone,
+    prepare,
+    render,
+    seam_of,
+    show_holes,
+    solve,
+    to_uint8,
+)
 from pipeline.segment import grow
 from pipeline.training import classifier
 from pipeline.training.depth import affine_disparity
@@ -158,10 +168,11 @@ def evaluate(
                 scaled = affine_disparity(found[solid], view.z[solid])
                 errors.append(((scaled - view.z[solid]).abs() / view.z[solid]).mean().item())
         if holes.float().mean() > 0.005:
-            result, own, prior = (
-                recapture_sample(backbone, sample, measurement, replace(BASE, **how))
-                for how in ({"other_frames": True}, {}, {"solver": "none"})
-            )
+            videos = []
+            for how in ({"other_frames": True}, {}, {"solver": "none"}):
+                raw, completed, _ = recapture_sample(backbone, sample, measurement, replace(BASE, **how))
+                videos.append(composite(raw, completed, seam_pixels=seam_of(BASE, SIZE)))  # as it is shown
+            result, own, prior = videos
             of = lambda video, truth=truth, holes=holes: psnr(video, truth, holes)
             over.append(of(result) - of(telea(measurement)))
             over_alone.append(of(own) - of(telea(measurement)))

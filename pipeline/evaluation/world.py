@@ -98,14 +98,9 @@ def measure_sample(sample: Sample) -> Measurement:
 
 def recapture_sample(
     backbone: Backbone, sample: Sample, measurement: Measurement, request: RenderRequest
-) -> Float[Tensor, "T 3 H W"]:
-    """The raw result of `request`'s method on a sample; its caption is the prompt."""
-    return _recapture(backbone, sample, measurement, request)[0]
-
-
-def _recapture(
-    backbone: Backbone, sample: Sample, measurement: Measurement, request: RenderRequest
-) -> tuple[Float[Tensor, "T 3 H W"], dict[str, float]]:
+) -> tuple[Float[Tensor, "T 3 H W"], Measurement, dict[str, float]]:
+    """The raw result of `request`'s method on a sample, the measurement that it was given (which other frames may have
+    completed), and the seconds that it took. The sample's caption is the prompt."""
     request = replace(request, prompt=sample.caption)
     began, found = _now(backbone), None
     source, target = sample.source, sample.target
@@ -121,7 +116,7 @@ def _recapture(
     if found is not None:
         cameras = found.cameras_at((video.shape[-2], video.shape[-1]))
         video = steady(video, ~measurement.mask, source.z, *cameras, backbone.settings.steady)
-    return video, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
+    return video, measurement, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
 
 
 def _now(backbone: Backbone) -> float:
@@ -165,14 +160,14 @@ def evaluate(
         measurement = measure_sample(sample)
         holes, truth = ~measurement.mask, sample.target.frames
         if holes.float().mean() > 0.005:
-            known: dict[str, Callable[[], tuple[Tensor, dict[str, float]]]] = {
+            known: dict[str, Callable[[], tuple[Any, ...]]] = {
                 TELEA: lambda m=measurement: plain(telea(m)),
                 "smooth filling (what is encoded)": lambda m=measurement: plain(fill_unknown(m)),
                 "VAE of the truth (ceiling)": lambda t=truth: plain(backbone.decode(backbone.encode(t)).cpu()),
             }
             for name, request in asked.items():
                 request = replace(request, steps=request.steps or steps)
-                known[name] = lambda r=request, s=sample, m=measurement: _recapture(backbone, s, m, r)
+                known[name] = lambda r=request, s=sample, m=measurement: recapture_sample(backbone, s, m, r)
             strip = figure is not None and len(strips) < STRIPS
             results: dict[str, Tensor] = {}
             for name, method in known.items():
@@ -181,7 +176,7 @@ def evaluate(
                 kept = any(key.items() <= row.items() for row in rows)
                 if kept and not (strip and name in (TELEA, OTHERS)):
                     continue
-                results[name], spent = method()
+                results[name], *_, spent = method()
                 if not kept:
                     about = {"move": move_of(seed), "unknown": holes.float().mean().item()}
                     case = scores.world_case(sample, measurement, results[name])
