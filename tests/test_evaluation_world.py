@@ -51,8 +51,8 @@ def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_pat
     small = world.render_sample
     monkeypatch.setattr(world, "render_sample", lambda seed, move: small(seed, frames=5, size=(32, 48), move=move))
     output, done = tmp_path / "rows.jsonl", []
-    recapture = world._recapture
-    monkeypatch.setattr(world, "_recapture", lambda *given: done.append(given[-1].solver) or recapture(*given))
+    recapture = world.recapture_sample
+    monkeypatch.setattr(world, "recapture_sample", lambda *given: done.append(given[-1].solver) or recapture(*given))
     ask: dict[str, Any] = dict(output=output, steps=2, progress=lambda _: None)
 
     first = evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask)
