@@ -339,8 +339,8 @@ def train(args: argparse.Namespace) -> Figures:
             best = figures.abs_rel_affine
             half = copy.deepcopy(mean).half()
             half.save_pretrained(args.out)
-            facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed, "scenes": len(clips.paths)}
-            facts |= {"stills": len(clips.stills)}
+            facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed}
+            facts |= {"scenes": len(clips.paths), "stills": len(clips.stills)}
             Path(f"{args.out}.figures.json").write_text(json.dumps(facts | asdict(figures), indent=2) + "\n")
         save_state(states | {"step": step, "elapsed": ran(), "best": best}, args.checkpoint)
         return figures
