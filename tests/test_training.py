@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -15,8 +16,10 @@ from pipeline.camera import static_path
 from pipeline.training import classifier, prior, text, vae
 from pipeline.training.dataset import Stored, load, render_to
 from pipeline.training.photos import load_photos, photo_clip
-from pipeline.training.world import render_sample
+from pipeline.training.textures import COLOURS
+from pipeline.training.world import COMPOUNDS, SHAPES, render_sample
 
+NANO = Path(__file__).parents[1] / "assets" / "nano"
 FRAMES, SIZE = 9, (32, 48)
 
 
@@ -215,6 +218,30 @@ def test_prior_examples_and_loss(tmp_path, started):
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_short_prompts_weigh_as_if_all_their_tokens_were_there():
+    tokenizer = AutoTokenizer.from_pretrained(NANO / "tokenizer")
+    names = [f"{colour} {shape}" for colour in COLOURS for shape in (*SHAPES, *COMPOUNDS)] + ["a person in yellow"]
+    assert max(len(tokenizer(f"an {name}").input_ids) for name in names) < prior.SHORT
+    encoder = UMT5EncoderModel.from_pretrained(NANO / "text_encoder", torch_dtype=torch.float32)
+    transformer = WanTransformer3DModel.from_pretrained(NANO / "transformer", torch_dtype=torch.float32)
+    prompts = ["a red ball", "", "a person in yellow"]
+    torch.manual_seed(0)
+    x, t = torch.randn(3, transformer.config.in_channels, 1, 4, 6), torch.full((3,), 900.0)
+    run = lambda prompt: transformer(x, t, prompt, return_dict=False)[0]
+    with torch.no_grad():
+        whole = run(prior.embed(encoder, tokenizer, prompts, "cpu"))
+        short = prior.ShortPrompts()
+        for block in transformer.blocks:
+            block.attn2.set_processor(short)
+        prompt = prior.embed(encoder, tokenizer, prompts, "cpu", prior.SHORT)
+        assert (run(prompt) - whole).abs().max() > 0.01, "fewer zeros weigh less"
+        short.expect(prompt)
+        torch.testing.assert_close(run(prompt), whole, atol=1e-4, rtol=1e-4)
+        long = prior.embed(encoder, tokenizer, prompts, "cpu")
+        short.expect(long)
+        torch.testing.assert_close(run(long), whole, atol=1e-4, rtol=1e-4)
 
 
 def test_tokenizer_reads_any_prompt(tmp_path):

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
@@ -41,6 +42,8 @@ from pipeline.training.world import COMPOUNDS, SHAPES
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
 OBJECT_WINDOW = (8, 12)  # latent cells about an object
 STILLS = 4  # stills in a batch for each clip
+STILL_MASKS = 2  # masks and cut-outs for every object in a still: encoding one frame is cheap
+SHORT = 16  # tokens that the name of an object takes at most
 SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56
 
 
@@ -98,14 +101,23 @@ def well_seen(objects: Tensor) -> list[int]:
 def without_object(rng: np.random.Generator, hidden: Tensor) -> Tensor:
     """What is known (1) without an object (T 1 H W), T 1 H W.
 
-    Its outline is widened as a person paints, from a little to its whole box, so that it does not give the shape away.
+    Its outline is widened as a person paints, mostly to a box about it, often a larger one: neither the outline nor the
+    proportions of the hole shall give the shape away, so that the prompt is needed for it.
     """
     hidden = hidden.float()
-    if rng.uniform() < 0.5:
-        rows, columns = hidden.amax(-1, keepdim=True), hidden.amax(-2, keepdim=True)
-        hidden = rows * columns
+    if rng.uniform() < 0.75:
+        rows, columns = hidden.amax(-1), hidden.amax(-2)
+        if rng.uniform() < 0.6:
+            rows, columns = (_stretched(line, rng.uniform(0, 0.4, 2)) for line in (rows, columns))
+        hidden = rows[..., None] * columns[..., None, :]
     reach = int(rng.integers(1, 9))
     return 1 - F.max_pool2d(hidden, 2 * reach + 1, 1, reach)
+
+
+def _stretched(line: Tensor, shares: np.ndarray) -> Tensor:
+    """Intervals of ones (T 1 N) made longer at either end by shares of the longest."""
+    before, after = (int(share * float(line.sum(-1).max())) for share in shares)
+    return F.max_pool1d(F.pad(line, (after, before)), before + after + 1, 1)
 
 
 def moved_hole(rng: np.random.Generator, mask: Tensor, objects: Tensor, tries: int = 20) -> Tensor | None:
@@ -230,7 +242,9 @@ def fill_cache(data: Path, stills: Path | None, cache: Path, vae: AutoencoderKLW
             if time.time() - started > seconds:
                 return
             stored = load(path)
-            examples = make(stored, vae, np.random.default_rng(int(path.stem)), device)
+            rng, examples = np.random.default_rng(int(path.stem)), []
+            for _ in range(STILL_MASKS if scenes == stills else 1):
+                examples += make(stored, vae, rng, device)
             save_state({"examples": examples, "caption": stored.caption}, target)
 
 
@@ -286,10 +300,15 @@ def object_caption(name: str, scene: str, rng: np.random.Generator) -> str:
     return name if rng.uniform() < 0.67 else f"{name}, {scene}"
 
 
-def draw_objects(items: list[Item], count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[str]]:
-    """A batch of `object_examples` as `draw` gives it."""
+def draw_objects(
+    items: list[Item], count: int, rng: np.random.Generator, named: bool = False
+) -> tuple[Tensor, Tensor, list[str]]:
+    """A batch of `object_examples` as `draw` gives it; `named`: by colour and shape alone, in few tokens."""
     chosen = [items[i] for i in rng.integers(len(items), size=count)]
-    captions = ["" if rng.integers(16) == 0 else object_caption(e["name"], scene, rng) for e, scene in chosen]
+    say = lambda example, scene: (
+        example["name"] and short_name(example["name"]) if named else object_caption(example["name"], scene, rng)
+    )
+    captions = ["" if rng.integers(16) == 0 else say(*item) for item in chosen]
     stack = lambda key: torch.stack([example[key] for example, _ in chosen]).float()
     return stack("z"), stack("known"), captions
 
@@ -326,14 +345,33 @@ def draw(
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def embed(encoder: UMT5EncoderModel, tokenizer, captions: list[str], device) -> Tensor:
-    """Prompts as `pipeline.backbone.Backbone.embed` gives them: B L D, zero after the end."""
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=text.TEXT_TOKENS, truncation=True, return_tensors="pt"
-    )
-    ids, mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
-    hidden = encoder(ids, mask).last_hidden_state
-    return torch.where(mask[..., None] > 0, hidden, 0.0)
+def embed(encoder: UMT5EncoderModel, tokenizer, captions: list[str], device, tokens: int = text.TEXT_TOKENS) -> Tensor:
+    """The first `tokens` of prompts as `pipeline.backbone.Backbone.embed` gives them: B L D, zero after the end."""
+    ids = tokenizer(captions, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").to(device)
+    hidden = encoder(ids.input_ids, ids.attention_mask).last_hidden_state
+    return torch.where(ids.attention_mask[..., None] > 0, hidden, 0.0)
+
+
+class ShortPrompts(WanAttnProcessor):
+    """Cross-attention to the first tokens of a prompt that weighs as if all `TEXT_TOKENS` were there.
+
+    Wan attends to the zeros after a prompt too. They are all alike, so that one of them stands for n others once log n
+    is added to its score: a prompt of eight words costs a quarter, and nothing changes.
+    """
+
+    scores: Tensor | None = None  # B 1 1 L, what is added
+
+    def expect(self, prompt: Tensor) -> None:
+        """Prompts B L D from `embed`, of any L: shorter than L, or else the last token counts more than it should."""
+        length = (prompt != 0).any(-1).sum(1, keepdim=True)  # B 1
+        place = torch.arange(prompt.shape[1], device=prompt.device)
+        first = (text.TEXT_TOKENS - length).clamp_min(1).float().log()
+        scores = torch.where(place < length, 0.0, torch.where(place == length, first, -math.inf))
+        self.scores = scores[:, None, None]
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):
+        scores = None if self.scores is None else self.scores.to(hidden_states.dtype)
+        return super().__call__(attn, hidden_states, encoder_hidden_states, scores, rotary_emb)
 
 
 def flow_loss(transformer, z: Tensor, known: Tensor, prompt: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
@@ -468,6 +506,9 @@ def train(args: argparse.Namespace) -> None:
         f"{len(examples.stills)} in stills"
     )
     average = copy.deepcopy(both).requires_grad_(False)
+    short = ShortPrompts()
+    for block in transformer.blocks:
+        block.attn2.set_processor(short)
     optimiser = torch.optim.AdamW(both.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = args.checkpoint or args.out.with_name(args.out.name + ".checkpoint.pt")
     step, elapsed = 0, 0.0
@@ -501,11 +542,12 @@ def train(args: argparse.Namespace) -> None:
         progress = min(ran() / budget, 1.0)
         small = progress < args.small_until
         window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
+        tokens = text.TEXT_TOKENS
         if examples.objects and rng.uniform() < args.objects:
             # a still is cheaper and says as much of a shape as a clip
-            still = bool(examples.stills) and rng.uniform() < 0.5
-            batch = STILLS * args.batch if still else args.batch
-            z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng)
+            still = bool(examples.stills) and rng.uniform() < args.still_share
+            batch, tokens = (STILLS * args.batch, SHORT) if still else (args.batch, tokens)
+            z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng, named=still)
         else:
             z, known, captions = draw(examples.scenes, batch, window, rng, grey)
         sigma = noise_levels(batch, generator)
@@ -515,7 +557,8 @@ def train(args: argparse.Namespace) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):
-            prompt = embed(encoder, tokenizer, captions, device)
+            prompt = embed(encoder, tokenizer, captions, device, tokens)
+            short.expect(prompt)
             loss = flow_loss(run, z, known, prompt, sigma, noise).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -568,6 +611,9 @@ def main() -> None:
     parser.add_argument("--small-until", type=float, default=0.5, help="share of the time on cut-outs of 8x12 latents")
     parser.add_argument("--batch", type=int, default=32, help="of cut-outs; a quarter of it at full size")
     parser.add_argument("--objects", type=float, default=0.4, help="share of the steps spent on objects")
+    parser.add_argument(
+        "--still-share", type=float, default=0.5, help="share of these that show stills, if there are any"
+    )
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--held-out", type=int, default=12, help="examples kept for validation")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between checkpoints")
