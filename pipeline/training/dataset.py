@@ -43,12 +43,12 @@ class Stored:
     names: list[str]
 
 
-def render_to(folder: Path, seed: int, frames: int, size: tuple[int, int]) -> Path:
+def render_to(folder: Path, seed: int, frames: int, size: tuple[int, int], supersample: int = 2) -> Path:
     """Render one seed into `folder` unless it is there already."""
     path = folder / f"{seed}.npz"
     if path.exists():
         return path
-    sample = render_sample(seed, frames=frames, size=size)
+    sample = render_sample(seed, frames=frames, size=size, supersample=supersample)
     partial = path.with_suffix(f".{os.getpid()}.part")
     with open(partial, "wb") as file:
         np.savez(
@@ -95,7 +95,7 @@ def _bytes(frames: torch.Tensor) -> np.ndarray:
     return (frames * 255).round().byte().numpy()
 
 
-def _one(job: tuple[Path, int, int, tuple[int, int]]) -> None:
+def _one(job: tuple[Path, int, int, tuple[int, int], int]) -> None:
     torch.set_num_threads(1)
     render_to(*job)
 
@@ -107,11 +107,13 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--size", default="128x208", help="HxW")
+    parser.add_argument("--supersample", type=int, default=2, help="rays along either side of a pixel")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     height, width = (int(n) for n in args.size.split("x"))
-    jobs = [(args.out, seed, args.frames, (height, width)) for seed in range(args.first, args.first + args.count)]
+    seeds = range(args.first, args.first + args.count)
+    jobs = [(args.out, seed, args.frames, (height, width), args.supersample) for seed in seeds]
     with ProcessPoolExecutor(args.workers) as pool:
         for _ in tqdm(pool.map(_one, jobs), total=len(jobs), unit="scene"):
             pass

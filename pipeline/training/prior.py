@@ -43,6 +43,7 @@ SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_d
 OBJECT_WINDOW = (8, 12)  # latent cells about an object
 STILLS = 4  # stills in a batch for each clip
 STILL_MASKS = 2  # masks and cut-outs for every object in a still: encoding one frame is cheap
+STILL_SIDES = (36.0, 62.0)  # how large the hole of an object in a still is made, in pixels
 SHORT = 16  # tokens that the name of an object takes at most
 SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56
 
@@ -105,9 +106,9 @@ def without_object(rng: np.random.Generator, hidden: Tensor) -> Tensor:
     proportions of the hole shall give the shape away, so that the prompt is needed for it.
     """
     hidden = hidden.float()
-    if rng.uniform() < 0.75:
+    if rng.uniform() < 0.8:
         rows, columns = hidden.amax(-1), hidden.amax(-2)
-        if rng.uniform() < 0.6:
+        if rng.uniform() < 0.35:
             rows, columns = (_stretched(line, rng.uniform(0, 0.4, 2)) for line in (rows, columns))
         hidden = rows[..., None] * columns[..., None, :]
     reach = int(rng.integers(1, 9))
@@ -194,20 +195,62 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
         moved = [moved_hole(rng, mask, objects) for mask, _ in holes[::2]]
         holes += [(mask, "") for mask in moved if mask is not None]
         for mask, name in holes:
-            filled = fill_unknown(Measurement(clean * mask, mask > 0))
-            rows, columns = ((mask < 1).any(0)[0].any(1 - axis).nonzero() for axis in (0, 1))
             cut: tuple[Any, ...] = (...,)
-            for place, side, cells in zip((rows, columns), clean.shape[-2:], OBJECT_WINDOW, strict=True):
+            for place, side, cells in zip(_extent(mask < 1), clean.shape[-2:], OBJECT_WINDOW, strict=True):
                 extent = min(8 * cells, side)
                 centre = float(place[int(rng.integers(len(place)))] + place.float().mean()) / 2
                 pairs = round((centre - extent / 2) / 16)  # the transformer's patches are two cells wide
                 start = 16 * min(max(pairs, 0), (side - extent) // 16)
                 cut = (*cut, slice(start, start + extent))
-            batch = torch.stack([clean[cut], filled[cut]]).to(device).mul(2).sub(1).transpose(1, 2)
-            z, shown = normalise(vae, encode_once(vae, batch)).cpu()
-            known = torch.cat([group_mask(mask[cut]), shown])
-            examples.append({"z": z.half(), "known": known.half(), "name": name})
+            examples.append(_object_example(clean[cut], mask[cut], name, vae, device))
     return examples
+
+
+@torch.no_grad()
+def still_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
+    """Objects as `object_examples` gives them, each as large as its cut-out allows: small ones hardly show a shape.
+
+    Pictures are made smaller until a hole spans `STILL_SIDES` pixels, so that they are best rendered large.
+    """
+    windows = [8 * cells for cells in OBJECT_WINDOW]
+    examples = []
+    for clean, objects in ((stored.source, stored.source_objects), (stored.target, stored.target_objects)):
+        clean, sides = clean.float() / 255, clean.shape[-2:]
+        for i in well_seen(objects):
+            seen = zip(_extent(objects[:, i : i + 1]), sides, strict=True)
+            if any(place[0] == 0 or place[-1] == side - 1 for place, side in seen):
+                continue  # a part of it lies outside of the picture
+            mask, name = without_object(rng, objects[:, i : i + 1]), stored.names[i]
+            if rng.uniform() < 0.15:
+                mask, name = moved_hole(rng, mask, objects), ""
+            if mask is None:
+                continue
+            scale = float(rng.uniform(*STILL_SIDES)) / max(int(p[-1] - p[0]) + 1 for p in _extent(mask < 1))
+            size = [max(round(min(scale, 1) * side), window) for side, window in zip(sides, windows, strict=True)]
+            smaller = lambda x, size=size: F.interpolate(x, size, mode="bilinear", antialias=True)
+            shown, mask = smaller(clean).clamp(0, 1), (smaller(mask) > 1 - 1e-4).float()
+            cut: tuple[Any, ...] = (...,)
+            for place, side, window in zip(_extent(mask < 1), size, windows, strict=True):
+                first, last = max(int(place[-1]) + 1 - window, 0), min(int(place[0]), side - window)
+                start = int(rng.integers(min(first, last), max(first, last) + 1))  # the hole is in sight as a whole
+                cut = (*cut, slice(start, start + window))
+            shown, mask = shown[cut], mask[cut]
+            if rng.uniform() < 0.5:
+                shown, mask = shown.flip(-1), mask.flip(-1)
+            examples.append(_object_example(shown, mask, name, vae, device))
+    return examples
+
+
+def _extent(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns in which something of T 1 H W is true."""
+    return hidden.any(0)[0].any(1).nonzero()[:, 0], hidden.any(0)[0].any(0).nonzero()[:, 0]
+
+
+def _object_example(clean: Tensor, mask: Tensor, name: str, vae: AutoencoderKLWan, device) -> dict[str, Any]:
+    filled = fill_unknown(Measurement(clean * mask, mask > 0))
+    batch = torch.stack([clean, filled]).to(device).mul(2).sub(1).transpose(1, 2)
+    z, shown = normalise(vae, encode_once(vae, batch)).cpu()
+    return {"z": z.half(), "known": torch.cat([group_mask(mask), shown]).half(), "name": name}
 
 
 def normalise(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
@@ -232,7 +275,7 @@ def fill_cache(data: Path, stills: Path | None, cache: Path, vae: AutoencoderKLW
     started = time.time()
     jobs = [(data, cache / "objects", object_examples), (data, cache, make_examples)]
     if stills is not None:
-        jobs.insert(0, (stills, cache / "stills", object_examples))
+        jobs.insert(0, (stills, cache / "stills", still_examples))
     for scenes, folder, make in jobs:
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(scenes.glob("*.npz")):
@@ -550,7 +593,7 @@ def train(args: argparse.Namespace) -> None:
             z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng, named=still)
         else:
             z, known, captions = draw(examples.scenes, batch, window, rng, grey)
-        sigma = noise_levels(batch, generator)
+        sigma = noise_levels(batch, generator, SHIFT**2 * (1 if tokens > SHORT else 2))  # shapes are decided early
         noise = torch.randn(z.shape, generator=generator)
         z, known, sigma, noise = z.to(device), known.to(device), sigma.to(device), noise.to(device)
         rate = args.lr * min(1.0, (step - begun + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
