@@ -132,6 +132,8 @@ def test_a_mask_of_one_object_hides_it_and_its_short_name_names_it():
     assert prior.short_name("an orange egg") == "an orange egg"
     assert prior.short_name("a glossy red striped ball") == "a red ball"
     assert prior.short_name("a person in white") == "a person in white"
+    assert prior.other_shape("a red ball") == "a red egg" and prior.other_shape("an orange ring") == "an orange ball"
+    assert prior.other_shape("a person in white") == "a person in white"
 
 
 def test_every_object_has_a_cut_out_about_it(started):

@@ -143,6 +143,12 @@ def short_name(name: str) -> str:
     return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {words[-1]}"
 
 
+def other_shape(name: str) -> str:
+    """A short name with the shape that follows in `SHAPES`: "a red egg" for "a red ball"; compounds stay."""
+    *words, shape = name.split()
+    return " ".join([*words, SHAPES[(SHAPES.index(shape) + 1) % len(SHAPES)]]) if shape in SHAPES else name
+
+
 @torch.no_grad()
 def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
     """Both recordings of a scene as training targets, each with two or three things that may be known of it.
@@ -445,20 +451,27 @@ def noise_levels(count: int, generator: torch.Generator, shift: float = SHIFT**2
 def validation(transformer, encoder, tokenizer, examples: Examples, grey: Tensor, device) -> dict[str, float]:
     """Velocity error on held-out scenes at fixed noise, by what is known: warp, random, all but an object, nothing.
 
-    Objects in their cut-outs (`object`) under the names of others (`misnamed`) tell whether prompts are followed.
+    Objects in their cut-outs (`object`) under the names of others (`misnamed`), or under their own with the shape of
+    another (`misshaped`), tell whether prompts are followed.
     """
     out = {}
     items = examples.held_out
     objects = [example for example, _ in examples.held_out_objects if example["name"]]
     names = [short_name(example["name"]) for example in objects]
-    for kind, shift in (("object", 0), ("misnamed", len(names) // 2)):
+    half = len(names) // 2
+    prompts = {
+        "object": names,
+        "misnamed": names[half:] + names[:half],
+        "misshaped": [other_shape(name) for name in names],
+    }
+    for kind, said in prompts.items():
         total = []
         generator = torch.Generator().manual_seed(1)
         for sigma in (1.0, 0.9, 0.7):
             for i, example in enumerate(objects):
                 z, known = (example[key].float()[None].to(device) for key in ("z", "known"))
                 noise = torch.randn(z.shape, generator=generator).to(device)
-                prompt = embed(encoder, tokenizer, [names[(i + shift) % len(names)]], device)
+                prompt = embed(encoder, tokenizer, [said[i]], device)
                 loss = flow_loss(transformer, z, known, prompt, torch.tensor([sigma], device=device), noise)
                 total.append(loss.item())
         out[kind] = sum(total) / max(len(total), 1)
