@@ -105,7 +105,7 @@ def test_one_embedding_for_all_frames_is_stable_video_diffusion(model):
     ids, t = torch.tensor([[7, 127, 0.02]]), torch.tensor(1.2)
     plain = model.unet(x[None], t, encoder_hidden_states=embedding[:1, None], added_time_ids=ids).sample[0]
     ours = predict(model.unet, x, t, embedding[:1].expand(5, -1))
-    assert torch.allclose(ours, plain, atol=1e-6)
+    assert torch.allclose(ours, plain, atol=1e-5)
     again = model.unet(x[None], t, encoder_hidden_states=embedding[:1, None], added_time_ids=ids).sample[0]
     assert torch.equal(plain, again), "the model is left as it was"
 

@@ -13,8 +13,12 @@ pytestmark = pytest.mark.browser
 def test_the_suggest_button_stands_beside_the_prompt(visit, width):
     page = visit(width, 900)
     assert not page.is_visible("#prompt-status"), "no empty line"
-    field = page.locator("#prompt textarea, #prompt input").first.bounding_box()
-    button = page.locator("#suggest").bounding_box()
+    page.wait_for_selector("#suggest")
+    page.wait_for_selector("#prompt textarea, #prompt input")
+    field, button = page.evaluate(  # at one moment: the page may still be growing above them
+        "['#prompt textarea, #prompt input', '#suggest'].map("
+        "css => document.querySelector(css).getBoundingClientRect().toJSON())"
+    )
     assert field["x"] + field["width"] < button["x"] and button["x"] + button["width"] <= width
     assert abs(field["y"] - button["y"]) < 2 and abs(field["height"] - button["height"]) < 2, (field, button)
     page.click("#advanced > button")
