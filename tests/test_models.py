@@ -220,6 +220,8 @@ def test_both_layouts_give_the_same_velocity(pair, dtype):
     for folder in pair:
         backbone = load_backbone(str(folder), device="cpu", dtype=dtype)
         weights.append(backbone.transformer.state_dict())
+        for tensor in backbone.transformer.parameters():  # as read from a file they may lie at odd addresses
+            tensor.data = tensor.data.clone()
         video = torch.rand(5, 3, 32, 48, generator=torch.Generator().manual_seed(0))
         condition = backbone.condition(video, torch.ones(5, 1, 32, 48))
         text, image = backbone.embed("a red ball"), backbone.embed_image(video[0])
@@ -230,10 +232,7 @@ def test_both_layouts_give_the_same_velocity(pair, dtype):
         assert kinds["blocks.0.attn1.to_q.weight"] == dtype and kinds["scale_shift_table"] == torch.float32
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    # where the weights lie in memory may decide on the order of a sum
-    tolerance = 16 * torch.finfo(dtype).eps
-    torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
-    assert results[0].abs().max() > 0
+    assert torch.equal(*results) and results[0].abs().max() > 0
 
 
 def test_an_original_transformer_in_several_files(pair, tmp_path):
