@@ -196,6 +196,37 @@ def test_examples_are_held_out_with_their_objects(tmp_path):
     examples.refresh()
     assert names(examples.objects) == {"object 2", "object 3", "object 4"} and len(examples.scenes) == 4
     assert names(examples.stills) == {"object 0"}, "other scenes than those held out"
+    for number in range(1, 5):
+        torch.save({"examples": [{"name": f"object {number}"}], "caption": ""}, tmp_path / "stills" / f"{number}.pt")
+    with_stills = prior.Examples(tmp_path, 3)
+    assert names(with_stills.held_out_stills) == {"object 0", "object 1", "object 2"}
+    assert names(with_stills.stills) == {"object 3", "object 4"}
+
+
+def test_validation_tells_whether_the_prompt_is_followed(monkeypatch, tmp_path):
+    """With an error that is the number of wrong words, each kind of prompt gets the error it must."""
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "stills").mkdir()
+    z, known = torch.zeros(2, 1, 4, 4), torch.zeros(3, 6, 1, 4, 4)
+    example = lambda name, known: {"z": z, "known": known, "name": name}
+    whole = {"examples": [example("a red ball", known)], "caption": "a red ball"}
+    torch.save(whole, tmp_path / "0.pt")
+    objects = [example(name, known[0]) for name in ("a red ball", "a blue box", "")]
+    for folder in ("objects", "stills"):
+        torch.save({"examples": objects, "caption": ""}, tmp_path / folder / "0.pt")
+    monkeypatch.setattr(prior, "embed", lambda encoder, tokenizer, captions, device: captions[0])
+    said = []
+
+    def loss(transformer, z, known, prompt, sigma, noise):
+        said.append(prompt)
+        return torch.tensor(0.0 if prompt.endswith(("ball", "box")) else 1.0)
+
+    monkeypatch.setattr(prior, "flow_loss", loss)
+    found = prior.validation(None, None, None, prior.Examples(tmp_path, 1), torch.zeros(2, 1, 1, 1), "cpu")
+    kinds = [f"{kind}{suffix}" for kind in ("object", "still") for suffix in ("", " misnamed", " misshaped")]
+    assert list(found) == [*kinds, "warp", "random", "whole", "nothing"]
+    assert said[:2] == ["a red ball", "a blue box"] and said[6:8] == ["a blue box", "a red ball"]
+    assert found["object"] == found["still misnamed"] == 0 and found["object misshaped"] == 1
 
 
 def test_photographs_become_moving_pictures(tmp_path):

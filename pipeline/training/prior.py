@@ -304,7 +304,8 @@ class Examples:
     """Cached examples in memory: `scenes` of whole pictures, `objects`, and those of `stills`, one frame each;
     `refresh` takes in what is new on disk.
 
-    What the first files hold is `held_out` instead: `count` whole pictures, and the objects of the same scenes.
+    What the first files hold is held out instead: `count` whole pictures, the objects of the same scenes, and the
+    stills of `count` files.
     """
 
     def __init__(self, cache: Path, count: int) -> None:
@@ -314,6 +315,7 @@ class Examples:
         self.stills: list[Item] = []
         self.held_out: list[Item] = []
         self.held_out_objects: list[Item] = []
+        self.held_out_stills: list[Item] = []
         for path in sorted(cache.glob("*.pt")):
             if len(self.held_out) >= count:
                 break
@@ -322,6 +324,8 @@ class Examples:
             self.seen.add(objects)  # those that are encoded later are not for training either
             if objects.exists():
                 self.held_out_objects += self._read(objects)
+        for path in sorted((cache / "stills").glob("*.pt"))[:count]:
+            self.held_out_stills += self._read(path)
         self.refresh()
 
     def _read(self, path: Path) -> list[Item]:
@@ -451,47 +455,39 @@ def noise_levels(count: int, generator: torch.Generator, shift: float = SHIFT**2
 def validation(transformer, encoder, tokenizer, examples: Examples, grey: Tensor, device) -> dict[str, float]:
     """Velocity error on held-out scenes at fixed noise, by what is known: warp, random, all but an object, nothing.
 
-    Objects in their cut-outs (`object`) under the names of others (`misnamed`), or under their own with the shape of
-    another (`misshaped`), tell whether prompts are followed.
+    Objects in their cut-outs (`object`, in stills `still`) under the names of others (`misnamed`), or under their own
+    with the shape of another (`misshaped`), tell whether prompts are followed.
     """
+    asked: dict[str, tuple[tuple[float, ...], list[tuple[Tensor, Tensor, str]]]] = {}
+    for kind, items in (("object", examples.held_out_objects), ("still", examples.held_out_stills)):
+        named = [(example, short_name(example["name"])) for example, _ in items if example["name"]]
+        names = [name for _, name in named]
+        half = len(names) // 2
+        said = {"": names, " misnamed": names[half:] + names[:half], " misshaped": [other_shape(n) for n in names]}
+        for suffix, prompts in said.items():
+            shown = [(e["z"], e["known"], prompt) for (e, _), prompt in zip(named, prompts, strict=True)]
+            asked[kind + suffix] = (1.0, 0.9, 0.7), shown
+    blank = lambda z: torch.cat([torch.zeros(4, *z.shape[1:]), grey.expand_as(z)])
+    whole = [(example["z"], example, caption) for example, caption in examples.held_out]
+    levels = (0.9, 0.6, 0.3)
+    asked["warp"] = levels, [(z, example["known"][0], caption) for z, example, caption in whole]
+    asked["random"] = levels, [(z, example["known"][1], caption) for z, example, caption in whole]
+    asked["whole"] = levels, [(z, e["known"][2], short_name(e["name"])) for z, e, _ in whole if e["name"]]
+    asked["nothing"] = levels, [(z, blank(z), caption) for z, _, caption in whole]
+
     out = {}
-    items = examples.held_out
-    objects = [example for example, _ in examples.held_out_objects if example["name"]]
-    names = [short_name(example["name"]) for example in objects]
-    half = len(names) // 2
-    prompts = {
-        "object": names,
-        "misnamed": names[half:] + names[:half],
-        "misshaped": [other_shape(name) for name in names],
-    }
-    for kind, said in prompts.items():
+    for kind, (sigmas, shown) in asked.items():
         total = []
-        generator = torch.Generator().manual_seed(1)
-        for sigma in (1.0, 0.9, 0.7):
-            for i, example in enumerate(objects):
-                z, known = (example[key].float()[None].to(device) for key in ("z", "known"))
-                noise = torch.randn(z.shape, generator=generator).to(device)
-                prompt = embed(encoder, tokenizer, [said[i]], device)
-                loss = flow_loss(transformer, z, known, prompt, torch.tensor([sigma], device=device), noise)
-                total.append(loss.item())
-        out[kind] = sum(total) / max(len(total), 1)
-    for name, choice in (("warp", 0), ("random", 1), ("whole", 2), ("nothing", None)):
-        total = []
-        for sigma in (0.9, 0.6, 0.3):
+        for sigma in sigmas:
             generator = torch.Generator().manual_seed(1)
-            for example, caption in items:
-                if choice == 2 and not example["name"]:
-                    continue
-                caption = short_name(example["name"]) if choice == 2 else caption
-                z = example["z"].float()[None]
-                blank = torch.cat([torch.zeros(4, *z.shape[2:]), grey.expand_as(z[0])])
-                known = (blank if choice is None else example["known"][choice].float())[None]
-                noise = torch.randn(z.shape, generator=generator)
+            for z, known, caption in shown:
+                noise = torch.randn(1, *z.shape, generator=generator)
+                z, known, noise = z.float()[None].to(device), known.float()[None].to(device), noise.to(device)
                 prompt = embed(encoder, tokenizer, [caption], device)
-                z, known, noise = z.to(device), known.to(device), noise.to(device)
                 loss = flow_loss(transformer, z, known, prompt, torch.tensor([sigma], device=device), noise)
                 total.append(loss.item())
-        out[name] = sum(total) / len(total)
+        if total:
+            out[kind] = sum(total) / len(total)
     return out
 
 
