@@ -411,7 +411,7 @@ def train(args: argparse.Namespace) -> None:
         z = (torch.stack(zs) if zs else encode_once(vae, x)).to(memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):
             y = decode(vae, z)
-        loss = F.smooth_l1_loss(y.float(), x, beta=0.05)
+        loss = F.smooth_l1_loss(y.float(), x, beta=args.beta)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.5)
@@ -467,6 +467,9 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=64)
     parser.add_argument("--pool", type=int, default=256)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument(
+        "--beta", type=float, default=0.05, help="error, in half the range of a pixel, from which the loss is linear"
+    )
     parser.add_argument("--held-out", type=int, default=8, help="recordings kept for validation")
     parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
