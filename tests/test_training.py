@@ -204,7 +204,7 @@ def test_examples_are_held_out_with_their_objects(tmp_path):
 
 
 def test_validation_tells_whether_the_prompt_is_followed(monkeypatch, tmp_path):
-    """With an error that is the number of wrong words, each kind of prompt gets the error it must."""
+    """With an error for the shapes that are not there, each kind of prompt gets the error it must."""
     (tmp_path / "objects").mkdir()
     (tmp_path / "stills").mkdir()
     z, known = torch.zeros(2, 1, 4, 4), torch.zeros(3, 6, 1, 4, 4)

@@ -468,12 +468,11 @@ def validation(transformer, encoder, tokenizer, examples: Examples, grey: Tensor
             shown = [(e["z"], e["known"], prompt) for (e, _), prompt in zip(named, prompts, strict=True)]
             asked[kind + suffix] = (1.0, 0.9, 0.7), shown
     blank = lambda z: torch.cat([torch.zeros(4, *z.shape[1:]), grey.expand_as(z)])
-    whole = [(example["z"], example, caption) for example, caption in examples.held_out]
-    levels = (0.9, 0.6, 0.3)
-    asked["warp"] = levels, [(z, example["known"][0], caption) for z, example, caption in whole]
-    asked["random"] = levels, [(z, example["known"][1], caption) for z, example, caption in whole]
-    asked["whole"] = levels, [(z, e["known"][2], short_name(e["name"])) for z, e, _ in whole if e["name"]]
-    asked["nothing"] = levels, [(z, blank(z), caption) for z, _, caption in whole]
+    levels, whole = (0.9, 0.6, 0.3), examples.held_out
+    asked["warp"] = levels, [(e["z"], e["known"][0], caption) for e, caption in whole]
+    asked["random"] = levels, [(e["z"], e["known"][1], caption) for e, caption in whole]
+    asked["whole"] = levels, [(e["z"], e["known"][2], short_name(e["name"])) for e, _ in whole if e["name"]]
+    asked["nothing"] = levels, [(e["z"], blank(e["z"]), caption) for e, caption in whole]
 
     out = {}
     for kind, (sigmas, shown) in asked.items():
