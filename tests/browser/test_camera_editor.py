@@ -55,10 +55,21 @@ def look(page, eye, target) -> None:
     )
 
 
-def drag(page, index: int, place: str, dx: float, dy: float) -> None:
+def grip(page, index: int, place: str) -> tuple[float, float]:
+    """Middle of a handle, in the window. Found and measured at one moment: every redrawing makes the handles anew."""
     page.locator("#editor .rc-well").scroll_into_view_if_needed()
-    box = page.locator(f"#editor .rc-grip[data-index='{index}'][data-place={place}]").bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    x, y = page.evaluate(
+        """(selector) => {
+            const { x, y, width, height } = document.querySelector(selector).getBoundingClientRect();
+            return [x + width / 2, y + height / 2];
+        }""",
+        f"#editor .rc-grip[data-index='{index}'][data-place={place}]",
+    )
+    return x, y
+
+
+def drag(page, index: int, place: str, dx: float, dy: float) -> None:
+    x, y = grip(page, index, place)
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + dx, y + dy, steps=4)
@@ -281,8 +292,6 @@ def test_a_finger_turns_the_view_and_moves_a_camera(visit, clip):
     look(page, [0.9, -0.7, -1.0], [0, 0, 0.8])
     page.tap("#editor [data-key='1']")
     stood = keyframes(page)
-    page.locator("#editor .rc-well").scroll_into_view_if_needed()
-    grip = page.locator("#editor .rc-grip[data-index='1'][data-place=eye]").bounding_box()
-    swipe(page, grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2, 25, -20)
+    swipe(page, *grip(page, 1, "eye"), 25, -20)
     moved = keyframes(page)
     assert moved[1]["eye"] != stood[1]["eye"] and moved[0] == stood[0]
