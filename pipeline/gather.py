@@ -40,14 +40,14 @@ _AT_ONCE = 16  # frames that are warped together
 # frame, and only for so large a share of it.
 _AGAIN, _WORTH = 2, 0.001
 _PIXELS = 2**16  # of a frame, at which is searched
-_LIKE = 0.2  # difference of colours at which two frames hardly paint the same thing any more
+_LIKE = 0.2  # difference of colours at which two frames hardly show the same thing any more
 
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
     """measurement: what is known, of all frames together.
 
-    origin: the frame that a pixel was taken from, -1 where that is its own, or none. sees: how many of the pixels that
+    origin: the nearest frame that has a pixel, -1 where that is its own, or none. sees: how many of the pixels that
     a frame (row) lacks another one (column) has. source, target: the cameras in one world. still: see `standing`. These
     are of the size at which was searched.
     """
@@ -108,20 +108,22 @@ def gather(
     own: Measurement,
     still: Bool[Tensor, "T H W"],
 ) -> Gathered:
-    """The measurement with its holes filled by what other frames saw there, the nearest in time first.
+    """The measurement with its holes filled by what other frames saw there, by the nearest in time and those like it.
 
-    frames, z, source, target: of `warp_to_path`; source: the cameras in one world, see `ego_motion`. own: the
-    measurement by that function; its known pixels stay as they are. still: see `standing`. Where another frame's pixels
-    disagree with what is known around a hole, as they do where depth or cameras are wrong, nothing is taken from it.
+    Their mean is nearer to the truth than the nearest alone, and changes less from a frame to the next. frames, z,
+    source, target: of `warp_to_path`; source: the cameras in one world, see `ego_motion`. own: the measurement by that
+    function; its known pixels stay as they are. still: see `standing`. Where another frame's pixels disagree with what
+    is known around a hole, as they do where depth or cameras are wrong, nothing is taken from it.
     """
     video, mask = own.video.clone(), own.mask.clone()
+    total, weight = torch.zeros_like(video), torch.zeros_like(z)[:, None]
     origin = torch.full_like(z, -1, dtype=torch.int32)
     sees = origin.new_zeros(len(frames), len(frames))
     # what moves hides what another frame sees there, and is not to be compared with it
     compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
     for offset in _offsets(len(frames)):
         for now, then in _pairs(len(frames), offset):
-            if mask[now].all():
+            if own.mask[now].all():
                 continue
             seen = warp_to_path(frames[then], z[then], _part(source, then), _part(target, now), ~still[then])
             for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
@@ -133,6 +135,10 @@ def gather(
                     video[t] = torch.where(take, found, video[t])
                     mask[t] |= take
                     origin[t][take[0]] = t + offset
+                    like = torch.where(take, 1.0, _like(found[None], video[t, None], offered[None])[0])
+                    total[t] += like * found
+                    weight[t] += like
+    video = torch.where(weight > 0, total / weight, video)
     return Gathered(Measurement(video, mask), origin, sees, source, target, still)
 
 
@@ -167,8 +173,9 @@ def at_size(
 
 
 def steady(
-    video: Float[Tensor, "T 3 H W"],
-    painted: Bool[Tensor, "T 1 H W"],
+    raw: Float[Tensor, "T 3 H W"],
+    measurement: Measurement,
+    gathered: Bool[Tensor, "T 1 H W"],
     z: Float[Tensor, "T H W"],
     source: CameraPath,
     target: CameraPath,
@@ -177,31 +184,39 @@ def steady(
     """A generated video whose frames agree on what is painted: such pixels become means along the camera's motion.
 
     A small model paints the same place anew in every frame, which flickers. What the `reach` frames on either side
-    painted there is warped to the frame's camera, and counts the less the more its colours differ around a pixel (as in
-    a bilateral filter, Tomasi and Manduchi 1998): things that move by themselves stay as they are. All that is not
-    painted stays too. video in [0, 1]; painted: True where no frame saw anything. z: depth of the clip, from the source
-    cameras, which are in one world with the target's, see `Gathered`. Depth of painted places is filled in smoothly.
+    painted there, or took from others, is warped to the frame's camera, and counts as far as it is `_like` what the
+    frame has. All that is not painted stays as it is. raw in [0, 1]. measurement: what is known, `gathered`: what of it
+    other frames saw. z: depth of the clip, from the source cameras, which are in one world with the target's, see
+    `Gathered`. Depth of painted places is filled in smoothly.
     """
+    painted = ~measurement.mask
     if reach < 1 or not painted.any():
-        return video
+        return raw
     seen = warp_depth(z, source, target)
     known = seen.isfinite()
     near = seen[known].amin() if known.any() else seen.new_ones(())
     inverse = torch.where(known, near / seen, 0.0)[:, None].expand(-1, 3, -1, -1).contiguous()
     depth = near / fill_unknown(Measurement(inverse, known[:, None]))[:, 0].clamp_min(1e-4)
+    video, others = torch.where(gathered, measurement.video, raw), ~(painted | gathered)[:, 0]
     total, weight = video.clone(), torch.ones_like(depth)[:, None]
     for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
         for now, then in _pairs(len(video), offset):
-            there = warp_to_path(
-                video[then], depth[then], _part(target, then), _part(target, now), ~painted[then][:, 0]
-            )
-            both = there.mask.to(video)
-            around = lambda values: F.avg_pool2d(values, 5, 1, 2)
-            differs = around((there.video - video[now]) * both) / around(both).clamp_min(1e-6)
-            like = both * torch.exp(-(differs.abs().mean(1, keepdim=True) / _LIKE).square())
+            there = warp_to_path(video[then], depth[then], _part(target, then), _part(target, now), others[then])
+            like = _like(there.video, video[now], there.mask)
             total[now] += like * there.video
             weight[now] += like
-    return torch.where(painted, total / weight, video)
+    return torch.where(painted, total / weight, raw)
+
+
+def _like(
+    seen: Float[Tensor, "N 3 H W"], video: Float[Tensor, "N 3 H W"], usable: Bool[Tensor, "N 1 H W"]
+) -> Float[Tensor, "N 1 H W"]:
+    """How much pixels of `seen`, where `usable`, count beside those of `video`: the less the more colours differ around
+    them, as in a bilateral filter (Tomasi and Manduchi 1998). So things that move by themselves leave no ghosts."""
+    around = lambda values: F.avg_pool2d(values, 5, 1, 2)
+    both = usable.to(video)
+    differs = around((seen - video) * both) / around(both).clamp_min(1e-6)
+    return both * torch.exp(-(differs.abs().mean(1, keepdim=True) / _LIKE).square())
 
 
 def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H W"]:

@@ -882,12 +882,13 @@ def _render(
         yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
         analysis = _paint_first_frame(analysis, request, request.first_frame_model, paint)
         measurement = measure(analysis, request)
-    elsewhere, found = 0.0, None
+    elsewhere, found, gathered = 0.0, None, torch.zeros_like(measurement.mask)
     if wants_other_frames(analysis, request, measurement):
         yield clock.stage("gather", "Looking for what other frames saw", 0.11)
-        before, found = measurement.mask.float().mean().item(), see_elsewhere(analysis, request, measurement)
+        own, found = measurement.mask, see_elsewhere(analysis, request, measurement)
         measurement = found.measurement if found else measurement
-        elsewhere = measurement.mask.float().mean().item() - before if found else None
+        gathered = measurement.mask & ~own
+        elsewhere = gathered.float().mean().item() if found else None
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
     yield WarpEvent(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
@@ -915,7 +916,7 @@ def _render(
     if found is not None and backbone.settings.steady:
         yield clock.stage("steady", "Making the frames agree on what is painted", 0.87)
         cameras = found.cameras_at(size)
-        raw = steady(raw, ~measurement.mask, _depth_of_seen(analysis), *cameras, backbone.settings.steady)
+        raw = steady(raw, measurement, gathered, _depth_of_seen(analysis), *cameras, backbone.settings.steady)
 
     full_size = size_of(analysis.full.frames)
     result, composited = raw, None

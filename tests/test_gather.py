@@ -111,6 +111,29 @@ def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
     assert 0.7 * most < gained < 1.3 * new[4:7].sum()
 
 
+def test_what_several_frames_saw_is_their_mean():
+    source = static_path(K)
+    frames, z, _ = film(source)
+    own = warp_to_path(frames, z, source, ASIDE)
+    noisy = frames + 0.1 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+    still = standing(z, source)
+    noisy_own = Measurement(torch.where(own.mask, warp_to_path(noisy, z, source, ASIDE).video, 0), own.mask)
+    found = gather(noisy, z, source, ASIDE, noisy_own, still)
+    clean = gather(frames, z, source, ASIDE, own, still)
+    new = (found.measurement.mask & clean.measurement.mask & ~own.mask).expand_as(frames)
+    off = lambda video, where: (video - clean.measurement.video)[where].abs().mean()
+    single = (noisy - frames).abs().mean()
+    assert new.sum() > 500 and off(found.measurement.video, new) < 0.75 * single
+    # what frames farther away show there does not count if it is something else: here they turn black behind the card
+    t = T // 2
+    behind = ~film(source)[2][t] & ((torch.arange(T) - t).abs() > 2)[:, None, None]
+    dark = torch.where(behind[:, None], 0, frames)
+    alone = gather(dark, z, source, ASIDE, own, still).measurement
+    nearest = ((clean.origin[t] - t).abs() == 1)[None]
+    taken = (nearest & alone.mask[t]).expand(3, -1, -1)
+    assert taken.sum() > 100 and (alone.video[t] - clean.measurement.video[t])[taken].abs().mean() < 0.03
+
+
 def test_large_frames_are_searched_small(monkeypatch):
     source = static_path(K)
     frames, z, _ = film(source)
@@ -202,18 +225,29 @@ def test_frames_come_to_agree_on_what_is_painted():
     z = torch.where(torch.arange(W) < W // 2, z, torch.nan)  # of what is painted no depth is known
     painted = warp_to_path(seen, z, source, ASIDE).mask.logical_not()
     painted[..., : W // 2] = False
+    nowhere, nothing = torch.full_like(z, torch.nan), torch.zeros_like(painted)
     noise = 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
     off = lambda video, wanted, where=painted: (video - wanted).abs()[where.expand_as(video)].mean().item()
-    steadied = steady(truth + noise, painted, z, source, ASIDE, 4)
+
+    def agreed(video, painted=painted, gathered=nothing, known=truth, z=z, reach=4):
+        return steady(video, Measurement(known, ~painted), gathered, z, source, ASIDE, reach)
+
+    steadied = agreed(truth + noise)
     assert torch.equal(torch.where(painted, 0, steadied), torch.where(painted, 0, truth + noise))
     assert off(steadied, truth) < 0.5 * off(truth + noise, truth)
-    assert off(steady(truth, painted, z, source, ASIDE, 4), truth) < 0.02, "what agrees stays sharp"
+    assert off(agreed(truth), truth) < 0.02, "what agrees stays sharp"
     card = ((seen - truth).abs().amax(1, keepdim=True) > 0.2) & painted
-    assert card.sum() > 200 and off(steady(seen, painted, z, source, ASIDE, 4), seen, card) < 0.1, "no ghosts"
-    assert steady(seen, painted, z, source, ASIDE, 0) is seen
-    assert steady(seen, painted & False, z, source, ASIDE, 4) is seen
-    nowhere = torch.full_like(z, torch.nan)
-    assert steady(truth, painted | True, nowhere, source, ASIDE, 4).isfinite().all()
+    assert card.sum() > 200 and off(agreed(seen), seen, card) < 0.1, "no ghosts"
+    assert agreed(seen, reach=0) is seen
+    assert agreed(seen, painted & False) is seen
+    assert agreed(truth, painted | True, z=nowhere).isfinite().all()
+
+    # a frame in two has it from other frames, and the others paint what agrees with it
+    gathered = painted & (torch.arange(T) % 2 == 0)[:, None, None, None]
+    left = painted & ~gathered
+    beside = agreed(truth + noise, left, gathered)
+    assert torch.equal(torch.where(left, 0, beside), torch.where(left, 0, truth + noise))
+    assert off(beside, truth, left) < 0.8 * off(steadied, truth, left)
 
 
 def test_a_render_uses_and_reports_them(tiny_backbone_folder, tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def recapture_sample(
     completed), and the seconds that it took. The sample's caption is the prompt."""
     request = replace(request, prompt=sample.caption)
     began, found = _now(backbone), None
-    source, target = sample.source, sample.target
+    source, target, own = sample.source, sample.target, measurement.mask
     if request.other_frames:
         found = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
         measurement = found.measurement if found else measurement
@@ -115,7 +115,8 @@ def recapture_sample(
     video = backbone.decode(z).cpu()
     if found is not None:
         cameras = found.cameras_at((video.shape[-2], video.shape[-1]))
-        video = steady(video, ~measurement.mask, source.z, *cameras, backbone.settings.steady)
+        gathered = measurement.mask & ~own
+        video = steady(video, measurement, gathered, source.z, *cameras, backbone.settings.steady)
     return video, measurement, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
 
 
