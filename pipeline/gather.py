@@ -38,7 +38,7 @@ _STANDS = 0.3  # pixels; corners that move less on the median are those of a cam
 _AT_ONCE = 16  # frames that are warped together
 # At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
 # frame, and only for so large a share of it.
-_AGAIN, _WORTH = 2, 0.001
+_AGAIN, _WORTH = 4, 0.001
 _PIXELS = 2**16  # of a frame, at which is searched
 _LIKE = 0.2  # difference of colours at which two frames hardly show the same thing any more
 
@@ -131,29 +131,43 @@ def gather(
                 if offered.any():
                     offered &= _agrees(found, own.video[t], usable & compared[t])
                     sees[t, t + offset] = offered.sum()
-                    take = offered & ~mask[t]
-                    video[t] = torch.where(take, found, video[t])
-                    mask[t] |= take
-                    origin[t][take[0]] = t + offset
-                    like = torch.where(take, 1.0, _like(found[None], video[t, None], offered[None])[0])
-                    total[t] += like * found
-                    weight[t] += like
+                    origin[t][(offered & ~mask[t])[0]] = t + offset
+                    _take(found, offered, video[t], mask[t], total[t], weight[t])
     video = torch.where(weight > 0, total / weight, video)
     return Gathered(Measurement(video, mask), origin, sees, source, target, still)
+
+
+def _take(
+    seen: Float[Tensor, "3 H W"],
+    offered: Bool[Tensor, "1 H W"],
+    video: Float[Tensor, "3 H W"],
+    mask: Bool[Tensor, "1 H W"],
+    total: Float[Tensor, "3 H W"],
+    weight: Float[Tensor, "1 H W"],
+) -> None:
+    """Complete a frame, in place, where a pixel is offered: by the first one, and the sum by those like it."""
+    first = offered & ~mask
+    video.copy_(torch.where(first, seen, video))
+    mask |= first
+    counts = torch.where(first, 1.0, _like(seen[None], video[None], offered[None])[0])
+    total += counts * seen
+    weight += counts
 
 
 def at_size(
     found: Gathered, own: Measurement, first: int, picture_of: Callable[[int], tuple[Tensor, Tensor]]
 ) -> Measurement:
-    """`own`, a measurement of the frames from `first` on at another size, completed where `found` is, from the frames
-    that see the most there. The rest is left to the model, which had it at the size of `found`.
+    """`own`, a measurement of the frames from `first` on at another size, completed where `found` is, by the frames
+    that see the most there: the mean of the first and those like it, as in `gather`. The rest is left to the model,
+    which had it at the size of `found`.
 
     picture_of(t): frame t of the clip and its depth, 3 H W and H W, at that size.
     """
     working, size = ((part.shape[-2], part.shape[-1]) for part in (found.still, own.mask))
     video, mask = own.video.clone(), own.mask.clone()
-    like = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
-    gathered = like(found.origin[first : first + len(video)] >= 0) > 0
+    total, weight = torch.zeros_like(video), torch.zeros_like(video[:, :1])
+    enlarged = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
+    gathered = enlarged(found.origin[first : first + len(video)] >= 0) > 0
     source, target = found.cameras_at(size)
     sees = found.sees[first : first + len(video)].clone()
     for _ in range(_AGAIN):
@@ -163,13 +177,14 @@ def at_size(
             break
         here, then = [first + t for t, _ in pairs], [other for _, other in pairs]
         pictures, depths = (torch.stack(part) for part in zip(*map(picture_of, then), strict=True))
-        seen = warp_to_path(pictures, depths, _part(source, then), _part(target, here), like(found.still[then]) == 0)
+        seen = warp_to_path(
+            pictures, depths, _part(source, then), _part(target, here), enlarged(found.still[then]) == 0
+        )
         for (t, other), colours, known in zip(pairs, seen.video, seen.mask, strict=True):
-            take = known & ~mask[t] & gathered[t]
-            video[t] = torch.where(take, colours, video[t])
-            mask[t] |= take
+            offered = known & ~own.mask[t] & gathered[t]
+            _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
-    return Measurement(video, mask)
+    return Measurement(torch.where(weight > 0, total / weight, video), mask)
 
 
 def steady(

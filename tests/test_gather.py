@@ -98,7 +98,7 @@ def test_what_the_card_hides_is_taken_from_frames_that_saw_it(source):
     # and the same at the same size, frame by frame; from a small frame of the clip, a larger one
     again = at_size(gathered, Measurement(own.video[4:7], own.mask[4:7]), 4, lambda t: (frames[t], z[t]))
     assert (gathered.sees.diagonal() == 0).all() and gathered.sees.sum() >= new.sum()
-    most = gathered.sees[4:7].amax(1).sum()  # two frames are asked for each
+    most = gathered.sees[4:7].amax(1).sum()  # four frames are asked for each
     assert 0.9 * most < (again.mask & new[4:7]).sum() <= new[4:7].sum() and not (again.mask & ~found.mask[4:7]).any()
     agreed = (again.mask & new[4:7]).expand_as(again.video)
     assert (again.video - found.video[4:7])[agreed].abs().mean() < 0.01, "of another frame, perhaps, but the same place"
