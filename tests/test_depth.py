@@ -571,6 +571,14 @@ def test_the_training_command(scenes, tmp_path, capsys):
     main([*command, "--steps", "2", "--device", "cpu"])
     assert "step 2 " in capsys.readouterr().out
 
+    # without the checkpoint it goes on from the weights, and what is worse than they does not take their place
+    (tmp_path / "depth.checkpoint.pt").unlink()
+    before = load_depth_model(str(out)).state_dict()
+    main([*command, "--steps", "1", "--lr", "3", "--device", "cpu"])
+    assert "from the weights in" in capsys.readouterr().out
+    after = load_depth_model(str(out)).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
     write_video(tmp_path / "clip.mp4", Clip(moving(3, 64, 96), 8.0))
     np.savez(tmp_path / "d.npz", z=ramp(3, 32, 48))
     main([*command, "--device", "cpu", "--measure", str(tmp_path / "clip.mp4"), str(tmp_path / "d.npz")])

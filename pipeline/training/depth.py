@@ -2,9 +2,10 @@
 
     python -m pipeline.training.depth --data DIR --out assets/nano/depth --minutes 40
 
-One scale per clip is free in the loss, because a monocular clip does not tell it; one per frame would let depth pump.
-The pictures are changed heavily (colours, blur, noise, crops, strides), since the network is to serve real video, of
-which it sees none. Learning rate and curriculum follow the share of `--minutes` used up, over all resumed runs.
+It goes on from its checkpoint, else from the weights in OUT, else it begins anew. One scale per clip is free in the
+loss, because a monocular clip does not tell it; one per frame would let depth pump. The pictures are changed heavily
+(colours, blur, noise, crops, strides), since the network is to serve real video, of which it sees none. Learning rate
+and curriculum follow the share of `--minutes` used up, over all resumed runs.
 """
 
 from __future__ import annotations
@@ -311,12 +312,18 @@ def train_step(
 def train(args: argparse.Namespace) -> Figures:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model = DepthNet(pixels=math.prod(args.crop)).to(device)
-    mean = DepthNet(pixels=math.prod(args.crop)).to(device)
-    mean.load_state_dict(model.state_dict())
+    model, best = DepthNet(pixels=math.prod(args.crop)).to(device), math.inf
+    if (args.out / "config.json").exists() and not args.checkpoint.exists():
+        given = load_depth_model(str(args.out), args.device)
+        assert isinstance(given, DepthNet)
+        model.load_state_dict(given.state_dict())
+        best = validate(model.eval(), args.data, args.held_out).abs_rel_affine
+        print(f"from the weights in {args.out}, held out {best:.4f}", flush=True)
+    model.train().requires_grad_(True)
+    mean = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    step, elapsed, best = 0, 0.0, math.inf
+    step, elapsed = 0, 0.0
     if args.checkpoint.exists():
         state = torch.load(args.checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
