@@ -75,11 +75,13 @@ def from_other_frames(
     source: CameraPath,
     target: CameraPath,
     own: Measurement,
+    kept: Bool[Tensor, "T H W"] | None = None,
 ) -> Gathered | None:
     """`gather` with `own`, the measurement by `warp_to_path` of the same arguments.
 
-    Only where each target camera is from its source camera need be true: how the clip's camera moved is found. None
-    where it cannot be. Large frames are searched at `_PIXELS`, and completed by `at_size`.
+    kept: where the target cameras see what is the model's to paint, whatever other frames saw there. Only where each
+    target camera is from its source camera need be true: how the clip's camera moved is found. None where it cannot be.
+    Large frames are searched at `_PIXELS`, and completed by `at_size`.
     """
     working = (frames.shape[-2], frames.shape[-1])
     scale = math.sqrt(_PIXELS / math.prod(working))
@@ -88,7 +90,8 @@ def from_other_frames(
         like = lambda path: CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
         pictures, depth = resize(frames, size), F.interpolate(z[:, None], size, mode="nearest")[:, 0]
         small = warp_to_path(pictures, depth, like(source), like(target))
-        found = from_other_frames(pictures, depth, like(source), like(target), small)
+        closed = None if kept is None else F.adaptive_max_pool2d(kept[:, None].float(), size)[:, 0] > 0
+        found = from_other_frames(pictures, depth, like(source), like(target), small, closed)
         if found is None:
             return None
         return replace(found, measurement=at_size(found, own, 0, lambda t: (frames[t], z[t])))
@@ -97,7 +100,7 @@ def from_other_frames(
         return None
     away = invert_rigid(source.world_from_cam) @ target.world_from_cam
     along = CameraPath(cameras.world_from_cam @ away, target.K)
-    return gather(frames, z, cameras, along, own, standing(z, cameras))
+    return gather(frames, z, cameras, along, own, standing(z, cameras), kept)
 
 
 def gather(
@@ -107,15 +110,17 @@ def gather(
     target: CameraPath,
     own: Measurement,
     still: Bool[Tensor, "T H W"],
+    kept: Bool[Tensor, "T H W"] | None = None,
 ) -> Gathered:
     """The measurement with its holes filled by what other frames saw there, by the nearest in time and those like it.
 
     Their mean is nearer to the truth than the nearest alone, and changes less from a frame to the next. frames, z,
     source, target: of `warp_to_path`; source: the cameras in one world, see `ego_motion`. own: the measurement by that
-    function; its known pixels stay as they are. still: see `standing`. Where another frame's pixels disagree with what
-    is known around a hole, as they do where depth or cameras are wrong, nothing is taken from it.
+    function; its known pixels stay as they are, and so do those `kept`. still: see `standing`. Where another frame's
+    pixels disagree with what is known around a hole, as they do where depth or cameras are wrong, nothing is taken.
     """
     video, mask = own.video.clone(), own.mask.clone()
+    lacks = ~own.mask if kept is None else ~own.mask & ~kept[:, None]
     total, weight = torch.zeros_like(video), torch.zeros_like(z)[:, None]
     origin = torch.full_like(z, -1, dtype=torch.int32)
     sees = origin.new_zeros(len(frames), len(frames))
@@ -123,11 +128,11 @@ def gather(
     compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
     for offset in _offsets(len(frames)):
         for now, then in _pairs(len(frames), offset):
-            if own.mask[now].all():
+            if not lacks[now].any():
                 continue
             seen = warp_to_path(frames[then], z[then], _part(source, then), _part(target, now), ~still[then])
             for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
-                offered = usable & ~own.mask[t]
+                offered = usable & lacks[t]
                 if offered.any():
                     offered &= _agrees(found, own.video[t], usable & compared[t])
                     sees[t, t + offset] = offered.sum()

@@ -529,29 +529,45 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
 
 
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
-    """Whether there is something for other frames to complete: not where something is to stand in place of what is
-    hidden, or where time stands still."""
+    """Whether there is something for other frames to complete: not where time stands still, or where something new is
+    all that the picture lacks."""
     frozen = request.move is not None and request.move.frozen is not None
-    replaces = analysis.hidden is not None and not request.remove
-    return request.other_frames and not frozen and not replaces and not bool(measurement.mask.all())
+    replaces_alone = analysis.hidden is not None and not request.remove and _stands_still(analysis, request)
+    return request.other_frames and not frozen and not replaces_alone and not bool(measurement.mask.all())
 
 
 def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Gathered | None:
     """The measurement at working size, completed by what other frames of the clip saw, see `gather`.
 
-    None where the motion of the clip's own camera cannot be found.
+    What something else is to take the place of stays unknown. None where the motion of the clip's own camera cannot be
+    found.
     """
     z, cameras = _depth_of_seen(analysis), _cameras(analysis, request)
-    return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement)
+    replaced = _replaced(analysis, request)
+    return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement, replaced)
+
+
+def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
+    """Analysis.hidden at working size."""
+    if analysis.hidden is None:
+        return None
+    return F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
 
 
 def _depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
     """The clip's depth at working size, nan where an object is hidden: other frames are not to show it either."""
-    z = analysis.depth.z
-    if analysis.hidden is None:
-        return z
-    hidden = F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
-    return torch.where(hidden, torch.nan, z)
+    z, hidden = analysis.depth.z, _hidden(analysis)
+    return z if hidden is None else torch.where(hidden, torch.nan, z)
+
+
+def _replaced(analysis: Analysis, request: RenderRequest) -> Bool[Tensor, "T h w"] | None:
+    """Where the new cameras would see the object that is hidden, with a rim; None if nothing takes its place."""
+    hidden = _hidden(analysis)
+    if hidden is None or request.remove:
+        return None
+    cameras = _cameras(analysis, request)
+    seen = warp_to_path(analysis.clip.frames, analysis.depth.z, analysis.source, cameras, ~hidden)
+    return F.max_pool2d(seen.mask.float(), 5, 1, 2)[:, 0] > 0
 
 
 def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
@@ -915,8 +931,10 @@ def _render(
 
     if found is not None and backbone.settings.steady:
         yield clock.stage("steady", "Making the frames agree on what is painted", 0.87)
-        cameras = found.cameras_at(size)
-        raw = steady(raw, measurement, gathered, _depth_of_seen(analysis), *cameras, backbone.settings.steady)
+        cameras, replaced = found.cameras_at(size), _replaced(analysis, request)
+        settled = measurement.mask if replaced is None else measurement.mask | replaced[:, None]
+        known = Measurement(measurement.video, settled)  # what is new moves by itself
+        raw = steady(raw, known, gathered, _depth_of_seen(analysis), *cameras, backbone.settings.steady)
 
     full_size = size_of(analysis.full.frames)
     result, composited = raw, None

@@ -20,6 +20,7 @@ from pipeline.moves import preset_move
 from pipeline.render import (
     DoneEvent,
     RenderRequest,
+    _cameras,
     analyse,
     hide,
     measure,
@@ -312,7 +313,37 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     new = found.measurement.mask & ~own.mask
     red = (found.measurement.video[:, 0] > 0.9) & (found.measurement.video[:, 1:].amax(1) < 0.1)
     assert new.sum() > 1000 and (red & new[:, 0]).sum() < 0.01 * new.sum()
-    assert not wants_other_frames(analysis, replace(request, remove=False), own), "something else is to stand there"
+
+    # where something else is to stand it stays unknown, and what is uncovered beside it is taken all the same
+    replacing = replace(request, remove=False)
+    assert wants_other_frames(analysis, replacing, own)
+    beside = see_elsewhere(analysis, replacing, own)
+    assert beside is not None
+    gained = beside.measurement.mask & ~own.mask
+    place = warp_to_path(frames, z, analysis.source, _cameras(analysis, replacing), wall).mask
+    assert not (gained & place).any() and (new & place).sum() > 500
+    assert gained.sum() > 100 and not (gained & ~new).any()
+    monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4)
+    small = see_elsewhere(analysis, replacing, own)
+    assert small is not None and not (small.measurement.mask & ~own.mask & place).any()
+    assert (small.measurement.mask & ~own.mask).sum() > 0.5 * gained.sum()
+    still = replace(replacing, camera="still")
+    assert not wants_other_frames(analysis, still, measure(analysis, still)), "there is nothing else to take"
+
     frozen = replace(request, move=replace(preset_move("orbit-left", 10.0, 55.0), frozen=0.5))
     assert not wants_other_frames(analysis, frozen, own)
+
+    # a whole render: what is new moves by itself, and is not made to agree along the camera's motion
+    steadier = shutil.copytree(tiny_backbone_folder, tmp_path / "steadier")
+    settings = json.loads((steadier / "recapture.json").read_text())
+    (steadier / "recapture.json").write_text(json.dumps(settings | {"steady": 2}))
+    given = {"size": (96, 144), "steps": 1, "backbone": str(steadier), "prompt": "a ball", "composite": False}
+    raws = []
+    for how in (lambda raw, *_: raw, lambda raw, known, *_: torch.where(known.mask, raw, 0 * raw)):
+        monkeypatch.setattr("pipeline.render.steady", how)
+        *_, done = render(replace(replacing, **given), tmp_path / str(len(raws)))
+        assert isinstance(done, DoneEvent), done
+        raws.append(read_video(str(done.result.video)).frames)
+    changed = (raws[0] - raws[1]).abs().amax(1, keepdim=True) > 0.1
+    assert changed.sum() > 100 and (changed & place).sum() < 0.05 * place.sum()
     assert not wants_other_frames(analysis, replace(request, other_frames=False), own)

@@ -691,9 +691,7 @@ def build(
                     for words in render.path_warnings(analysis, request, 1 - unknown)
                 )
                 words = widgets.status_html(
-                    share_words(
-                        unknown.mean().item(), request.other_frames and (request.mask is None or request.remove)
-                    )
+                    share_words(unknown.mean().item(), render.wants_other_frames(analysis, request, measurement))
                 )
                 yield {
                     warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
