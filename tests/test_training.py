@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.camera import static_path
-from pipeline.training import classifier, prior, text, vae
+from pipeline.training import check_gradients, classifier, prior, text, vae
 from pipeline.training.dataset import Stored, load, render_to
 from pipeline.training.photos import load_photos, photo_clip
 from pipeline.training.textures import COLOURS
@@ -39,6 +39,17 @@ def started(clips) -> AutoencoderKLWan:
 def _disturbed() -> AutoencoderKLWan:
     torch.manual_seed(1)
     return AutoencoderKLWan(**vae.CONFIG).eval()
+
+
+def test_a_compiled_network_with_wrong_gradients_is_refused():
+    torch.manual_seed(0)
+    net, x = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.SiLU(), torch.nn.Linear(8, 4)), torch.randn(16, 8)
+    loss_of = lambda run: run(x).square().mean()
+    check_gradients(loss_of, net, lambda x: net(x.bfloat16().float()), net.parameters())
+    half = lambda x: net[2](net[:2](x).detach())  # the same values; what comes before gets no gradient
+    with pytest.raises(SystemExit, match="Leave out --compile"):
+        check_gradients(loss_of, net, half, net.parameters())
+    assert all(p.grad is None for p in net.parameters())
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline.depth import DepthNet, estimate_depth, load_depth, load_depth_model
-from pipeline.training import save_state
+from pipeline.training import check_gradients, save_state
 from pipeline.training.dataset import load
 from pipeline.video import read_video
 
@@ -289,6 +290,15 @@ def average(mean: DepthNet, model: DepthNet, step: int) -> None:
             a.lerp_(b, 1 - keep)
 
 
+def loss_of(
+    model: Callable[[Tensor], Tensor], frames: Tensor, z: Tensor, solid: Tensor, *, bf16: bool = False
+) -> Tensor:
+    """`depth_loss` of a batch, see `train_step`."""
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
+        predicted = model(frames)
+    return depth_loss(predicted.float(), relative_log(z), solid)
+
+
 def train_step(
     model: Callable[[Tensor], Tensor],
     optimiser: torch.optim.Optimizer,
@@ -299,9 +309,7 @@ def train_step(
     bf16: bool = False,
 ) -> Tensor:
     """One step of the optimiser on frames B T 3 h w in [0, 1], depth and solids B T h w; the loss before it."""
-    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
-        predicted = model(frames)
-    loss = depth_loss(predicted.float(), relative_log(z), solid)
+    loss = loss_of(model, frames, z, solid, bf16=bf16)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
@@ -330,6 +338,7 @@ def train(args: argparse.Namespace) -> Figures:
         mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
         step, elapsed, best = state["step"], state["elapsed"], state["best"]
+    begun = step
     clips = Clips(args.data, args.held_out, args.seed + step, stills=args.stills, workers=args.workers, keep=args.keep)
     forward = torch.compile(model, dynamic=False) if args.compile else model
 
@@ -364,6 +373,9 @@ def train(args: argparse.Namespace) -> Figures:
         rate = min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * cooling)))
         for group in optimiser.param_groups:
             group["lr"] = args.lr * rate
+        if args.compile and step == begun:
+            batch = partial(loss_of, frames=frames, z=z, solid=solid, bf16=args.bf16)
+            check_gradients(batch, model, forward, model.parameters())
         losses.append(train_step(forward, optimiser, frames, z, solid, bf16=args.bf16))
         step += 1
         average(mean, model, step)

@@ -33,7 +33,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
 from pipeline.measurement import Measurement, fill_unknown, warp_to_path
-from pipeline.training import save_half, save_state, text
+from pipeline.training import check_gradients, save_half, save_state, text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.textures import COLOURS
 from pipeline.training.vae import encode_once
@@ -610,6 +610,10 @@ def train(args: argparse.Namespace) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):
             prompt = embed(encoder, tokenizer, captions, device, tokens)
             short.expect(prompt)
+            if args.compile and step == begun:
+                given = (z, known, prompt.detach(), sigma, noise)
+                batch = lambda run, given=given: flow_loss(run, *given).mean()
+                check_gradients(batch, transformer, run, transformer.parameters())
             loss = flow_loss(run, z, known, prompt, sigma, noise).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -25,10 +25,11 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchify, unpatchify
 from torch import Tensor
 
-from pipeline.training import save_half, save_state
+from pipeline.training import check_gradients, save_half, save_state
 from pipeline.training.dataset import load
 from pipeline.training.photos import load_photos, photo_clip
 
+RENEW = 4  # steps after which a clip of the pool is replaced by another one
 CONFIG: dict[str, Any] = dict(
     z_dim=48,
     base_dim=32,
@@ -383,8 +384,8 @@ def train(args: argparse.Namespace) -> None:
     started = time.time()
     ran = lambda: elapsed + time.time() - started
     while ran() < budget:
-        # a pool of augmented clips with their latents; a few are renewed at every step
-        for _ in range(args.batch if not pool else 1):
+        # a pool of augmented clips with their latents; an encoding costs as much as a step, so a few steps share one
+        for _ in range(args.batch if not pool else int(len(pool) < args.pool or step % RENEW == 0)):
             clip = clips[int(torch.randint(len(clips), (1,), generator=generator))]
             if photos and rng.uniform() < 0.5:
                 clip = photo_clip(photos, rng, len(clip), tuple(clip.shape[-2:]))
@@ -393,7 +394,7 @@ def train(args: argparse.Namespace) -> None:
             if len(pool) < args.pool:
                 pool.append(entry)
             else:
-                pool[step % args.pool] = entry
+                pool[step // RENEW % args.pool] = entry
         xs, zs = [], []
         for i in torch.randint(len(pool), (args.batch,), generator=generator).tolist():
             clip, z = pool[i]
@@ -409,14 +410,19 @@ def train(args: argparse.Namespace) -> None:
         for group in optimiser.param_groups:
             group["lr"] = rate
         z = (torch.stack(zs) if zs else encode_once(vae, x)).to(memory_format=torch.channels_last_3d)
-        with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):
-            y = decode(vae, z)
-        loss = F.smooth_l1_loss(y.float(), x, beta=args.beta)
+        precision = torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32)
+        if args.compile and step == begun:
+            loss_of = lambda run, z=z, x=x: F.smooth_l1_loss(run(vae, z).float(), x, beta=args.beta)
+            with precision:
+                check_gradients(loss_of, decode_once, decode, trained)
+        with precision:
+            y = decode(vae, z).float()
+        loss = F.smooth_l1_loss(y, x, beta=args.beta)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.5)
         optimiser.step()
-        losses.append(F.mse_loss(y.detach().float(), x))
+        losses.append(F.mse_loss(y.detach(), x))
         step += 1
         if time.time() - last_log > 60:
             last_log = time.time()
