@@ -438,16 +438,16 @@ class Backbone:
         condition: Float[Tensor, "4+C t h w"],
         prompt: Float[Tensor, "L D"],
         negative: Float[Tensor, "L D"] | None,
-        guidance_scale: float,
+        guidance_scale: float | Float[Tensor, "1 t h w"],
         image: Float[Tensor, "N D"] | None = None,
         context: str = "",
     ) -> Float[Tensor, "C t h w"]:
         """v = eps - z0 at z_t = (1 - sigma) z0 + sigma eps, with classifier-free guidance v = u + s (c - u).
 
         condition: of `condition`; prompt, negative: of `embed`, negative may be None when guidance_scale is 1, which
-        costs one pass instead of two; image: of `embed_image`, None for no image. context: under which a step cache
-        remembers, one for each window of a long clip. Never waits for the device, but with a cache or in groups, see
-        `fast` and `memory.Mode`.
+        costs one pass instead of two; guidance_scale may differ from place to place; image: of `embed_image`, None for
+        no image. context: under which a step cache remembers, one for each window of a long clip. Never waits for the
+        device, but with a cache or in groups, see `fast` and `memory.Mode`.
         """
         if image is None:
             image = self.embed_image(None)
@@ -470,7 +470,7 @@ class Backbone:
 
         # Two passes rather than a batch of two: half the memory, and no slower where a pass fills the device.
         conditional = predict(prompt, f"cond{context}")
-        if guidance_scale == 1:
+        if not isinstance(guidance_scale, Tensor) and guidance_scale == 1:
             return conditional
         if negative is None:
             raise ValueError("Classifier-free guidance needs a negative prompt embedding; an empty prompt will do.")

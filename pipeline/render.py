@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError, memory, models
-from pipeline.backbone import FAST, FEW_STEPS, Backbone, load_backbone, read_settings
+from pipeline.backbone import FAST, FEW_STEPS, Backbone, group_mask, load_backbone, read_settings
 from pipeline.cache import cached, content_key, look_up
 from pipeline.camera import CameraPath, default_intrinsics, invert_rigid, project, scale_intrinsics, static_path
 from pipeline.depth import (
@@ -373,7 +373,8 @@ class Analysis:
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What the sampler is told, in latents of the padded clip. h: None without data consistency; y_full: None if
-    it is not needed at all. video, mask: the padded measurement, for solvers that work on pixels."""
+    it is not needed at all. video, mask: the padded measurement, for solvers that work on pixels. place: where the
+    prompt is to be followed, 1 or 0, None for everywhere."""
 
     y_full: Float[Tensor, "C t h w"] | None
     h: Float[Tensor, "C t h w"] | None
@@ -382,6 +383,7 @@ class Problem:
     noise: Float[Tensor, "C t h w"]
     video: Float[Tensor, "T 3 H W"] | None = None
     mask: Bool[Tensor, "T 1 H W"] | None = None
+    place: Float[Tensor, "1 t h w"] | None = None
 
 
 FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
@@ -631,12 +633,13 @@ def prepare(
     request: RenderRequest,
     *,
     target: Float[Tensor, "T 3 H W"] | None = None,
+    place: Bool[Tensor, "T H W"] | None = None,
 ) -> Problem:
     """Take a measurement into the latent space: fill its holes, encode it, and find how far each latent is known.
 
     source: the clip at working size, for latent masks that look at it. target: the clean video that is wanted, where it
-    is known (replacement, evaluation), for the reference latent mask. Videos are padded to 4n + 1 frames by repeating
-    the last one.
+    is known (replacement, evaluation), for the reference latent mask. place: where the prompt's object is to stand,
+    None if the prompt is of the whole picture. Videos are padded to 4n + 1 frames by repeating the last one.
     """
     video, mask = _pad(measurement.video), _pad(measurement.mask)
     y_full = h = None
@@ -663,9 +666,14 @@ def prepare(
     complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
     image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
     noise = backbone.noise(len(video), *size_of(video), request.seed)
-    if not SOLVERS[request.solver].pixels:
-        return Problem(y_full, h, condition, image, noise)
-    return Problem(y_full, h, condition, image, noise, video.to(backbone.device), mask.to(backbone.device))
+    problem = Problem(y_full, h, condition, image, noise)
+    if place is not None:  # every latent that has to do with a pixel of it
+        cells = F.max_pool2d(_pad(place[:, None].float()), backbone.spatial)
+        prompted = group_mask(cells, backbone.temporal, 1).amax(0, keepdim=True)
+        problem = replace(problem, place=prompted.to(backbone.device))
+    if SOLVERS[request.solver].pixels:
+        problem = replace(problem, video=video.to(backbone.device), mask=mask.to(backbone.device))
+    return problem
 
 
 def windows_of(backbone: Backbone, frames: int) -> tuple[slice, ...]:
@@ -690,11 +698,15 @@ def solve(
     Nothing in it waits for the device, see `Backbone.velocity`: on a GPU a step is handed out before it is computed.
     """
     prompt, negative = backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
-    scale = guidance_scale_of(request, backbone)
+    scale, place = guidance_scale_of(request, backbone), problem.place
 
     def velocity(z_t: Tensor, sigma: float, span: slice) -> Tensor:
         condition, context = problem.condition[:, span], str(span.start or "")
-        return backbone.velocity(z_t, sigma, condition, prompt, negative, scale, problem.image, context)
+        guidance: float | Tensor = scale
+        if place is not None and scale != 1:
+            # elsewhere what the prompt names is not wanted, and what an own negative prompt names even less
+            guidance = torch.where(place[:, span] > 0, scale, 1.0 if request.negative_prompt else 0.0)
+        return backbone.velocity(z_t, sigma, condition, prompt, negative, guidance, problem.image, context)
 
     sigmas = flow_sigmas(steps_of(request, backbone), backbone.shift)
     sigmas = sigmas[sigmas <= max(_strength(request, backbone), sigmas[-2].item())]
@@ -789,17 +801,20 @@ def fill(
     mask: Bool[np.ndarray, "T 1 h w"],
     source: Float[np.ndarray, "T 3 h w"],
     still: bool,
+    place: Bool[np.ndarray, "T h w"] | None = None,
 ) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
     """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video come last.
 
-    video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted. Plain arrays, and
-    all that it needs among its arguments: a shared GPU is another process, and only what must be done there should be.
+    video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted; place: see
+    `prepare`. Plain arrays, and all that it needs among its arguments: a shared GPU is another process, and only what
+    must be done there should be.
     """
     backbone = get_backbone(request.backbone)
     yield StageEvent("encode", "Encoding the warp", 0.12)
     begun = time.perf_counter()
     measurement, clip = Measurement(torch.from_numpy(video), torch.from_numpy(mask)), torch.from_numpy(source)
-    problem = prepare(backbone, measurement, clip, request, target=clip if still else None)
+    prompted = None if place is None else torch.from_numpy(place)
+    problem = prepare(backbone, measurement, clip, request, target=clip if still else None, place=prompted)
     encoding = time.perf_counter() - begun
 
     spans = windows_of(backbone, len(video))
@@ -912,8 +927,10 @@ def _render(
 
     spans = windows_of(backbone, frames)
     raw, first_preview, speed_notes = None, 0.0, ()
+    replaced = _replaced(analysis, request)
+    place = None if replaced is None else replaced.numpy()
     with closing(
-        fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera)
+        fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera, place)
     ) as events:
         for event in events:
             if isinstance(event, np.ndarray):
@@ -931,7 +948,7 @@ def _render(
 
     if found is not None and backbone.settings.steady:
         yield clock.stage("steady", "Making the frames agree on what is painted", 0.87)
-        cameras, replaced = found.cameras_at(size), _replaced(analysis, request)
+        cameras = found.cameras_at(size)
         settled = measurement.mask if replaced is None else measurement.mask | replaced[:, None]
         known = Measurement(measurement.video, settled)  # what is new moves by itself
         raw = steady(raw, known, gathered, _depth_of_seen(analysis), *cameras, backbone.settings.steady)

@@ -124,6 +124,50 @@ def test_a_new_path_and_a_new_object_in_one_render(request_, tmp_path):
     assert "camera still" in failure(wrong, tmp_path / "wrong")
 
 
+def test_the_prompt_is_followed_where_the_object_is_to_stand_and_nowhere_else(request_, tmp_path):
+    """Along a new path other places are unknown too: a red ball is not to spread over them."""
+    request = replace(request_, camera="orbit-left", amount=10, steps=1, solver="none")
+    analysis, backbone = hidden(request), room.get_backbone(request.backbone)
+    measurement, clip = measure(analysis, request), analysis.clip.frames
+    object_ = torch.from_numpy(np.load(request.mask)["mask"])
+
+    def solved(prompt, place, **given):
+        asked = replace(request, prompt=prompt, **given)
+        problem = room.prepare(backbone, measurement, clip, asked, place=place)
+        (step,) = room.solve(backbone, problem, asked)
+        return problem.place, step.z
+
+    place, ball = solved("a red ball", object_)
+    _, cone = solved("a green cone", object_)
+    frames, height, width = 1 + (FRAMES - 1) // backbone.temporal, *(side // backbone.spatial for side in SIZE)
+    assert place.shape == (1, frames, height, width)
+    first = object_[0].unflatten(1, (width, -1)).unflatten(0, (height, -1)).any((1, 3))
+    later = object_[1 : 1 + backbone.temporal].any(0).unflatten(1, (width, -1)).unflatten(0, (height, -1)).any((1, 3))
+    assert torch.equal(place[0, 0] > 0, first) and torch.equal(place[0, 1] > 0, later)
+    inside = (place > 0).expand_as(ball)
+    assert not torch.equal(ball[inside], cone[inside]) and torch.equal(ball[~inside], cone[~inside])
+    everywhere = [solved(prompt, None)[1] for prompt in ("a red ball", "a green cone")]
+    assert not torch.equal(everywhere[0][~inside], everywhere[1][~inside])
+    assert torch.equal(everywhere[0][inside], ball[inside])
+    # what a negative prompt names is not painted elsewhere either
+    negative = solved("a red ball", object_, negative_prompt="blurred")[1]
+    unguided = solved("a red ball", None, guidance_scale=1.0)[1]
+    assert torch.equal(negative[~inside], unguided[~inside])
+
+    # and so in a render, which knows the place: where the new cameras would see the object
+    asked = []
+    work = room.fill
+    keep = lambda *given: asked.append(given[-1]) or work(*given)
+    given = replace(request, solver="dds", prompt="a red ball")
+    *_, done = render(given, tmp_path / "new", fill=keep)
+    assert isinstance(done, DoneEvent), done
+    *_, done = render(replace(given, camera="still", amount=None), tmp_path / "still", fill=keep)
+    *_, done = render(replace(given, mask=None), tmp_path / "none", fill=keep)
+    moved, still, none = asked
+    assert none is None and (still[object_.numpy()]).all() and still.mean() < 2 * object_.float().mean()
+    assert (moved != still).any() and 0.5 < moved.sum() / still.sum() < 2
+
+
 def test_what_stood_behind_a_removed_object_is_found_in_other_frames(request_, folder, tmp_path):
     removed = replace(request_, remove=True)
     analysis = hidden(removed)

@@ -103,7 +103,14 @@ def _understood(error: gr.Error, seconds: int) -> Exception:
     return RuntimeError(f"{message}, in the process that had the GPU")
 
 
-def fill_seconds(request: RenderRequest, video: np.ndarray, mask: np.ndarray, source: np.ndarray, still: bool) -> int:
+def fill_seconds(
+    request: RenderRequest,
+    video: np.ndarray,
+    mask: np.ndarray,
+    source: np.ndarray,
+    still: bool,
+    place: np.ndarray | None = None,
+) -> int:
     """How long to ask for, for `render.fill` with these arguments."""
     backbone = get_backbone(request.backbone)
     frames = 4 * -(-(len(video) - 1) // 4) + 1
