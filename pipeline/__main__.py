@@ -80,6 +80,7 @@ def warp(options: argparse.Namespace) -> None:
         keep_measurement,
         make_writable,
         measure,
+        replaced_place,
         see_elsewhere,
         show_holes,
         wants_other_frames,
@@ -106,7 +107,9 @@ def warp(options: argparse.Namespace) -> None:
                 progress.show(event.message, 5 * event.fraction)
         progress.show("Warping", 0.5)
         own = measure(analysis, request)
-        found = see_elsewhere(analysis, request, own) if wants_other_frames(analysis, request, own) else None
+        found = None
+        if wants_other_frames(analysis, request, own):
+            found = see_elsewhere(analysis, request, own, replaced_place(analysis, request))
         measurement = found.measurement if found else own
         progress.show("Writing the video", 0.8)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):

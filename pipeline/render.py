@@ -538,14 +538,14 @@ def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: 
     return request.other_frames and not frozen and not replaces_alone and not bool(measurement.mask.all())
 
 
-def see_elsewhere(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Gathered | None:
+def see_elsewhere(
+    analysis: Analysis, request: RenderRequest, measurement: Measurement, replaced: Bool[Tensor, "T h w"] | None
+) -> Gathered | None:
     """The measurement at working size, completed by what other frames of the clip saw, see `gather`.
 
-    What something else is to take the place of stays unknown. None where the motion of the clip's own camera cannot be
-    found.
+    replaced: of `replaced_place`; it stays unknown. None where the motion of the clip's own camera cannot be found.
     """
     z, cameras = _depth_of_seen(analysis), _cameras(analysis, request)
-    replaced = _replaced(analysis, request)
     return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement, replaced)
 
 
@@ -562,7 +562,7 @@ def _depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
     return z if hidden is None else torch.where(hidden, torch.nan, z)
 
 
-def _replaced(analysis: Analysis, request: RenderRequest) -> Bool[Tensor, "T h w"] | None:
+def replaced_place(analysis: Analysis, request: RenderRequest) -> Bool[Tensor, "T h w"] | None:
     """Where the new cameras would see the object that is hidden, with a rim; None if nothing takes its place."""
     hidden = _hidden(analysis)
     if hidden is None or request.remove:
@@ -913,10 +913,11 @@ def _render(
         yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
         analysis = _paint_first_frame(analysis, request, request.first_frame_model, paint)
         measurement = measure(analysis, request)
+    replaced = replaced_place(analysis, request)
     elsewhere, found, gathered = 0.0, None, torch.zeros_like(measurement.mask)
     if wants_other_frames(analysis, request, measurement):
         yield clock.stage("gather", "Looking for what other frames saw", 0.11)
-        own, found = measurement.mask, see_elsewhere(analysis, request, measurement)
+        own, found = measurement.mask, see_elsewhere(analysis, request, measurement, replaced)
         measurement = found.measurement if found else measurement
         gathered = measurement.mask & ~own
         elsewhere = gathered.float().mean().item() if found else None
@@ -927,7 +928,6 @@ def _render(
 
     spans = windows_of(backbone, frames)
     raw, first_preview, speed_notes = None, 0.0, ()
-    replaced = _replaced(analysis, request)
     place = None if replaced is None else replaced.numpy()
     with closing(
         fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera, place)

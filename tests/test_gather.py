@@ -25,6 +25,7 @@ from pipeline.render import (
     hide,
     measure,
     render,
+    replaced_place,
     see_elsewhere,
     wants_other_frames,
 )
@@ -308,7 +309,7 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     analysis = replace(analysis, hidden=~wall, clip=Clip(frames, 8.0), depth=replace(analysis.depth, z=z))
     own = measure(analysis, request)
     assert wants_other_frames(analysis, request, own)
-    found = see_elsewhere(analysis, request, own)
+    found = see_elsewhere(analysis, request, own, replaced_place(analysis, request))
     assert found is not None
     new = found.measurement.mask & ~own.mask
     red = (found.measurement.video[:, 0] > 0.9) & (found.measurement.video[:, 1:].amax(1) < 0.1)
@@ -317,14 +318,14 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     # where something else is to stand it stays unknown, and what is uncovered beside it is taken all the same
     replacing = replace(request, remove=False)
     assert wants_other_frames(analysis, replacing, own)
-    beside = see_elsewhere(analysis, replacing, own)
+    beside = see_elsewhere(analysis, replacing, own, replaced_place(analysis, replacing))
     assert beside is not None
     gained = beside.measurement.mask & ~own.mask
     place = warp_to_path(frames, z, analysis.source, _cameras(analysis, replacing), wall).mask
     assert not (gained & place).any() and (new & place).sum() > 500
     assert gained.sum() > 100 and not (gained & ~new).any()
     monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4)
-    small = see_elsewhere(analysis, replacing, own)
+    small = see_elsewhere(analysis, replacing, own, replaced_place(analysis, replacing))
     assert small is not None and not (small.measurement.mask & ~own.mask & place).any()
     assert (small.measurement.mask & ~own.mask).sum() > 0.5 * gained.sum()
     still = replace(replacing, camera="still")
