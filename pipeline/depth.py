@@ -111,6 +111,7 @@ class _Attention(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, 3 * channels), nn.GELU(), last)
         for linear in (self.out, last):  # begins as the identity
             nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         q, k, v = rearrange(self.qkv(self.norm(x)), "b n (qkv h c) -> qkv b h n c", qkv=3, h=self.heads)
@@ -120,16 +121,23 @@ class _Attention(nn.Module):
 
 
 class DepthNet(nn.Module, PyTorchModelHubMixin):
-    """Relative log depth of a whole clip: a U-Net over space with mixing over time, about 2 M parameters.
+    """Relative log depth of a whole clip: a U-Net over space with mixing over time, 3 to 4 M parameters.
 
-    The levels have strides 2 to 32; the three coarse ones mix neighbouring frames, the coarsest attends over the whole
-    clip. The picture's own outlines place the depth's: each fine pixel is a learned mixture of the 3x3 half-size
+    The levels have strides 2 to 32; the three coarse ones mix neighbouring frames, the two coarsest attend over the
+    whole clip. The picture's own outlines place the depth's: each fine pixel is a learned mixture of the 3x3 half-size
     predictions around it, as RAFT (arXiv 2003.12039) does for flow.
 
     `pixels`: height times width of the pictures it was trained on; larger ones are best shrunk to that first.
+    `attentions`: how many layers of attention there are at the level before the coarsest, on the way up.
     """
 
-    def __init__(self, channels: tuple[int, ...] = (24, 40, 80, 128, 192), heads: int = 4, pixels: int = 64 * 96):
+    def __init__(
+        self,
+        channels: tuple[int, ...] = (24, 40, 80, 128, 192),
+        heads: int = 4,
+        pixels: int = 64 * 96,
+        attentions: int = 0,
+    ):
         super().__init__()
         self.pixels = pixels
         pairs = list(pairwise(channels))
@@ -139,6 +147,11 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         self.down_times = nn.ModuleList(_InTime(b) for _, b in pairs[1:])
         self.places = nn.Linear(10, channels[-1])
         self.attentions = nn.ModuleList(_Attention(channels[-1], heads) for _ in range(2))
+        if attentions:
+            self.fine_places = nn.Linear(10, channels[-2])
+            nn.init.zeros_(self.fine_places.weight)
+            nn.init.zeros_(self.fine_places.bias)
+        self.fine_attentions = nn.ModuleList(_Attention(channels[-2], heads) for _ in range(attentions))
         self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairs)
         self.up_blocks = nn.ModuleList(_Block(a) for a, _ in pairs)
         self.up_times = nn.ModuleList(_InTime(a) for a, _ in pairs[2:])
@@ -160,17 +173,12 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
             x = block(down(x))
             if level >= 1:
                 x = self.down_times[level - 1](x, count)
-        h, w = x.shape[-2:]
-        places = _places(h, w, x)[0].flatten(1).T
-        waves = [f(math.pi * n * places) for n in (1, 2) for f in (torch.sin, torch.cos)]
-        tokens = rearrange(x, "(b t) c h w -> b t (h w) c", b=batch) + self.places(torch.cat([places, *waves], 1))
-        tokens = tokens.flatten(1, 2)
-        for attention in self.attentions:
-            tokens = attention(tokens)
-        x = rearrange(tokens, "b (t h w) c -> (b t) c h w", t=count, h=h).contiguous(memory_format=torch.channels_last)
+        x = _attend(x, count, self.places, self.attentions)
         for level in reversed(range(len(self.ups))):
             x = skips[level] + F.interpolate(self.ups[level](x), scale_factor=2, mode="nearest")
             x = self.up_blocks[level](x)
+            if level == len(self.ups) - 1 and self.fine_attentions:
+                x = _attend(x, count, self.fine_places, self.fine_attentions)
             if level >= 2:
                 x = self.up_times[level - 2](x, count)
 
@@ -182,6 +190,18 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         log_z = fine[:, 0, :height, :width].unflatten(0, (batch, count))
         # the constant is nobody's: left free, it drifts away in training
         return log_z - log_z.mean((1, 2, 3), keepdim=True)
+
+
+def _attend(x: Tensor, frames: int, places: nn.Linear, attentions: nn.ModuleList) -> Tensor:
+    """Layers of attention over all places of the `frames` of each clip, of features (B frames) C h w."""
+    h, w = x.shape[-2:]
+    where = _places(h, w, x)[0].flatten(1).T
+    waves = [f(math.pi * n * where) for n in (1, 2) for f in (torch.sin, torch.cos)]
+    tokens = rearrange(x, "(b t) c h w -> b t (h w) c", t=frames) + places(torch.cat([where, *waves], 1))
+    tokens = tokens.flatten(1, 2)
+    for attention in attentions:
+        tokens = attention(tokens)
+    return rearrange(tokens, "b (t h w) c -> (b t) c h w", t=frames, h=h).contiguous(memory_format=torch.channels_last)
 
 
 def _places(height: int, width: int, like: Tensor) -> Float[Tensor, "1 2 H W"]:

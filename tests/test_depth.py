@@ -34,7 +34,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "nano" / "depth"
 def net() -> DepthNet:
     """A small network whose branches, which begin at zero, do something."""
     torch.manual_seed(0)
-    net = DepthNet(TINY, heads=2).eval()
+    net = DepthNet(TINY, heads=2, attentions=1).eval()
     for parameter in net.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -542,6 +542,18 @@ def test_training_learns_and_goes_on_where_it_stopped(scenes, tmp_path, capsys):
     assert depth_loss(relative_log(z), relative_log(z)) < 1e-5
 
 
+def test_more_attention_begins_as_the_network_without(net):
+    larger = DepthNet(TINY, heads=2, attentions=3).eval()
+    smaller = DepthNet(TINY, heads=2).eval()
+    given = {name: value for name, value in net.state_dict().items() if not name.startswith("fine_")}
+    smaller.load_state_dict(given)
+    missing, unexpected = larger.load_state_dict(given, strict=False)
+    assert missing and not unexpected
+    frames = torch.rand(1, 3, 3, 33, 47)
+    assert torch.allclose(larger(frames), smaller(frames), atol=1e-5)
+    assert not torch.allclose(larger(frames), net(frames), atol=1e-3), "once learnt, it counts"
+
+
 def test_the_mirrored_look_counts_as_much():
     class Leaning(torch.nn.Module):  # takes the right for farther, whatever is there
         pixels = 32 * 48
@@ -578,6 +590,9 @@ def test_the_training_command(scenes, tmp_path, capsys):
     assert "from the weights in" in capsys.readouterr().out
     after = load_depth_model(str(out)).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+    with pytest.raises(SystemExit, match="of another network"):
+        main([*command, "--steps", "1", "--attentions", "0", "--checkpoint", str(tmp_path / "none.pt")])
 
     write_video(tmp_path / "clip.mp4", Clip(moving(3, 64, 96), 8.0))
     np.savez(tmp_path / "d.npz", z=ramp(3, 32, 48))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -12,7 +13,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.camera import static_path
-from pipeline.training import check_gradients, classifier, prior, text, vae
+from pipeline.training import Muon, check_gradients, classifier, orthogonalised, prior, text, vae
 from pipeline.training.dataset import Stored, load, render_to
 from pipeline.training.photos import load_photos, photo_clip
 from pipeline.training.textures import COLOURS
@@ -53,6 +54,48 @@ def test_a_compiled_network_with_wrong_gradients_is_refused():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shape", [(8, 40), (40, 8), (16, 16)])
+def test_orthogonalised_keeps_the_directions_and_evens_the_lengths(shape):
+    torch.manual_seed(0)
+    u, lengths, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    found = orthogonalised(u * torch.linspace(1, 30, len(lengths)) @ v)
+    assert found.shape == shape and found.dtype == torch.float32
+    inner = u.T @ found @ v.T
+    assert (inner.diag() > 0.6).all() and (inner.diag() < 1.3).all()
+    assert (inner - inner.diag().diag()).abs().max() < 0.1
+
+
+def test_muon_leaves_to_adamw_what_is_not_its_own():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 4, 3), torch.nn.Flatten())
+    same = copy.deepcopy(net)
+    x = torch.randn(6, 3, 5, 5)
+    kernels, biases = [net[0].weight, net[1].weight], [net[0].bias, net[1].bias]
+    muon = Muon([{"params": kernels, "orthogonal": True}, {"params": biases, "orthogonal": False}], lr=0.02)
+    adamw = torch.optim.AdamW(same.parameters(), lr=0.02)
+
+    def step(net, optimiser):
+        optimiser.zero_grad()
+        loss = (net(x) - x[:, :1, 0, :4].flatten(1)).square().mean()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    before = net[1].weight.detach().clone()
+    first = step(net, muon)
+    assert step(same, adamw) == first
+    for a, b in ((net[0], same[0]), (net[1], same[1])):
+        assert torch.equal(a.bias, b.bias) and not torch.equal(a.weight, b.weight)
+    # as large as a step of AdamW on the whole: 0.2 of the rate for each weight
+    assert (net[1].weight - before).square().mean().sqrt().item() == pytest.approx(0.2 * 0.02, rel=0.35)
+    losses = [step(net, muon) for _ in range(60)]
+    assert losses[-1] < 0.5 * first
+
+    again = Muon([{"params": kernels, "orthogonal": True}, {"params": biases, "orthogonal": False}], lr=0.02)
+    again.load_state_dict(muon.state_dict())
+    assert all(torch.equal(again.state[k]["momentum"], muon.state[k]["momentum"]) for k in kernels)
+
+
 def test_one_pass_equals_the_chunked_network(clips):
     network = _disturbed()
     z = network.encode(clips[:1], return_dict=False)[0].mode()

@@ -32,6 +32,41 @@ def check_gradients(loss_of: Callable[[Any], Tensor], plain: Any, compiled: Any,
         )
 
 
+class Muon(torch.optim.AdamW):
+    """AdamW, but Muon (kellerjordan.github.io/posts/muon, 2024) for the parameters of groups with `orthogonal=True`.
+
+    Their step is the momentum with all its singular values made about equal, as large as a step of AdamW (arXiv
+    2502.16982, equation 4). A kernel counts as the matrix of its outputs; rates and decay are those of AdamW.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        assert closure is None
+        for group in self.param_groups:
+            for p in group["params"] if group.get("orthogonal") else []:
+                if p.grad is None:
+                    continue
+                if not self.state[p]:  # AdamW reads a step in each state that it loads
+                    self.state[p] = {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}
+                momentum = self.state[p]["momentum"]
+                momentum.lerp_(p.grad, 0.05)
+                update = orthogonalised(p.grad.lerp(momentum, 0.95).flatten(1))  # as Nesterov
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view_as(p), alpha=-0.2 * group["lr"] * max(update.shape) ** 0.5)
+                p.grad = None  # AdamW leaves it alone
+        return super().step()
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """The matrix with singular values of 0.7 to 1.2: five Newton-Schulz steps of Muon, in bfloat16."""
+    x = matrix.bfloat16() if len(matrix) <= matrix.shape[1] else matrix.bfloat16().T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return (x if len(matrix) <= matrix.shape[1] else x.T).to(matrix.dtype)
+
+
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write tensors and numbers with `torch.save`; a reader sees the old file or the new one, never a part."""
     partial = path.with_suffix(f".{os.getpid()}.part")

@@ -29,7 +29,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline.depth import DepthNet, estimate_depth, load_depth, load_depth_model
-from pipeline.training import check_gradients, save_state
+from pipeline.training import Muon, check_gradients, save_state
 from pipeline.training.dataset import load
 from pipeline.video import read_video
 
@@ -320,16 +320,25 @@ def train_step(
 def train(args: argparse.Namespace) -> Figures:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model, best = DepthNet(pixels=math.prod(args.crop)).to(device), math.inf
+    model, best = DepthNet(pixels=math.prod(args.crop), attentions=args.attentions).to(device), math.inf
     if (args.out / "config.json").exists() and not args.checkpoint.exists():
         given = load_depth_model(str(args.out), args.device)
         assert isinstance(given, DepthNet)
-        model.load_state_dict(given.state_dict())
+        # what the given network has not begins as the identity
+        missing, unexpected = model.load_state_dict(given.state_dict(), strict=False)
+        if unexpected or not all(name.startswith("fine_") for name in missing):
+            raise SystemExit(f"The weights in {args.out} are of another network: give its --attentions, or more.")
         best = validate(model.eval(), args.data, args.held_out).abs_rel_affine
         print(f"from the weights in {args.out}, held out {best:.4f}", flush=True)
     model.train().requires_grad_(True)
     mean = copy.deepcopy(model)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
+    # Muon for the matrices within
+    within = lambda name, p: p.ndim >= 2 and not name.startswith(("stem", "places", "fine_places", "head"))
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if within(name, p) == inner], "orthogonal": inner}
+        for inner in (True, False)
+    ]
+    optimiser = Muon(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     step, elapsed = 0, 0.0
     if args.checkpoint.exists():
@@ -400,6 +409,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps")
     parser.add_argument("--batch", type=int, default=16, help="stills in a step; fewer clips, as they cost more")
     parser.add_argument("--crop", type=int, nargs=2, default=(64, 96), help="height and width of the pictures")
+    parser.add_argument("--attentions", type=int, default=4, help="layers of attention before the coarsest level")
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--held-out", type=int, default=4, help="scenes kept for validation")
     parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
