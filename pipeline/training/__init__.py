@@ -33,17 +33,27 @@ def check_gradients(loss_of: Callable[[Any], Tensor], plain: Any, compiled: Any,
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but Muon (kellerjordan.github.io/posts/muon, 2024) for the parameters of groups with `orthogonal=True`.
+    """Muon (kellerjordan.github.io/posts/muon, 2024) for matrices and kernels of a network, AdamW for the rest.
 
-    Their step is the momentum with all its singular values made about equal, as large as a step of AdamW (arXiv
-    2502.16982, equation 4). A kernel counts as the matrix of its outputs; rates and decay are those of AdamW.
+    A step of Muon is the momentum with all its singular values made about equal, as large as a step of AdamW (arXiv
+    2502.16982, equation 4). A kernel counts as a matrix with a row for each output; rates and decay are those of AdamW.
+
+    outer: how the names begin of what is left to AdamW all the same, as the first and the last layer.
     """
+
+    def __init__(self, model: torch.nn.Module, *, outer: tuple[str, ...], **settings: Any):
+        inner = {name: p.ndim >= 2 and not name.startswith(outer) for name, p in model.named_parameters()}
+        groups = [
+            {"params": [p for name, p in model.named_parameters() if inner[name] == muon], "orthogonal": muon}
+            for muon in (True, False)
+        ]
+        super().__init__(groups, **settings)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         assert closure is None
         for group in self.param_groups:
-            for p in group["params"] if group.get("orthogonal") else []:
+            for p in group["params"] if group["orthogonal"] else []:
                 if p.grad is None:
                     continue
                 if not self.state[p]:  # AdamW reads a step in each state that it loads

@@ -332,13 +332,8 @@ def train(args: argparse.Namespace) -> Figures:
         print(f"from the weights in {args.out}, held out {best:.4f}", flush=True)
     model.train().requires_grad_(True)
     mean = copy.deepcopy(model)
-    # Muon for the matrices within
-    within = lambda name, p: p.ndim >= 2 and not name.startswith(("stem", "places", "fine_places", "head"))
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if within(name, p) == inner], "orthogonal": inner}
-        for inner in (True, False)
-    ]
-    optimiser = Muon(groups, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
+    outer = ("stem", "places", "fine_places", "head")
+    optimiser = Muon(model, outer=outer, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     step, elapsed = 0, 0.0
     if args.checkpoint.exists():
