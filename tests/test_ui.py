@@ -363,6 +363,17 @@ def test_figures_in_plain_words():
     assert layout.figures_html({}).startswith("<dl")
 
 
+def test_a_result_says_which_clip_it_is_of_and_what_was_changed():
+    request = {"clip": "my clip.mp4", "camera": "orbit-left", "amount": None, "move": None, "mask": None}
+    html = layout.figures_html({"request": request})
+    assert "my clip.mp4" in html and "Orbit left, 20 degrees" in html
+    own = {"keyframes": []}
+    assert layout.change_words(request | {"move": own}) == "Your own camera path"
+    replaced = request | {"camera": "still", "mask": "m.npz", "prompt": "a red cube"}
+    assert layout.change_words(replaced) == "No move (as filmed), an object replaced: “a red cube”"
+    assert layout.change_words(replaced | {"amount": 0.0, "remove": True}).endswith(", an object removed")
+
+
 def test_depth_colours_put_near_above_far():
     z = np.linspace(1, 10, 64, dtype=np.float32).reshape(1, 8, 8)
     brightness = media.depth_frames(z).astype(int).sum(-1)[0].reshape(-1)

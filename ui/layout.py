@@ -364,6 +364,24 @@ def progress_words(view: JobView) -> str:
     return view.message + left
 
 
+def change_words(request: dict[str, Any]) -> str:
+    """What a request, as a report tells it, changes of its clip: "Orbit left, 20 degrees, an object removed"."""
+    preset = MOVES.get(request.get("camera") or "")
+    words = []
+    if request.get("move"):
+        words = ["Your own camera path"]
+    elif preset is not None:
+        amount = preset.default if request.get("amount") is None else request["amount"]
+        words = [preset.label] + ([f"{amount:g} {preset.unit}"] if amount else [])
+    if request.get("mask"):
+        what = "the surroundings" if request.get("invert") else "an object"
+        if request.get("remove"):
+            words.append(f"{what} removed")
+        else:
+            words.append(f"{what} replaced" + (f": “{request['prompt']}”" if request.get("prompt") else ""))
+    return ", ".join(words)
+
+
 def figures_html(report: dict[str, Any]) -> str:
     """The figures of a report in plain words; what a report lacks is left out."""
 
@@ -378,6 +396,8 @@ def figures_html(report: dict[str, Any]) -> str:
         return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
 
     rows = []
+    if clip := at("request", "clip"):
+        rows.append(row("Clip", Path(clip).name, change_words(report["request"])))
     if (unknown := at("unknown")) is not None:
         rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
     if elsewhere := at("from_other_frames"):

@@ -300,7 +300,7 @@ footer { opacity: .7; }
 .rc-figures div { border-top: 1px solid var(--border-color-primary); padding-top: 8px; }
 .rc-figures dt { font-size: .78rem; color: var(--body-text-color-subdued); }
 .rc-figures dd { margin: 2px 0 0; font-size: 1rem; font-weight: 600; font-variant-numeric: tabular-nums;
-  color: var(--body-text-color); }
+  color: var(--body-text-color); overflow-wrap: anywhere; }
 .rc-figures dd small { display: block; font-weight: 400; font-size: .78rem; color: var(--body-text-color-subdued); }
 .gradio-container .secondary-wrap input { text-overflow: ellipsis; padding-right: 1.8em !important; }
 
