@@ -355,8 +355,9 @@ def train(args: argparse.Namespace) -> Figures:
         figures = validate(mean.eval(), args.data, args.held_out)
         print(f"step {step} {ran():.0f} s held out: {figures}", flush=True)
         states = {"model": model.state_dict(), "mean": mean.state_dict(), "optimiser": optimiser.state_dict()}
-        if figures.abs_rel_affine < best:  # the steadier one: one wall taken for sky dominates the other
-            best = figures.abs_rel_affine
+        # this is the steadier one: one wall taken for sky dominates the other. Of equals the later has cooled more
+        if figures.abs_rel_affine < 1.01 * best:
+            best = min(best, figures.abs_rel_affine)
             half = copy.deepcopy(mean).half()
             half.save_pretrained(args.out)
             facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed}
