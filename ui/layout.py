@@ -396,8 +396,8 @@ def figures_html(report: dict[str, Any]) -> str:
         return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
 
     rows = []
-    if clip := at("request", "clip"):
-        rows.append(row("Clip", Path(clip).name, change_words(report["request"])))
+    if changed := change_words(at("request") or {}):
+        rows.append(row("What was changed", changed))
     if (unknown := at("unknown")) is not None:
         rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
     if elsewhere := at("from_other_frames"):
