@@ -365,12 +365,12 @@ def test_figures_in_plain_words():
 
 def test_a_result_says_what_was_changed():
     request = {"camera": "orbit-left", "amount": None, "move": None, "mask": None}
-    assert "Orbit left, 20 degrees" in layout.figures_html({"request": request})
-    own = {"keyframes": []}
-    assert layout.change_words(request | {"move": own}) == "Your own camera path"
-    replaced = request | {"camera": "still", "mask": "m.npz", "prompt": "a red cube"}
-    assert layout.change_words(replaced) == "No move (as filmed), an object replaced: “a red cube”"
-    assert layout.change_words(replaced | {"amount": 0.0, "remove": True}).endswith(", an object removed")
+    assert "Orbit left, 20 degrees" in layout.figures_html({"request": request, "amount": 20.0})
+    words = lambda **changes: layout.change_words({"request": request | changes, "amount": 0.0})
+    assert words(move={"keyframes": []}) == "Your own camera path"
+    replaced = {"camera": "still", "mask": "m.npz", "prompt": "a red cube"}
+    assert words(**replaced) == "No move (as filmed), an object replaced: “a red cube”"
+    assert words(**replaced, remove=True).endswith(", an object removed")
 
 
 def test_depth_colours_put_near_above_far():

@@ -364,15 +364,14 @@ def progress_words(view: JobView) -> str:
     return view.message + left
 
 
-def change_words(request: dict[str, Any]) -> str:
-    """What a request, as a report tells it, changes of its clip: "Orbit left, 20 degrees, an object removed"."""
-    preset = MOVES.get(request.get("camera") or "")
-    words = []
+def change_words(report: dict[str, Any]) -> str:
+    """What a render changed of its clip, as its report tells: "Orbit left, 20 degrees, an object removed"."""
+    request, words = report.get("request") or {}, []
     if request.get("move"):
-        words = ["Your own camera path"]
-    elif preset is not None:
-        amount = preset.default if request.get("amount") is None else request["amount"]
-        words = [preset.label] + ([f"{amount:g} {preset.unit}"] if amount else [])
+        words.append("Your own camera path")
+    elif preset := MOVES.get(request.get("camera", "")):
+        amount = report.get("amount")
+        words.append(f"{preset.label}, {amount:g} {preset.unit}" if amount else preset.label)
     if request.get("mask"):
         what = "the surroundings" if request.get("invert") else "an object"
         if request.get("remove"):
@@ -396,7 +395,7 @@ def figures_html(report: dict[str, Any]) -> str:
         return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
 
     rows = []
-    if changed := change_words(at("request") or {}):
+    if changed := change_words(report):
         rows.append(row("What was changed", changed))
     if (unknown := at("unknown")) is not None:
         rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
