@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.metrics import psnr
+from pipeline.evaluation.nano import mean_with_error
 from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
 from pipeline.measurement import fill_unknown
 from pipeline.models import resolve
@@ -62,6 +63,11 @@ def test_previews_show_the_scene(sample):
     preview = backbone.preview(backbone.encode(frames))
     small = frames[::4].reshape(5, 3, preview.shape[2], 8, preview.shape[3], 8).mean((3, 5))
     assert psnr(preview, small) > 20
+
+
+def test_a_single_figure_has_no_error():
+    assert mean_with_error([1.0, 2.0, 3.0]) == f"2.00 ± {3**-0.5:.2f}"
+    assert mean_with_error([1.25], "+.1f") == "+1.2" and mean_with_error([1.0, 1.0], "+.1f") == "+1.0 ± 0.0"
 
 
 @pytest.mark.slow

@@ -72,8 +72,11 @@ def scenes(first_seed: int, count: int) -> Iterator[Sample]:
 
 
 def mean_with_error(values: list[float], form: str = ".2f") -> str:
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{np.mean(values):{form}} ± {error:{form.lstrip('+')}}"
+    """Mean ± standard error in words; of a single value, which has no error, the value alone."""
+    mean = f"{np.mean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1) / math.sqrt(len(values)):{form.lstrip('+')}}"
 
 
 # --- the VAE ----------------------------------------------------------------------------------------------------------
@@ -181,7 +184,7 @@ def evaluate(
             times = flicker(result, truth, view.z, view.path, holes[:, 0] & view.standing)
             unsteady += [] if times is None else [times]
         say(f"scene {number} of {count}")
-    rows.append(Row(f"VAE, {count} unseen scenes", f"{mean_with_error(vae)} dB", "≥ 32 dB"))
+    rows.append(Row(f"VAE, {count} unseen scene{'s' if count > 1 else ''}", f"{mean_with_error(vae)} dB", "≥ 32 dB"))
     if clips:
         videos = {path: real_clip(path) for path in clips}
         own = {path: reconstruction(backbone, video) for path, video in videos.items()}

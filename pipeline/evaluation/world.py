@@ -220,7 +220,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         if not values or name == other:
             return ""
         middle, half = store.interval(values)
-        return f"{middle:{form}} ± {half:{form.lstrip('+')}}"
+        return f"{middle:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.lstrip('+')}}")
 
     less, ratio = (lambda a, b: a - b), (lambda a, b: a / b)
     for name in names:
