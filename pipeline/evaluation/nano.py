@@ -27,6 +27,7 @@ from torch import Tensor
 from pipeline.backbone import Backbone, read_settings
 from pipeline.depth import estimate_depth, load_depth, load_depth_model
 from pipeline.evaluation.metrics import flicker, psnr
+from pipeline.evaluation.rows import mean, with_error
 from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
 from pipeline.measurement import Measurement, composite
 from pipeline.models import resolve
@@ -73,10 +74,8 @@ def scenes(first_seed: int, count: int) -> Iterator[Sample]:
 
 def mean_with_error(values: list[float], form: str = ".2f") -> str:
     """Mean ± standard error in words; of a single value, which has no error, the value alone."""
-    mean = f"{np.mean(values):{form}}"
-    if len(values) < 2:
-        return mean
-    return f"{mean} ± {np.std(values, ddof=1) / math.sqrt(len(values)):{form.lstrip('+')}}"
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return with_error(mean(values), error, form)
 
 
 # --- the VAE ----------------------------------------------------------------------------------------------------------

@@ -78,6 +78,11 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
 
 
+def with_error(middle: float, error: float, form: str) -> str:
+    """A figure and its error in words; the figure alone where the error is nan, as that of a single value."""
+    return f"{middle:{form}}" + ("" if math.isnan(error) else f" ± {error:{form.lstrip('+')}}")
+
+
 def columns_of(rows: Iterable[Row], without: Collection[str] = ()) -> list[str]:
     """The numeric columns of any of the rows, in the order in which they come."""
     found = {name: None for row in rows for name, value in row.items() if _number(value) and name not in without}
@@ -151,8 +156,7 @@ def _text(value: Any) -> str:
 
 
 def _with_interval(middle: float, half: float) -> str:
-    digits = _digits(middle)
-    return f"{middle:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
+    return with_error(middle, half, f".{_digits(middle)}f")
 
 
 def _digits(value: float) -> int:

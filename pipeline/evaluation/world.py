@@ -219,8 +219,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         values = [compare(a, b) for a, b in both if math.isfinite(a) and math.isfinite(b)]
         if not values or name == other:
             return ""
-        middle, half = store.interval(values)
-        return f"{middle:{form}}" + ("" if math.isnan(half) else f" ± {half:{form.lstrip('+')}}")
+        return store.with_error(*store.interval(values), form)
 
     less, ratio = (lambda a, b: a - b), (lambda a, b: a / b)
     for name in names:
