@@ -141,9 +141,29 @@ def test_two_jobs_share_nothing(make_store, clip):
         list(store.follow(job_id))
     folders = [store.get(job_id).folder for job_id in ids]
     assert folders[0] != folders[1] and all(len(job_id) == 32 for job_id in ids)
-    assert [Path(request.clip).parent for request in renders.seen] == folders
+    assert [Path(request.clip).parents[1] for request in renders.seen] == folders
     os.unlink(clip)  # the upload goes, the jobs' own copies stay
     assert all(Path(request.clip).read_bytes() == b"the bytes of a clip" for request in renders.seen)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("My walk (2).MP4", "My walk (2).mp4"),
+        ("frame%03d.png", "frame_03d.png"),
+        ("übung.tar.gz", "übung_tar.gz"),
+        ("x" * 90 + ".mov", "x" * 60 + ".mov"),
+        ("a.not a suffix", "a"),
+        ("..mp4", "_.mp4"),
+    ],
+)
+def test_a_job_calls_its_files_as_the_visitor_did(make_store, tmp_path, given, kept):
+    (tmp_path / given).write_bytes(b"a clip")
+    renders = Renders(steps=0)
+    store = make_store(renders)
+    list(store.follow(store.submit(RenderRequest(clip=str(tmp_path / given), mask=str(tmp_path / given)))))
+    clip, mask = Path(renders.seen[0].clip), Path(renders.seen[0].mask)
+    assert clip.name == mask.name == kept and clip != mask and clip.read_bytes() == b"a clip"
 
 
 def test_unknown_ids_are_nobody(make_store):
@@ -365,7 +385,8 @@ def test_figures_in_plain_words():
 
 def test_a_result_says_what_was_changed():
     request = {"camera": "orbit-left", "amount": None, "move": None, "mask": None}
-    assert "Orbit left, 20 degrees" in layout.figures_html({"request": request, "amount": 20.0})
+    html = layout.figures_html({"request": request | {"clip": "/srv/My walk.mp4"}, "amount": 20.0})
+    assert "Orbit left, 20 degrees" in html and "<dd>My walk.mp4</dd>" in html
     words = lambda **changes: layout.change_words({"request": request | changes, "amount": 0.0})
     assert words(move={"keyframes": []}) == "Your own camera path"
     replaced = {"camera": "still", "mask": "m.npz", "prompt": "a red cube"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -96,7 +97,7 @@ class JobStore:
         try:
             names = ("clip", "depth", "mask", "first_frame")
             files = {name: getattr(request, name) for name in names if getattr(request, name)}
-            request = replace(request, **{name: _keep(path, folder / name) for name, path in files.items()})
+            request = replace(request, **{name: _keep(path, folder / f"given-{name}") for name, path in files.items()})
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError("The uploaded file is no longer here; please upload it again.") from error
@@ -258,10 +259,16 @@ def _changes(event: RenderEvent) -> dict[str, Any]:
     return {}
 
 
-def _keep(source: str, target: Path) -> str:
-    """Give a file a second name in a folder of ours, or copy it where that cannot be."""
+def _keep(source: str, folder: Path) -> str:
+    """Give a file a second name in a folder of ours, or copy it where that cannot be. It is still called as it was.
+
+    Only by characters that mean nothing to a reader of files, such as % of image sequences: the name is a visitor's.
+    """
     suffix = Path(source).suffix.lower()
-    target = target.with_suffix(suffix if suffix[1:].isalnum() and len(suffix) <= 6 else "")
+    suffix = suffix if suffix[1:].isalnum() and len(suffix) <= 6 else ""
+    name = re.sub(r"[^\w ()-]", "_", Path(source).stem)[:60].strip() or "unnamed"
+    folder.mkdir()
+    target = folder / (name + suffix)
     try:
         os.link(source, target)
     except OSError:

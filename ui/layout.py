@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import threading
 import uuid
 from collections import OrderedDict
@@ -395,6 +396,8 @@ def figures_html(report: dict[str, Any]) -> str:
         return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
 
     rows = []
+    if name := at("request", "clip"):
+        rows.append(row("Your clip", Path(name).name))
     if changed := change_words(report):
         rows.append(row("What was changed", changed))
     if (unknown := at("unknown")) is not None:
@@ -897,8 +900,11 @@ def build(
 
         def finished(result: RenderResult, watched: bool) -> dict[Any, Any]:
             height, width = (result.report.get("sizes") or {}).get("result") or (9, 16)
-            report = result.folder / "recapture-report.json"
+            # downloads are told apart by the clip's name; the report is written last, so that both stand with it
+            given = Path((result.report.get("request") or {}).get("clip") or "clip").stem
+            video, report = (result.folder / f"{given}-recaptured{end}" for end in (".mp4", ".json"))
             if not report.exists():
+                shutil.copyfile(result.video, video)
                 report.write_text(json.dumps(public_report(result), indent=2, ensure_ascii=False), encoding="utf-8")
             return {
                 result_card: gr.Column(elem_classes=["rc-card"]),
@@ -909,7 +915,7 @@ def build(
                     "height": height,
                     "scroll": watched,
                 },
-                video_file: gr.DownloadButton(value=str(result.video)),
+                video_file: gr.DownloadButton(value=str(video)),
                 report_file: gr.DownloadButton(value=str(report)),
                 figures: figures_html(public_report(result)),
             }
