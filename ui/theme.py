@@ -295,7 +295,7 @@ footer { opacity: .7; }
 .rc-bar .rc-time { font-size: .8rem; font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued);
   min-width: 92px; }
 .rc-bar .rc-modes { display: flex; gap: 6px; }
-.rc-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(112px, 1fr)); gap: 14px 18px;
+.rc-figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px 18px;
   margin: 4px 0 12px; }
 .rc-figures div { border-top: 1px solid var(--border-color-primary); padding-top: 8px; }
 .rc-figures dt { font-size: .78rem; color: var(--body-text-color-subdued); }
