@@ -127,6 +127,7 @@ def test_from_clip_to_result(visit, clip, tmp_path):
 
     with page.expect_download() as got:
         page.click("#download-video")
+    assert got.value.suggested_filename == "disc-recaptured.mp4"
     got.value.save_as(tmp_path / "result.mp4")
     with av.open(str(tmp_path / "result.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 9
@@ -134,7 +135,7 @@ def test_from_clip_to_result(visit, clip, tmp_path):
         page.click("#download-report")
     got.value.save_as(tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["request"]["camera"] == "dolly-out" and "/" not in report["request"]["clip"]
+    assert report["request"]["camera"] == "dolly-out" and report["request"]["clip"] == "disc.mp4"
 
 
 def drag_cloud(page) -> None:
