@@ -385,7 +385,7 @@ def test_figures_in_plain_words():
 
 def test_a_result_says_what_was_changed():
     request = {"camera": "orbit-left", "amount": None, "move": None, "mask": None}
-    html = layout.figures_html({"request": request | {"clip": "/srv/My walk.mp4"}, "amount": 20.0})
+    html = layout.figures_html({"request": request | {"clip": "My walk.mp4"}, "amount": 20.0})
     assert "Orbit left, 20 degrees" in html and "<dd>My walk.mp4</dd>" in html
     words = lambda **changes: layout.change_words({"request": request | changes, "amount": 0.0})
     assert words(move={"keyframes": []}) == "Your own camera path"

@@ -260,9 +260,9 @@ def _changes(event: RenderEvent) -> dict[str, Any]:
 
 
 def _keep(source: str, folder: Path) -> str:
-    """Give a file a second name in a folder of ours, or copy it where that cannot be. It is still called as it was.
+    """Link a file into a new folder of ours, or copy it where that cannot be.
 
-    Only by characters that mean nothing to a reader of files, such as % of image sequences: the name is a visitor's.
+    It keeps the visitor's name, but for characters that mean something to readers of files, as % in image sequences.
     """
     suffix = Path(source).suffix.lower()
     suffix = suffix if suffix[1:].isalnum() and len(suffix) <= 6 else ""

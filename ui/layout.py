@@ -397,7 +397,7 @@ def figures_html(report: dict[str, Any]) -> str:
 
     rows = []
     if name := at("request", "clip"):
-        rows.append(row("Your clip", Path(name).name))
+        rows.append(row("Your clip", name))
     if changed := change_words(report):
         rows.append(row("What was changed", changed))
     if (unknown := at("unknown")) is not None:
@@ -901,11 +901,12 @@ def build(
         def finished(result: RenderResult, watched: bool) -> dict[Any, Any]:
             height, width = (result.report.get("sizes") or {}).get("result") or (9, 16)
             # downloads are told apart by the clip's name; the report is written last, so that both stand with it
-            given = Path((result.report.get("request") or {}).get("clip") or "clip").stem
+            public = public_report(result)
+            given = Path((public.get("request") or {}).get("clip") or "clip").stem
             video, report = (result.folder / f"{given}-recaptured{end}" for end in (".mp4", ".json"))
             if not report.exists():
                 shutil.copyfile(result.video, video)
-                report.write_text(json.dumps(public_report(result), indent=2, ensure_ascii=False), encoding="utf-8")
+                report.write_text(json.dumps(public, indent=2, ensure_ascii=False), encoding="utf-8")
             return {
                 result_card: gr.Column(elem_classes=["rc-card"]),
                 compare: {
@@ -917,7 +918,7 @@ def build(
                 },
                 video_file: gr.DownloadButton(value=str(video)),
                 report_file: gr.DownloadButton(value=str(report)),
-                figures: figures_html(public_report(result)),
+                figures: figures_html(public),
             }
 
         job_outputs = [
