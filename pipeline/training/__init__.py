@@ -68,8 +68,13 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """The matrix with singular values of 0.7 to 1.2: five Newton-Schulz steps of Muon, in bfloat16."""
-    x = matrix.bfloat16() if len(matrix) <= matrix.shape[1] else matrix.bfloat16().T
+    """The matrix with singular values of 0.7 to 1.2: five Newton-Schulz steps of Muon, in bfloat16.
+
+    A CPU without AVX-512 multiplies in bfloat16 many times slower than in float32, which it takes instead.
+    """
+    slow = matrix.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    x = matrix.float() if slow else matrix.bfloat16()
+    x = x if len(matrix) <= matrix.shape[1] else x.T
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         square = x @ x.T

@@ -133,13 +133,13 @@ class Shape:
     width: int
 
 
-def curriculum(progress: float, height: int, width: int, clips: int) -> list[Shape]:
+def curriculum(progress: float, height: int, width: int, clips: int, stills_until: float = 0.5) -> list[Shape]:
     """What to draw batches from when `progress` in [0, 1] of the training is over, all at about equal cost.
 
     Stills first, `clips` in a batch: many scenes teach more than many frames. Then clips as well.
     """
     of = lambda frames: Shape(max(1, clips // frames), frames, height, width)
-    return [of(1)] if progress < 0.5 else [of(1), of(2), of(4), of(8)]
+    return [of(1)] if progress < stills_until else [of(1), of(2), of(4), of(8)]
 
 
 class Clips:
@@ -368,7 +368,7 @@ def train(args: argparse.Namespace) -> Figures:
 
     progress = lambda: min(1.0, ran() / budget)
     height, width = args.crop
-    draw = lambda: clips.draw(curriculum(progress(), height, width, args.batch))
+    draw = lambda: clips.draw(curriculum(progress(), height, width, args.batch, args.stills_until))
     ahead = [draw() for _ in range(2)]
     while ran() < budget and step < args.steps:
         frames, z, solid = (x.to(device) for x in clips.collect(ahead.pop(0)))
@@ -399,6 +399,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
     parser.add_argument("--stills", type=Path, help="folder of more scenes, of `--frames 1` each")
+    parser.add_argument("--stills-until", type=float, default=0.5, help="share of the time that has stills alone")
     parser.add_argument("--out", type=Path, required=True, help="folder for the best weights, in float16")
     parser.add_argument("--checkpoint", type=Path, help="where to go on from; default OUT.checkpoint.pt")
     parser.add_argument("--minutes", type=float, default=40, help="training time in all, over all resumed runs")
