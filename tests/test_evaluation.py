@@ -44,10 +44,10 @@ def test_flicker_is_none_in_a_still_world_and_seen_in_noise():
 
 @pytest.mark.slow
 def test_the_table_of_the_small_models(capsys):
-    nano.main(["--scenes", "1", "--replacements", "1", "--first-seed", "1"])
+    nano.main(["--scenes", "1", "--replacements", "1", "--depth-scenes", "2", "--first-seed", "1"])
     table = capsys.readouterr().out
     assert re.search(r"\| VAE, 1 unseen scene \| \d\d\.\d\d dB \| ≥ 32 dB \|", table)
-    for name in ("holes, above OpenCV", "flicker", "replacement", "depth, AbsRel", "a render of 17 frames"):
+    for name in ("holes, above OpenCV", "flicker", "replacement", "surfaces, 2 unseen scenes", "a render of 17 frames"):
         assert name in table
     assert table.count("not measured") <= 3 and "nan" not in table
 
