@@ -151,10 +151,12 @@ def _take(
     weight: Float[Tensor, "1 H W"],
 ) -> None:
     """Complete a frame, in place, where a pixel is offered: by the first one, and the sum by those like it."""
-    first = offered & ~mask
+    first, again = offered & ~mask, offered & mask
     video.copy_(torch.where(first, seen, video))
     mask |= first
-    counts = torch.where(first, 1.0, _like(seen[None], video[None], offered[None])[0])
+    counts = first.to(seen)
+    if again.any():
+        counts = torch.where(first, 1.0, _like(seen[None], video[None], offered[None])[0])
     total += counts * seen
     weight += counts
 
@@ -172,7 +174,7 @@ def at_size(
     video, mask = own.video.clone(), own.mask.clone()
     total, weight = torch.zeros_like(video), torch.zeros_like(video[:, :1])
     enlarged = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
-    gathered = enlarged(found.origin[first : first + len(video)] >= 0) > 0
+    lacks = (enlarged(found.origin[first : first + len(video)] >= 0) > 0) & ~own.mask[:, 0]
     source, target = found.cameras_at(size)
     sees = found.sees[first : first + len(video)].clone()
     for _ in range(_AGAIN):
@@ -182,11 +184,9 @@ def at_size(
             break
         here, then = [first + t for t, _ in pairs], [other for _, other in pairs]
         pictures, depths = (torch.stack(part) for part in zip(*map(picture_of, then), strict=True))
-        seen = warp_to_path(
-            pictures, depths, _part(source, then), _part(target, here), enlarged(found.still[then]) == 0
-        )
-        for (t, other), colours, known in zip(pairs, seen.video, seen.mask, strict=True):
-            offered = known & ~own.mask[t] & gathered[t]
+        moves, wanted = enlarged(found.still[then]) == 0, lacks[[t for t, _ in pairs]]
+        seen = warp_to_path(pictures, depths, _part(source, then), _part(target, here), moves, wanted)
+        for (t, other), colours, offered in zip(pairs, seen.video, seen.mask, strict=True):
             _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
     return Measurement(torch.where(weight > 0, total / weight, video), mask)
@@ -233,7 +233,7 @@ def _like(
 ) -> Float[Tensor, "N 1 H W"]:
     """How much pixels of `seen`, where `usable`, count beside those of `video`: the less the more colours differ around
     them, as in a bilateral filter (Tomasi and Manduchi 1998). So things that move by themselves leave no ghosts."""
-    around = lambda values: F.avg_pool2d(values, 5, 1, 2)
+    around = lambda values: F.avg_pool2d(F.avg_pool2d(values, (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))
     both = usable.to(video)
     differs = around((seen - video) * both) / around(both).clamp_min(1e-6)
     return both * torch.exp(-(differs.abs().mean(1, keepdim=True) / _LIKE).square())

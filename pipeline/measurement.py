@@ -44,22 +44,26 @@ def warp_to_path(
     source: CameraPath,
     target: CameraPath,
     hidden: Bool[Tensor, "T H W"] | None = None,
+    wanted: Bool[Tensor, "T H W"] | None = None,
 ) -> Measurement:
     """The source clip as the target cameras would see it.
 
     `frames` in [0, 1]; `z` is the distance along the optical axis, in the unit of the poses; depths that are not finite
     and positive are unknown. Both K are in pixels of the frames. Frames whose target camera equals the source camera
     come back untouched, whatever their depth. `hidden`: True where the clip is not to be used (an object that is to be
-    replaced); those pixels are seen from nowhere, and what stood behind them stays unknown.
+    replaced); those pixels are seen from nowhere, and what stood behind them stays unknown. `wanted`: of the target's
+    pixels those that are asked for; the others come back as unobserved, which saves most of the work where few are.
     Runs on the device of `frames`. Raises ValueError if shapes do not match.
     """
     T, C, H, W = frames.shape
     if hidden is None:
         hidden = torch.zeros(T, H, W, dtype=torch.bool, device=frames.device)
-    if z.shape != (T, H, W) or hidden.shape != z.shape or C != 3 or len(source.K) != T or len(target.K) != T:
+    masks = [hidden] if wanted is None else [hidden, wanted]
+    shapes_match = z.shape == (T, H, W) and all(part.shape == z.shape for part in masks)
+    if not shapes_match or C != 3 or len(source.K) != T or len(target.K) != T:
         raise ValueError(
-            f"frames {tuple(frames.shape)}, z {tuple(z.shape)}, hidden {tuple(hidden.shape)} and paths of "
-            f"{len(source.K)} and {len(target.K)} frames do not match"
+            f"frames {tuple(frames.shape)}, z {tuple(z.shape)}, masks {[tuple(part.shape) for part in masks]} and "
+            f"paths of {len(source.K)} and {len(target.K)} frames do not match"
         )
     device = frames.device
     # Small matrices in double precision on the CPU: nothing of the float32 budget is lost to composing poses.
@@ -74,11 +78,12 @@ def warp_to_path(
 
     def warp(t: int) -> None:
         if torch.equal(source_pose[t], target_pose[t]) and torch.equal(source_K[t], target_K[t]):
-            mask[t] = ~hidden[t]
+            mask[t] = ~hidden[t] if wanted is None else ~hidden[t] & wanted[t]
             video[t] = torch.where(mask[t], frames[t], 0.0)
         else:
             seen = torch.where(hidden[t], torch.nan, z[t].to(device))
-            video[t], mask[t, 0] = _warp(frames[t], seen, homography[t].tolist(), epipole[t].tolist())
+            asked = None if wanted is None else wanted[t]
+            video[t], mask[t, 0] = _warp(frames[t], seen, homography[t].tolist(), epipole[t].tolist(), asked)
 
     with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         list(pool.map(warp, range(T)))
@@ -101,7 +106,9 @@ def warp_depth(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath
     return torch.where(known, near / seen.video[:, 0], torch.nan)
 
 
-def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tuple[Tensor, Tensor]:
+def _warp(
+    image: Tensor, z: Tensor, A: list[list[float]], b: list[float], wanted: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One frame: each source pixel claims target pixels through its local linear map, the nearest claim wins.
 
     Only the winner's index is splatted; its map then leads each target pixel back to a sub-pixel position in the
@@ -115,54 +122,81 @@ def _warp(image: Tensor, z: Tensor, A: list[list[float]], b: list[float]) -> tup
     u = torch.arange(W, device=device, dtype=torch.float32) + 0.5
     v = torch.arange(H, device=device, dtype=torch.float32)[:, None] + 0.5
     known = torch.isfinite(z) & (z > 0)
-    w = torch.where(known, 1 / z.float(), torch.nan)
+    w = F.pad(torch.where(known, 1 / z.float(), torch.nan), (1, 1, 1, 1), value=torch.nan)
     winner = torch.full((H + 2 * _MARGIN, W + 2 * _MARGIN), _NOBODY, device=device)
     maps = torch.empty(6, H * W, device=device)  # landing place, and the inverse Jacobian by rows
+    near = None
+    if wanted is not None:  # from here on, a claim may reach a pixel that is asked for
+        near = F.pad(wanted.to(device).float(), [_MARGIN] * 4)[None]
+        for span in ((2 * _RINGS + 1, 1), (1, 2 * _RINGS + 1)):
+            near = F.max_pool2d(near, span, 1, (span[0] // 2, span[1] // 2))
+        near = near[0] > 0
     for block in blocks:
-        _claim(w, block, u, v[block], A, b, winner, maps)
+        _claim(w, block, u, v[block], A, b, near, winner, maps)
 
     winner = winner[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     observed = winner != _NOBODY
-    colour = torch.empty_like(image)
+    if wanted is not None:
+        observed &= wanted.to(device)
+    colour = torch.zeros_like(image)
     for block in blocks:
-        code = torch.where(observed[block], winner[block] & 0xFFFFFFFF, 0)
+        row, column = observed[block].nonzero(as_tuple=True)
+        code = winner[block][row, column] & 0xFFFFFFFF
         index = code >> 4
         x, y, a00, a01, a10, a11 = (part.take(index) for part in maps)
-        dx, dy = u - x, v[block] - y
+        dx, dy = u[column] - x, v[block][row, 0] - y
         du, dv = a00 * dx + a01 * dy, a10 * dx + a11 * dy
-        at_edge = (code & 15 != 0).nonzero(as_tuple=True)  # there, colours are not looked up towards the other surface
+        at_edge = (code & 15 != 0).nonzero()[:, 0]  # there, colours are not looked up towards the other surface
         edge = code[at_edge]
         du[at_edge] = _keep_off(du[at_edge], edge & 1, edge & 2)
         dv[at_edge] = _keep_off(dv[at_edge], edge & 4, edge & 8)
         source_u, source_v = index % W + 0.5 + du, index // W + 0.5 + dv
-        grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None]
-        found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0]
-        colour[:, block] = torch.where(observed[block], found.clamp_(0, 1), 0.0)
+        grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None, None]
+        found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0, :, 0]
+        colour[:, block][:, row, column] = found.clamp_(0, 1)
     return colour, observed
 
 
 def _claim(
-    w: Tensor, block: slice, u: Tensor, v: Tensor, A: list[list[float]], b: list[float], winner: Tensor, maps: Tensor
+    w: Tensor,
+    block: slice,
+    u: Tensor,
+    v: Tensor,
+    A: list[list[float]],
+    b: list[float],
+    near: Tensor | None,
+    winner: Tensor,
+    maps: Tensor,
 ) -> None:
     """Enters the claims of a block of source rows into `winner`, and their maps into `maps`.
 
-    A source pixel (u, v) with disparity w = 1/z (NaN: unknown) lands on N / D with (N, D) = A (u, v, 1) + w b. Planes
-    are linear in disparity, so differences between neighbours give the exact Jacobian of a plane.
+    near: of the shape of `winner`, where claims are of use; None: everywhere.
+
+    A source pixel (u, v) with disparity w = 1/z (NaN: unknown, as is a rim around the picture) lands on N / D with
+    (N, D) = A (u, v, 1) + w b. Planes are linear in disparity, so differences between neighbours give the exact
+    Jacobian of a plane.
     """
-    H, W = w.shape
-    above, below = max(block.start - 1, 0), min(block.stop + 1, H)
-    inner = slice(block.start - above, block.stop - above)
-    wu, nearer_u, edges_u = _slope(w[block], 1)
-    wv, nearer_v, edges_v = (part[inner] for part in _slope(w[above:below], 0))
-    edges = edges_u + 4 * edges_v
-    w = w[block]
+    H, W = w.shape[0] - 2, w.shape[1] - 2
+    rows = w[block.start : block.stop + 2]
+    left, w, right, above, below = rows[1:-1, :-2], rows[1:-1, 1:-1], rows[1:-1, 2:], rows[:-2, 1:-1], rows[2:, 1:-1]
 
     D = torch.addcmul(A[2][0] * u + (A[2][1] * v + A[2][2]), w, w.new_tensor(b[2]))
     valid = D > 1e-6  # in front of the target camera; False for NaN
     inverse = 1 / D
     x = torch.addcmul(A[0][0] * u + (A[0][1] * v + A[0][2]), w, w.new_tensor(b[0])) * inverse
     y = torch.addcmul(A[1][0] * u + (A[1][1] * v + A[1][2]), w, w.new_tensor(b[1])) * inverse
+    valid &= ((x - W / 2).abs() < W / 2 + _RINGS) & ((y - H / 2).abs() < H / 2 + _RINGS)
+    x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)  # keeps every claim inside the buffer
+    index = torch.arange(block.start * W, block.stop * W, device=w.device).view(x.shape)
+    if near is not None:
+        place = (y - 0.5).floor().add_(_MARGIN).mul_(winner.shape[1]).add_((x - 0.5).floor()).add_(_MARGIN)
+        row, column = (valid & near.take(place.long())).nonzero(as_tuple=True)
+        parts = (left, w, right, above, below, D, inverse, x, y, index, valid)
+        left, w, right, above, below, D, inverse, x, y, index, valid = (part[row, column] for part in parts)
 
+    wu, nearer_u, edges_u = _slope(left, w, right)
+    wv, nearer_v, edges_v = _slope(above, w, below)
+    edges = edges_u + 4 * edges_v
     # Pixels of parallax per unit of disparity.
     px, py = (b[0] - x * b[2]) * inverse, (b[1] - y * b[2]) * inverse
     step = torch.maximum(nearer_u, nearer_v)
@@ -176,16 +210,14 @@ def _claim(
     det = xu * yv - xv * yu
     extent = 0.5 * torch.maximum(xu.abs() + xv.abs(), yu.abs() + yv.abs())
     valid &= (det > 1e-4) & (extent <= _RINGS)  # a negative determinant is a surface seen from behind
-    valid &= ((x - W / 2).abs() < W / 2 + _RINGS) & ((y - H / 2).abs() < H / 2 + _RINGS)
-    x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)  # keeps every claim inside the buffer
     inverse = 1 / det
     a00, a01, a10, a11 = yv * inverse, -xv * inverse, -yu * inverse, xu * inverse
+    where = slice(block.start * W, block.stop * W) if near is None else index
     for plane, part in zip(maps, (x, y, a00, a01, a10, a11), strict=True):
-        plane[block.start * W : block.stop * W] = part.view(-1)
+        plane[where] = part.view(-1)
     reach = torch.where(edges > 0, _REACH_AT_EDGE, _REACH)
 
     # Positive floats order like their bits: with depth above, one minimum keeps the index and edges of the nearest.
-    index = torch.arange(block.start * W, block.stop * W, device=w.device).view(x.shape)
     key = ((D / w).view(torch.int32).long() << 32) + (index * 16 + edges)
     key = torch.where(valid, key, _NOBODY)
 
@@ -217,13 +249,12 @@ def _keep_off(offset: Tensor, behind: Tensor, ahead: Tensor) -> Tensor:
     return torch.where(ahead != 0, offset.clamp(max=0), offset)
 
 
-def _slope(w: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along `dim`: the difference of w to the next pixel on the flatter side, how much nearer a neighbour is, and
-    whether another surface begins behind (1) or ahead (2). Pixels without known neighbours count as facing the camera.
+def _slope(before: Tensor, w: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of w between its neighbours along an axis: the difference to the next pixel on the flatter side, how much nearer
+    a neighbour is, and whether another surface begins behind (1) or ahead (2). Pixels without known neighbours count as
+    facing the camera.
     """
-    step = w.diff(dim=dim)
-    nan = torch.full_like(w.narrow(dim, 0, 1), torch.nan)
-    ahead, behind = torch.cat([step, nan], dim), torch.cat([nan, step], dim)
+    ahead, behind = after - w, w - before
     ahead_size, behind_size, jump = ahead.abs(), behind.abs(), _JUMP * w
     slope = torch.where((ahead_size < behind_size) | behind.isnan(), ahead, behind).nan_to_num_(0.0)
     nearer = torch.fmax(ahead, -behind).nan_to_num_(0.0)

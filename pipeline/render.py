@@ -72,6 +72,7 @@ NO_REFERENCE = (
     "choose another latent mask, such as training-free, or the camera still."
 )
 OVERLAP = 0.25  # share of a window of latent frames that the next one shares at least
+_CACHED = 2**26  # pixels of depth at the clip's own resolution that are kept while it is composited: 256 MiB
 COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
 
 
@@ -1473,7 +1474,7 @@ def _composite_full(
     size = size_of(analysis.full.frames)
     result = torch.empty_like(analysis.full.frames)
 
-    @lru_cache(8)
+    @lru_cache(max(8, _CACHED // math.prod(size)))
     def picture_of(t: int) -> tuple[Tensor, Tensor]:
         span = slice(t, t + 1)
         small, frame = analysis.clip.frames[span], resize(analysis.full.frames[span], size)

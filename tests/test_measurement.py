@@ -226,12 +226,31 @@ def test_no_ghosts_at_a_blurred_step_of_depth():
     assert inside[:, columns[1] : columns[-2]].all()
 
 
+@pytest.mark.parametrize("amount", [0, 25])
+def test_a_warp_of_only_what_is_asked_for_is_the_whole_one_there(amount):
+    scene = Scene(((-0.4, 0.1, 3.0), 0.6), ((0.7, -0.3, 2.4), 0.4))
+    frames, z, _ = scene.render(static_path(K))
+    target = follow(static_path(K), preset_motion("orbit-right", amount, T, DISTANCE))
+    torch.manual_seed(0)
+    coarse = torch.rand(T, 1, H // 8, W // 8) < 0.3
+    wanted = F.interpolate(coarse.float(), (H, W))[:, 0] > 0
+    wanted[0, 5, 7] = True  # a single pixel
+    wanted[1] = False
+    whole = warp_to_path(frames, z, static_path(K), target)
+    part = warp_to_path(frames, z, static_path(K), target, wanted=wanted)
+    assert torch.equal(part.mask, whole.mask & wanted[:, None])
+    assert part.mask[0].any() and part.mask[2].any()
+    assert torch.equal(part.video, torch.where(part.mask, whole.video, 0.0))
+
+
 def test_shapes_must_match():
     frames, z = torch.rand(T, 3, H, W), torch.ones(T, H, W)
     with pytest.raises(ValueError, match="do not match"):
         warp_to_path(frames, z[:, :-1], static_path(K), static_path(K))
     with pytest.raises(ValueError, match="do not match"):
         warp_to_path(frames, z, static_path(K[:2]), static_path(K))
+    with pytest.raises(ValueError, match="do not match"):
+        warp_to_path(frames, z, static_path(K), static_path(K), wanted=torch.ones(T, H, W + 1, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 2), (33, 65)])
