@@ -140,11 +140,11 @@ def _warp(
         observed &= wanted.to(device)
     colour = torch.zeros_like(image)
     for block in blocks:
-        row, column = observed[block].nonzero(as_tuple=True)
-        code = winner[block][row, column] & 0xFFFFFFFF
+        place = observed[block].reshape(-1).nonzero()[:, 0]
+        code = winner[block].reshape(-1)[place] & 0xFFFFFFFF
         index = code >> 4
         x, y, a00, a01, a10, a11 = (part.take(index) for part in maps)
-        dx, dy = u[column] - x, v[block][row, 0] - y
+        dx, dy = u.repeat(block.stop - block.start)[place] - x, v[block].repeat(1, W).view(-1)[place] - y
         du, dv = a00 * dx + a01 * dy, a10 * dx + a11 * dy
         at_edge = (code & 15 != 0).nonzero()[:, 0]  # there, colours are not looked up towards the other surface
         edge = code[at_edge]
@@ -153,7 +153,7 @@ def _warp(
         source_u, source_v = index % W + 0.5 + du, index // W + 0.5 + dv
         grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None, None]
         found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0, :, 0]
-        colour[:, block][:, row, column] = found.clamp_(0, 1)
+        colour.view(3, -1).index_copy_(1, block.start * W + place, found.clamp_(0, 1))
     return colour, observed
 
 
