@@ -472,6 +472,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--guide-until", type=float, help="noise level until which it acts (default 0)")
         add("--condition", help="what the model is shown: warp (default), first-frame or none")
         add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+        add("--no-grain", dest="grain", action="store_false", help="leave what is painted smooth at the clip's size")
         words = "off (default); cache: skip what changes little from step to step; lora: few steps by causvid-lora"
         add("--fast", help=words)
         add("--memory", help=f"how the model is placed on a GPU: auto (default), {', '.join(MODES)}")

@@ -207,16 +207,12 @@ def steady(
     painted there, or took from others, is warped to the frame's camera, and counts as far as it is `_like` what the
     frame has. All that is not painted stays as it is. raw in [0, 1]. measurement: what is known, `gathered`: what of it
     other frames saw. z: depth of the clip, from the source cameras, which are in one world with the target's, see
-    `Gathered`. Depth of painted places is filled in smoothly.
+    `Gathered`.
     """
     painted = ~measurement.mask
     if reach < 1 or not painted.any():
         return raw
-    seen = warp_depth(z, source, target)
-    known = seen.isfinite()
-    near = seen[known].amin() if known.any() else seen.new_ones(())
-    inverse = torch.where(known, near / seen, 0.0)[:, None].expand(-1, 3, -1, -1).contiguous()
-    depth = near / fill_unknown(Measurement(inverse, known[:, None]))[:, 0].clamp_min(1e-4)
+    depth = depth_of_all(z, source, target)
     video, others = torch.where(gathered, measurement.video, raw), ~(painted | gathered)[:, 0]
     total, weight = video.clone(), torch.ones_like(depth)[:, None]
     for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
@@ -226,6 +222,16 @@ def steady(
             total[now] += like * there.video
             weight[now] += like
     return torch.where(painted, total / weight, raw)
+
+
+def depth_of_all(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Float[Tensor, "T H W"]:
+    """The clip's depth as the target cameras see it, see `warp_depth`, and where they see nothing of it filled in
+    smoothly, by disparity: a guess, but one that is the same from frame to frame."""
+    seen = warp_depth(z, source, target)
+    known = seen.isfinite()
+    near = seen[known].amin() if known.any() else seen.new_ones(())
+    inverse = torch.where(known, near / seen, 0.0)[:, None].expand(-1, 3, -1, -1).contiguous()
+    return near / fill_unknown(Measurement(inverse, known[:, None]))[:, 0].clamp_min(1e-4)
 
 
 def _like(

@@ -42,7 +42,8 @@ from pipeline.depth import (
 from pipeline.depthcrafter import LONGEST
 from pipeline.evaluation.metrics import psnr, ssim
 from pipeline.first_frame import inpaint, locate
-from pipeline.gather import Gathered, at_size, from_other_frames, steady
+from pipeline.gather import Gathered, at_size, depth_of_all, from_other_frames, steady
+from pipeline.grain import match_grain
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
 from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
@@ -71,6 +72,7 @@ NO_REFERENCE = (
     "The reference latent mask needs the clean target video, which a new camera path does not have; "
     "choose another latent mask, such as training-free, or the camera still."
 )
+GRAINED = "The finest texture of what the model filled in is noise, made after what is filmed around it."
 OVERLAP = 0.25  # share of a window of latent frames that the next one shares at least
 _CACHED = 2**26  # pixels of depth at the clip's own resolution that are kept while it is composited: 256 MiB
 COMPLETE_BELOW = 0.01  # share of unknown pixels up to which the first frame counts as complete
@@ -112,7 +114,8 @@ class RenderRequest:
     accepted: names of models whose terms the user has accepted, see `models.check_accepted`. It is not written to JSON:
         everyone accepts for themselves.
     composite: put the untouched known pixels back, at the clip's full resolution. seam: percent of the shorter side
-        over which they fade into the model's, inside of what is known; 0 is a hard cut.
+        over which they fade into the model's, inside of what is known; 0 is a hard cut. grain: there, what is painted
+        gets grain like that of what is filmed around it, see `grain`; not something new in the place of an object.
     """
 
     clip: str
@@ -158,6 +161,7 @@ class RenderRequest:
     compile: bool = False
     composite: bool = True
     seam: float = 1.0
+    grain: bool = True
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -279,6 +283,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.invert, bool), "invert", "true or false")
     need(not request.remove or request.mask is not None, "remove", "false where there is no mask to say what to remove")
     need(isinstance(request.other_frames, bool), "other_frames", "true or false")
+    need(isinstance(request.grain, bool), "grain", "true or false")
     need(isinstance(request.composite, bool), "composite", "true or false")
     need(_is_number(request.seam) and 0 <= request.seam <= 20, "seam", "from 0 to 20 percent")
 
@@ -959,7 +964,17 @@ def _render(
     if request.composite:
         yield clock.stage("composite", f"Compositing at {full_size[0]}x{full_size[1]}", 0.88)
         composited = composite(raw, measurement, seam_pixels=seam_of(request, size))
-        result = composited if full_size == size else _composite_full(raw, analysis, request, found)
+        result = composited
+    if composited is not None and full_size != size:
+        result, painted = _composite_full(raw, analysis, request, found)
+        if replaced is not None:
+            painted &= F.interpolate(replaced[:, None].float(), full_size, mode="nearest") == 0
+        if request.grain and painted.any():
+            yield clock.stage("grain", "Matching the grain of what is painted", 0.91)
+            cameras = found.cameras_at(size) if found else (analysis.source, _cameras(analysis, request))
+            softness = backbone.settings.softness * math.sqrt(math.prod(full_size) / math.prod(size))
+            seen = depth_of_all(_depth_of_seen(analysis), *cameras)
+            result = match_grain(result, painted, seen, cameras[1], softness, request.seed)
 
     yield clock.stage("measure", "Measuring", 0.92)
     figures = {"raw": _figures(raw, measurement), "composited": None}
@@ -1037,6 +1052,7 @@ def _render(
         "notes": [
             *analysis.notes,
             *_notes(analysis, request, unknown, elsewhere),
+            *([GRAINED] if "grain" in clock.seconds else []),
             *([_windows_note(spans, backbone)] if len(spans) > 1 else []),
             *speed_notes,
             *path_warnings(analysis, request, 1 - unknown),
@@ -1470,9 +1486,11 @@ def seam_of(request: RenderRequest, size: tuple[int, int]) -> int:
 
 def _composite_full(
     raw: Tensor, analysis: Analysis, request: RenderRequest, found: Gathered | None
-) -> Float[Tensor, "T 3 H W"]:
+) -> tuple[Float[Tensor, "T 3 H W"], Bool[Tensor, "T 1 H W"]]:
+    """The result at the clip's own resolution, and where it is painted."""
     size = size_of(analysis.full.frames)
     result = torch.empty_like(analysis.full.frames)
+    painted = torch.empty_like(result[:, :1], dtype=torch.bool)
 
     @lru_cache(max(8, _CACHED // math.prod(size)))
     def picture_of(t: int) -> tuple[Tensor, Tensor]:
@@ -1486,7 +1504,8 @@ def _composite_full(
         if found is not None:
             measurement = at_size(found, measurement, first, picture_of)
         result[span] = composite(raw[span], measurement, seam_pixels=seam_of(request, size))
-    return result
+        painted[span] = ~measurement.mask
+    return result, painted
 
 
 def _figures(video: Tensor, measurement: Measurement) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from pipeline import InputError
 from pipeline.camera import follow, invert_rigid, preset_motion
 from pipeline.depth import Depth, subject_distance
-from pipeline.evaluation.metrics import FEWEST_INLIERS, camera_error, motion_smoothness, psnr, ssim
+from pipeline.evaluation.metrics import FEWEST_INLIERS, camera_error, motion_smoothness, psnr, ssim, texture_distance
 from pipeline.evaluation.scores import METRICS, Case, measure, world_case
 from pipeline.evaluation.world import measure_sample
 from pipeline.training.world import render_sample
@@ -173,3 +173,20 @@ def test_the_table_says_what_is_better():
     assert {metric.better for metric in METRICS.values()} == {"higher", "lower"}
     assert len({metric.label for metric in METRICS.values()}) == len(METRICS)
     assert {need for metric in METRICS.values() for need in metric.needs} <= set(Case.__dataclass_fields__)
+
+
+def test_texture_distance_tells_texture_not_where_it_lies():
+    generator = torch.Generator().manual_seed(0)
+    noise = lambda: 0.5 + 0.1 * torch.randn(1, 3, 64, 96, generator=generator)
+    mask = torch.zeros(1, 1, 64, 96, dtype=torch.bool)
+    mask[..., 16:48, 16:80] = True
+    a, b, flat = noise(), noise(), torch.full((1, 3, 64, 96), 0.5)
+    assert texture_distance(a, a, mask) == [0, 0, 0]
+    for other, smooth in zip(texture_distance(a, b, mask), texture_distance(a, flat, mask), strict=True):
+        assert other < 0.2 * smooth
+    # only the masked part counts, beyond the reach of a patch and of the pyramid
+    elsewhere = a.clone()
+    elsewhere[..., :2, :] = 0
+    assert texture_distance(a, elsewhere, mask)[0] == 0
+    with pytest.raises(InputError, match="too small"):
+        texture_distance(a, b, torch.zeros_like(mask).index_fill(2, torch.tensor([0]), True))

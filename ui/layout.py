@@ -1006,6 +1006,9 @@ def _advanced() -> tuple[dict[str, Any], list[Terms]]:
     controls["composite"] = gr.Checkbox(
         value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
     )
+    controls["grain"] = gr.Checkbox(
+        value=DEFAULTS["grain"], label="Give what is painted there the grain of what is filmed", elem_id="set-grain"
+    )
     controls["depth"] = gr.File(
         label="Depth of your own (npz or EXR)",
         file_types=DEPTH_SUFFIXES,
