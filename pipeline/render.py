@@ -493,7 +493,7 @@ def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | An
     if request.remove:
         yield StageEvent("mask", "Looking for what stood behind the object", 0.09)
         analysis = _see_behind(analysis)
-    yield analysis
+    yield replace(analysis, clip=replace(analysis.clip, frames=_clear_of_hidden(analysis)))
 
 
 def read_mask(
@@ -1454,6 +1454,19 @@ def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str, p
     first = _warp(analysis, request, size_of(analysis.full.frames), slice(0, 1))
     picture = paint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
     return replace(analysis, picture=picture, picture_from=f"inpainted by {models.title_of(model)}")
+
+
+def _clear_of_hidden(analysis: Analysis) -> Float[Tensor, "T 3 h w"]:
+    """The clip at working size without the fringe of what is hidden: where a pixel's footprint reaches into that, its
+    colour is the mean of the rest, or else the model carries the fringe on. Pixels that are all hidden stay."""
+    assert analysis.hidden is not None
+    cleared = analysis.clip.frames.clone()
+    for frame, picture, hidden in zip(cleared, analysis.full.frames, analysis.hidden, strict=True):
+        seen = (~hidden).float()[None, None]
+        share = resize(seen, size_of(cleared))[0]
+        rest = resize(picture * seen, size_of(cleared))[0] / share.clamp_min(1e-6)
+        frame.copy_(torch.where((share > 0.01) & (share < 0.999), rest, frame))
+    return cleared
 
 
 def _see_behind(analysis: Analysis) -> Analysis:

@@ -180,6 +180,25 @@ def test_what_stood_behind_a_removed_object_is_found_in_other_frames(request_, f
     assert any("seen in other frames" in note for note in notes)
 
 
+def test_the_fringe_of_what_is_hidden_is_not_carried_on(request_, tmp_path):
+    frames = torch.full((5, 3, 150, 210), 0.5)
+    frames[..., 51:98, 61:110] = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1)
+    (tmp_path / "square").mkdir()
+    for t, frame in enumerate(frames):
+        Image.fromarray((255 * frame).byte().permute(1, 2, 0).numpy()).save(tmp_path / "square" / f"{t:03}.png")
+    mask = np.zeros((150, 210), bool)
+    mask[51:98, 61:110] = True
+    np.savez(tmp_path / "square.npz", mask=np.stack([mask] * 5))
+    write_depth(tmp_path / "depth.npz", 5, 150, 210)
+    files = {"mask": str(tmp_path / "square.npz"), "depth": str(tmp_path / "depth.npz")}
+    asked = replace(request_, clip=str(tmp_path / "square"), size=(64, 96), frames=5, grow=0, **files)
+    (*_, before), analysis = analyse(asked), hidden(asked)
+    assert isinstance(before, Analysis) and analysis.hidden is not None
+    known = measure(analysis, asked).mask
+    off = lambda clip: (clip.frames - 0.5).abs().amax(1, keepdim=True)[known].max()
+    assert off(before.clip) > 0.05 and off(analysis.clip) < 0.01
+
+
 def test_one_painted_frame_is_followed(request_, folder):
     analysis = hidden(replace(request_, mask=str(folder / "frame2.png"), mask_frame=2, grow=0))
     truth = torch.from_numpy(np.load(folder / "mask.npz")["mask"])
