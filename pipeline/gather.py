@@ -139,7 +139,7 @@ def gather(
                     origin[t][(offered & ~mask[t])[0]] = t + offset
                     _take(found, offered, video[t], mask[t], total[t], weight[t])
     video = torch.where(weight > 0, total / weight, video)
-    return Gathered(Measurement(video, mask), origin, sees, source, target, still)
+    return Gathered(replace(own, video=video, mask=mask), origin, sees, source, target, still)
 
 
 def _take(
@@ -189,7 +189,7 @@ def at_size(
         for (t, other), colours, offered in zip(pairs, seen.video, seen.mask, strict=True):
             _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
-    return Measurement(torch.where(weight > 0, total / weight, video), mask)
+    return replace(own, video=torch.where(weight > 0, total / weight, video), mask=mask)
 
 
 def steady(

@@ -45,7 +45,7 @@ from pipeline.first_frame import inpaint, locate
 from pipeline.gather import Gathered, at_size, depth_of_all, from_other_frames, steady
 from pipeline.grain import match_grain
 from pipeline.latent_mask import LATENT_MASKS, PHI, TAU, MaskInputs
-from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_to_path
+from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_depth, warp_to_path
 from pipeline.moves import MOVES, Move, fov_of, preset_move, target_path
 from pipeline.sampler import Step, flow_sigmas, normal_like, sample, time_travel, windowed, windows
 from pipeline.segment import follow, follower, grow, load_mask
@@ -536,6 +536,11 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
     return measurement
 
 
+def with_depth(measurement: Measurement, analysis: Analysis, request: RenderRequest) -> Measurement:
+    """The measurement at working size with its z, by which holes are filled from what is far."""
+    return replace(measurement, z=warp_depth(_depth_of_seen(analysis), analysis.source, _cameras(analysis, request)))
+
+
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
     """Whether there is something for other frames to complete: not where time stands still, or where something new is
     all that the picture lacks."""
@@ -808,17 +813,20 @@ def fill(
     source: Float[np.ndarray, "T 3 h w"],
     still: bool,
     place: Bool[np.ndarray, "T h w"] | None = None,
+    depth: Float[np.ndarray, "T h w"] | None = None,
 ) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
     """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video come last.
 
-    video, mask: of the measurement; source: the clip; still: it is the clean video that is wanted; place: see
+    video, mask, depth: of the measurement; source: the clip; still: it is the clean video that is wanted; place: see
     `prepare`. Plain arrays, and all that it needs among its arguments: a shared GPU is another process, and only what
     must be done there should be.
     """
     backbone = get_backbone(request.backbone)
     yield StageEvent("encode", "Encoding the warp", 0.12)
     begun = time.perf_counter()
-    measurement, clip = Measurement(torch.from_numpy(video), torch.from_numpy(mask)), torch.from_numpy(source)
+    seen = None if depth is None else torch.from_numpy(depth)
+    measurement = Measurement(torch.from_numpy(video), torch.from_numpy(mask), seen)
+    clip = torch.from_numpy(source)
     prompted = None if place is None else torch.from_numpy(place)
     problem = prepare(backbone, measurement, clip, request, target=clip if still else None, place=prompted)
     encoding = time.perf_counter() - begun
@@ -919,6 +927,7 @@ def _render(
         yield clock.stage("first-frame", f"Inpainting the first frame by {title}", 0.11)
         analysis = _paint_first_frame(analysis, request, request.first_frame_model, paint)
         measurement = measure(analysis, request)
+    measurement = with_depth(measurement, analysis, request)
     replaced = replaced_place(analysis, request)
     elsewhere, found, gathered = 0.0, None, torch.zeros_like(measurement.mask)
     if wants_other_frames(analysis, request, measurement):
@@ -935,9 +944,9 @@ def _render(
     spans = windows_of(backbone, frames)
     raw, first_preview, speed_notes = None, 0.0, ()
     place = None if replaced is None else replaced.numpy()
-    with closing(
-        fill(request, measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy(), still_camera, place)
-    ) as events:
+    given = (measurement.video.numpy(), measurement.mask.numpy(), clip.frames.numpy())
+    depth = None if measurement.z is None else measurement.z.numpy()
+    with closing(fill(request, *given, still_camera, place, depth)) as events:
         for event in events:
             if isinstance(event, np.ndarray):
                 raw = torch.from_numpy(event)

@@ -306,6 +306,29 @@ def test_a_constant_is_filled_by_itself():
     assert torch.allclose(filled, torch.full_like(filled, 0.3), atol=1e-5)
 
 
+def test_a_hole_beside_a_thing_is_filled_by_what_is_behind_it():
+    near, far = (torch.tensor(colour).view(3, 1, 1) for colour in ([0.9, 0.1, 0.1], [0.1, 0.2, 0.9]))
+    left = (torch.arange(W) < 60).expand(T, H, W)
+    video, z = torch.where(left[:, None], near, far), torch.where(left, 1.0, 3.0)
+
+    def off(width: int, z: Tensor | None) -> Tensor:
+        mask = torch.ones(T, 1, H, W, dtype=torch.bool)
+        mask[..., 60 : 60 + width] = False
+        seen = None if z is None else torch.where(mask[:, 0], z, torch.nan)
+        filled = fill_unknown(Measurement(video * mask, mask, seen))
+        assert torch.equal(torch.where(mask, filled, 0), video * mask)
+        return (filled - far)[..., 60 : 60 + width].abs()
+
+    assert off(4, z).max() < 0.02 and off(4, None).max() > 0.3
+    assert off(12, z).mean() < 0.7 * off(12, None).mean()
+    # where all is as far away, or its distance is not known, depth says nothing
+    for flat in (torch.full_like(z, 2.0), torch.full_like(z, torch.nan)):
+        assert torch.equal(off(12, flat), off(12, None))
+    # ground is not taken for something in front of the wall behind it: across, it is as far on either side
+    rows = torch.linspace(6, 1, H)[:, None].expand(T, H, W)
+    assert (off(12, rows) - off(12, None)).abs().mean() < 0.05
+
+
 def test_composite_keeps_known_pixels_and_ramps_inside_the_known_side():
     torch.manual_seed(0)
     video, raw = torch.rand(T, 3, H, W), torch.rand(T, 3, H, W)

@@ -157,7 +157,7 @@ def test_the_prompt_is_followed_where_the_object_is_to_stand_and_nowhere_else(re
     # and so in a render, which knows the place: where the new cameras would see the object
     asked = []
     work = room.fill
-    keep = lambda *given: asked.append(given[-1]) or work(*given)
+    keep = lambda *given: asked.append(given[5]) or work(*given)  # its place
     given = replace(request, solver="dds", prompt="a red ball")
     *_, done = render(given, tmp_path / "new", fill=keep)
     assert isinstance(done, DoneEvent), done

@@ -110,6 +110,7 @@ def fill_seconds(
     source: np.ndarray,
     still: bool,
     place: np.ndarray | None = None,
+    depth: np.ndarray | None = None,
 ) -> int:
     """How long to ask for, for `render.fill` with these arguments."""
     backbone = get_backbone(request.backbone)

@@ -52,6 +52,7 @@ from pipeline.render import (
     measure,
     move_of,
     release_depth_model,
+    with_depth,
 )
 from pipeline.video import pictures_of
 
@@ -402,7 +403,7 @@ def _last(events: Iterator[Any]) -> Any:
 def _recapture(analysis: Analysis, request: RenderRequest) -> tuple[Measurement, Tensor, dict[str, float]]:
     """The measurement along the request's path, the raw result T 3 h w in [0, 1], and what it took."""
     began = time.perf_counter()
-    measurement = measure(analysis, request)
+    measurement = with_depth(measure(analysis, request), analysis, request)
     warped = time.perf_counter() - began
     raw, spent = _fill(measurement, analysis.clip.frames, request, still=request.camera == "still")
     return measurement, raw, spent | {"seconds": spent["seconds"] + warped}
@@ -415,7 +416,8 @@ def _fill(
     frames, size = len(source), _size(source)
     backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
     began, marks, raw = _now(backbone), {}, None
-    for event in fill(request, measurement.video.numpy(), measurement.mask.numpy(), source.numpy(), still):
+    given = (measurement.video.numpy(), measurement.mask.numpy(), source.numpy())
+    for event in fill(request, *given, still, depth=None if measurement.z is None else measurement.z.numpy()):
         if isinstance(event, StageEvent):
             marks[event.stage] = _now(backbone)
         elif isinstance(event, np.ndarray):

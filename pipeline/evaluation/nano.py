@@ -143,7 +143,7 @@ def replacement(
     hidden = view.objects[:, index]
     # its box, so that the outline of the old one does not decide on the new one
     hidden = grow(hidden.any(2, keepdim=True) & hidden.any(1, keepdim=True), 3)
-    measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None])
+    measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None], torch.where(hidden, torch.nan, view.z))
     request = replace(request, prompt=prompt, camera="still", mask="(hidden)")
     problem = prepare(backbone, measurement, view.frames, request, target=view.frames, place=hidden)
     z = problem.noise

@@ -27,7 +27,7 @@ from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
 from pipeline.gather import from_other_frames, steady
 from pipeline.latent_mask import LATENT_MASKS
-from pipeline.measurement import Measurement, fill_unknown, warp_to_path
+from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
 from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
 from pipeline.solvers import SOLVERS
 from pipeline.training.world import Sample, render_sample
@@ -92,8 +92,9 @@ def telea(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
 
 def measure_sample(sample: Sample) -> Measurement:
     """The source recording warped along the target's path, with true depth."""
-    source = sample.source
-    return warp_to_path(source.frames, source.z, source.path, sample.target.path)
+    source, along = sample.source, sample.target.path
+    warped = warp_to_path(source.frames, source.z, source.path, along)
+    return replace(warped, z=warp_depth(source.z, source.path, along))
 
 
 def recapture_sample(

@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
-from pipeline.measurement import Measurement, fill_unknown, warp_to_path
+from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
 from pipeline.training import check_gradients, save_half, save_state, text
 from pipeline.training.dataset import Stored, load
 from pipeline.training.textures import COLOURS
@@ -164,15 +164,15 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
     examples = []
     for clean, other, z, path, along, objects in views:
         clean, other = clean.float() / 255, other.float() / 255
-        warped = warp_to_path(other, z.float(), path, along)
-        knowns = [(warped.video, warped.mask.float())]
-        knowns.append((clean, random_mask(rng, len(clean), *clean.shape[-2:])))
+        warped, depth = warp_to_path(other, z.float(), path, along), warp_depth(z.float(), path, along)
+        knowns: list[tuple[Tensor, Tensor, Tensor | None]] = [(warped.video, warped.mask.float(), depth)]
+        knowns.append((clean, random_mask(rng, len(clean), *clean.shape[-2:]), None))
         seen = well_seen(objects)
         index = int(rng.choice(seen)) if seen else None
         if index is not None:
-            knowns.append((clean, without_object(rng, objects[:, index : index + 1])))
-        clips = [clean] + [fill_unknown(Measurement(video * mask, mask > 0)) for video, mask in knowns]
-        masks = [mask for _, mask in knowns]
+            knowns.append((clean, without_object(rng, objects[:, index : index + 1]), None))
+        clips = [clean] + [fill_unknown(Measurement(video * mask, mask > 0, depth)) for video, mask, depth in knowns]
+        masks = [mask for _, mask, _ in knowns]
         if flip:
             clips, masks = [c.flip(-1) for c in clips], [m.flip(-1) for m in masks]
         batch = torch.stack(clips).to(device).mul(2).sub(1).transpose(1, 2)
