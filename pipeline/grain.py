@@ -1,8 +1,8 @@
 """Grain: what is painted takes on the fine texture of what was filmed around it.
 
 A model paints at its working size, a small one softly at that; enlarged to the clip's own resolution its paint is
-smooth where film is not, and is seen for it. Here every window of paint gets noise that has the spectrum of a filmed
-window of like colour nearby: spot noise (van Wijk, SIGGRAPH 1991), as a random phase texture (Galerne, Gousseau and
+smooth where film is not, and is seen for it. Here every window of paint gets noise that has the spectrum of filmed
+windows of like colour nearby: spot noise (van Wijk, SIGGRAPH 1991), as a random phase texture (Galerne, Gousseau and
 Morel, IEEE Transactions on Image Processing 2011). It is of luma alone, makes no shapes, and follows the camera's
 motion. Ours; the papers leave the model's paint as it is.
 """
@@ -20,12 +20,16 @@ from pipeline.camera import CameraPath, invert_rigid, project, transform, unproj
 
 _LUMA = (0.299, 0.587, 0.114)
 _STRIDE = 2.3  # between windows, in units of the softness; a window is three of them wide
+_MOST = 60  # windows along the shorter side, or there are too many to be compared with each other
 _FILMED = 0.9  # share of a window that must be filmed for it to lend its spectrum
 # Which window lends: unlike colours count against it (0 to 1 a channel), and so do the way to it (in widths of the
 # picture) and the strength of its texture, since outlines of things are strong and are no texture.
 _WAY, _STRENGTH = 1.0, 1.5
 _UNLIKE = 0.15  # difference of colours at which only a third of the texture is taken
 _STRONGEST = 0.03  # standard deviation of luma above which noise no longer passes for what is strong by its shapes
+# The spectrum of one window is as rough as noise, and what is made after it ripples like cloth: several lend theirs,
+# and what pixels have in common counts less the farther apart they are (in widths of a window).
+_LENDERS, _REACH = 8, 0.1
 _ANCHORS, _WORTH = 4, 0.002  # frames that get noise of their own, for at least so large a share of them
 
 
@@ -84,7 +88,7 @@ def _texture(
 ) -> Float[Tensor, "2 H W"] | None:
     """Noise for what is painted of a frame, and where there is some (1); None if no window of the frame is filmed."""
     _, H, W = frame.shape
-    stride = max(8, round(_STRIDE * softness))
+    stride = max(8, round(_STRIDE * softness), min(H, W) // _MOST)
     side = 3 * stride
     if min(H, W) < side:
         return None
@@ -106,16 +110,17 @@ def _texture(
     rms = lent.square().mean((1, 2)).sqrt()
     unlike = torch.cdist(colours(around(_blur(frame, softness), "replicate"))[:, asks].T, colours(smooth)[:, lends].T)
     way = stride * torch.cdist(asks.nonzero() - pad / stride, lends.nonzero().float()) / W
-    best = (unlike + _WAY * way + _STRENGTH * rms).argmin(1)
-    strength = torch.exp(-(unlike.gather(1, best[:, None])[:, 0] / _UNLIKE).square())
-    strength *= (_STRONGEST / rms[best]).clamp(max=1)
-
-    spot = lent[best] * window / window.square().sum().sqrt()
-    spot = (spot - spot.mean((1, 2), keepdim=True)) * strength[:, None, None]
+    best = (unlike + _WAY * way + _STRENGTH * rms).topk(min(_LENDERS, len(lent)), largest=False).indices
+    strength = torch.exp(-(unlike.gather(1, best) / _UNLIKE).square()) * (_STRONGEST / rms[best]).clamp(max=1)
+    spots = lent * window / window.square().sum().sqrt()
+    power = torch.fft.rfft2(spots - spots.mean((1, 2), keepdim=True)).abs().square()
+    power = torch.einsum("nk,nkab->nab", strength.square() / best.shape[1], power[best])
+    near = torch.exp(-(torch.fft.fftfreq(side) / _REACH).square() / 2)
+    power = torch.fft.rfft2(torch.fft.irfft2(power, s=(side, side)) * near[:, None] * near).real.clamp_min(0)
     noise = torch.randn(H + 2 * pad + stride, W + 2 * pad + stride, generator=generator)
     # Windows overlap and share the noise there. Without phases of their own (the texton of Desolneux, Moisan and
     # Ronsin, ICASSP 2012) they add up, and their weighted mean is as strong as they are.
-    spectrum = torch.fft.rfft2(windows(noise)[asks]) * torch.fft.rfft2(spot).abs()
+    spectrum = torch.fft.rfft2(windows(noise)[asks]) * power.sqrt()
     grain = torch.fft.irfft2(spectrum, s=(side, side))
     parts = frame.new_zeros(2, *asks.shape, side, side)
     parts[:, asks] = torch.stack([grain * window, window.expand_as(grain)])

@@ -133,7 +133,7 @@ def replace_tab(grow: float) -> ReplaceTab:
             status = gr.HTML(widgets.status_html(""), elem_id="mask-status")
             controls["remove"] = gr.Radio(
                 [("What the prompt says", False), ("Nothing: remove it", True)], value=False, label="Put in its place",
-                elem_id="remove",
+                info="Shadows and reflections stay where they are not painted over too.", elem_id="remove",
             )  # fmt: skip
             controls["grow"] = gr.Slider(
                 -5, 15, value=grow, step=0.5, buttons=[], elem_id="grow",
