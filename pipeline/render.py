@@ -668,12 +668,15 @@ def prepare(
                 backbone.learned_mask,
             )  # fmt: skip
             h = kind.make(inputs).h.to(backbone.device)
-    told = mask.clone()
+    told = measurement.mask.clone()
     if request.condition == "none":
         told[:] = False
     elif request.condition == "first-frame":
         told[1:] = False
-    condition = backbone.condition(video, told, y_full if request.condition == "warp" else None)
+    shown = y_full if request.condition == "warp" else None
+    if shown is None and backbone.settings.fill_condition:
+        shown = backbone.encode(_pad(fill_unknown(replace(measurement, mask=told))))
+    condition = backbone.condition(video, _pad(told), shown)
     complete = bool(told[0].float().mean() > 1 - COMPLETE_BELOW)
     image = backbone.embed_image(fill_unknown(measurement)[0] if complete else None)
     noise = backbone.noise(len(video), *size_of(video), request.seed)

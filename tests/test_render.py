@@ -493,14 +493,19 @@ def test_strength_decides_where_sampling_starts(request_):
 
 def test_the_model_is_shown_filled_holes_if_it_was_trained_so(request_, monkeypatch):
     backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
-    measurement = measure(analysis, request_)
+    measurement = room.with_depth(measure(analysis, request_), analysis, request_)
     grey = room.prepare(backbone, measurement, analysis.clip.frames, request_).condition
     monkeypatch.setattr(backbone, "settings", replace(backbone.settings, fill_condition=True))
     problem = room.prepare(backbone, measurement, analysis.clip.frames, request_)
     assert torch.equal(problem.condition[:4], grey[:4]) and not torch.equal(problem.condition[4:], grey[4:])
     assert torch.equal(problem.condition[4:], problem.y_full)
+    # the model by itself is shown the same
+    alone = room.prepare(backbone, measurement, analysis.clip.frames, replace(request_, solver="none"))
+    assert torch.equal(alone.condition, problem.condition)
+    flat = room.prepare(backbone, replace(measurement, z=None), analysis.clip.frames, request_)
+    assert not torch.equal(flat.condition, problem.condition)
     again = backbone.condition(room._pad(measurement.video), room._pad(measurement.mask).float())
-    assert torch.allclose(again, problem.condition, atol=1e-5)
+    assert torch.allclose(again, flat.condition, atol=1e-5)
 
 
 # --- camera moves of one's own ----------------------------------------------------------------------------------------
