@@ -7,6 +7,7 @@ weights nor memory are needed. A time made of it is an estimate, and whoever sho
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,7 +71,8 @@ def count(
 def transformer_flops(config: dict[str, Any], cells: int, text_tokens: int) -> float:
     """Operations of one pass of a WanTransformer3DModel of that configuration over t x h x w latent cells."""
     width = config["num_attention_heads"] * config.get("attention_head_dim", 128)
-    n, patch = cells // 4, 4
+    patch = math.prod(config.get("patch_size", (1, 2, 2)))
+    n = cells // patch
     images = IMAGE_TOKENS if config.get("image_dim") is not None else 0
     context = text_tokens + images
     products = n * (6 * width**2 + 2 * width * config["ffn_dim"]) + 2 * context * width**2

@@ -8,11 +8,12 @@ from pipeline import cost, models
 from pipeline.cost import Pace, Work
 
 
-@pytest.mark.parametrize("name", ["nano", "wan2.1-fun-1.3b-inp"])
-def test_the_formula_agrees_with_counting(name):
+@pytest.mark.parametrize("name, patch", [("nano", (1, 2, 2)), ("nano", (1, 1, 1)), ("wan2.1-fun-1.3b-inp", (1, 2, 2))])
+def test_the_formula_agrees_with_counting(name, patch):
     from diffusers import WanTransformer3DModel
 
     config, _, tokens = cost._configs(name)
+    config = {**config, "patch_size": patch}
     t, h, w = 3, 12, 20
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         net = WanTransformer3DModel.from_config(config)
