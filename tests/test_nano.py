@@ -99,3 +99,23 @@ def test_every_example_request_renders(tmp_path):
         assert isinstance(last, DoneEvent), last
         report = json.loads((tmp_path / path.stem / "report.json").read_text())
         assert report["measurement"]["raw"]["psnr"] > 20
+
+
+@pytest.mark.slow
+def test_the_table_of_what_the_models_reach():
+    """The committed command's table, on one scene: every figure is there, and guidance alone helps where the prior sees
+    the first frame only."""
+    from pipeline.evaluation import nano
+
+    said: list[str] = []
+    rows = nano.evaluate(
+        "nano", first_seed=2, count=1, replacements=1, depth_scenes=1, clips=[], depth_of=None, say=said.append
+    )
+    reached = {row.name: row.reached for row in rows}
+    assert len(reached) == len(rows) and said
+    figure = lambda words: next(float(value.split()[0]) for name, value in reached.items() if words in name)
+    assert figure("unseen scene") > 27 and figure("above OpenCV's Telea") > 1
+    assert figure("both shown the first frame") > 0.5 and abs(figure("both shown the warp")) < 1.5
+    assert 0 < figure("AbsRel") < 0.2 and figure("a render of") > 0
+    assert reached["VAE, real clips"] == "not measured: give --clips"
+    assert nano.table(rows).count("\n") == len(rows) + 1

@@ -20,6 +20,8 @@ import hashlib
 import json
 import math
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
@@ -112,7 +115,9 @@ def without_object(rng: np.random.Generator, hidden: Tensor) -> Tensor:
             rows, columns = (_stretched(line, rng.uniform(0, 0.4, 2)) for line in (rows, columns))
         hidden = rows[..., None] * columns[..., None, :]
     reach = int(rng.integers(1, 9))
-    return 1 - F.max_pool2d(hidden, 2 * reach + 1, 1, reach)
+    for size, padding in (((2 * reach + 1, 1), (reach, 0)), ((1, 2 * reach + 1), (0, reach))):
+        hidden = F.max_pool2d(hidden, size, 1, padding)
+    return 1 - hidden
 
 
 def _stretched(line: Tensor, shares: np.ndarray) -> Tensor:
@@ -578,6 +583,8 @@ def train(args: argparse.Namespace) -> None:
     factors = fit_latent_rgb(z, sample)
     latent_rgb = {"weight": factors.weight.tolist(), "bias": factors.bias.tolist()}
 
+    # backwards, a CPU's fused attention takes several times as long as the plain one on sequences as short as these
+    attention = partial(sdpa_kernel, SDPBackend.MATH) if device.type == "cpu" else nullcontext
     run = torch.compile(transformer, dynamic=False) if args.compile else transformer
     rng = np.random.default_rng([args.seed, step])
     generator = torch.Generator().manual_seed(args.seed + step)
@@ -594,9 +601,9 @@ def train(args: argparse.Namespace) -> None:
         small = progress < args.small_until
         window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
         tokens = text.TEXT_TOKENS
-        if examples.objects and rng.uniform() < args.objects:
+        if (examples.objects or examples.stills) and rng.uniform() < args.objects:
             # a still is cheaper and says as much of a shape as a clip
-            still = bool(examples.stills) and rng.uniform() < args.still_share
+            still = bool(examples.stills) and (not examples.objects or rng.uniform() < args.still_share)
             batch, tokens = (STILLS * args.batch, SHORT) if still else (args.batch, tokens)
             z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng, named=still)
         else:
@@ -607,7 +614,7 @@ def train(args: argparse.Namespace) -> None:
         rate = args.lr * min(1.0, (step - begun + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32):
+        with torch.autocast(device.type, torch.bfloat16, enabled=not args.fp32), attention():
             prompt = embed(encoder, tokenizer, captions, device, tokens)
             short.expect(prompt)
             if args.compile and step == begun:
