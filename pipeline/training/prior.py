@@ -601,9 +601,9 @@ def train(args: argparse.Namespace) -> None:
         small = progress < args.small_until
         window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
         tokens = text.TEXT_TOKENS
-        if (examples.objects or examples.stills) and rng.uniform() < args.objects:
+        if examples.objects and rng.uniform() < args.objects:
             # a still is cheaper and says as much of a shape as a clip
-            still = bool(examples.stills) and (not examples.objects or rng.uniform() < args.still_share)
+            still = bool(examples.stills) and rng.uniform() < args.still_share
             batch, tokens = (STILLS * args.batch, SHORT) if still else (args.batch, tokens)
             z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng, named=still)
         else:
