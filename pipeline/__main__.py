@@ -76,6 +76,7 @@ def warp(options: argparse.Namespace) -> None:
     from pipeline.render import (
         Analysis,
         analyse,
+        at_moment,
         hide,
         keep_measurement,
         make_writable,
@@ -83,6 +84,7 @@ def warp(options: argparse.Namespace) -> None:
         replaced_place,
         see_elsewhere,
         show_holes,
+        sound_of,
         wants_other_frames,
         writing,
     )
@@ -105,6 +107,7 @@ def warp(options: argparse.Namespace) -> None:
                 analysis = event
             else:
                 progress.show(event.message, 5 * event.fraction)
+        analysis = at_moment(analysis, request)
         progress.show("Warping", 0.5)
         own = measure(analysis, request)
         found = None
@@ -114,9 +117,8 @@ def warp(options: argparse.Namespace) -> None:
         progress.show("Writing the video", 0.8)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
             video = Path(folder) / "warp.mp4"
-            start = request.start / analysis.info.fps
             shown = Clip(show_holes(measurement), analysis.fps)
-            write_video(video, shown, audio_from=request.clip, audio_start=start)
+            write_video(video, shown, **sound_of(request, analysis))
             os.replace(video, output)
         if keep:
             with writing(keep):

@@ -538,14 +538,14 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
 
 def with_depth(measurement: Measurement, analysis: Analysis, request: RenderRequest) -> Measurement:
     """The measurement at working size with its z, by which holes are filled from what is far."""
-    return replace(measurement, z=warp_depth(_depth_of_seen(analysis), analysis.source, _cameras(analysis, request)))
+    return replace(measurement, z=warp_depth(depth_of_seen(analysis), analysis.source, cameras_of(analysis, request)))
 
 
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
     """Whether there is something for other frames to complete: not where time stands still, or where something new is
     all that the picture lacks."""
     frozen = request.move is not None and request.move.frozen is not None
-    replaces_alone = analysis.hidden is not None and not request.remove and _stands_still(analysis, request)
+    replaces_alone = analysis.hidden is not None and not request.remove and stands_still(analysis, request)
     return request.other_frames and not frozen and not replaces_alone and not bool(measurement.mask.all())
 
 
@@ -556,8 +556,26 @@ def see_elsewhere(
 
     replaced: of `replaced_place`; it stays unknown. None where the motion of the clip's own camera cannot be found.
     """
-    z, cameras = _depth_of_seen(analysis), _cameras(analysis, request)
+    z, cameras = depth_of_seen(analysis), cameras_of(analysis, request)
     return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement, replaced)
+
+
+def steadied(
+    raw: Float[Tensor, "T 3 h w"],
+    found: Gathered,
+    own: Measurement,
+    z: Float[Tensor, "T h w"],
+    replaced: Bool[Tensor, "T h w"] | None,
+    reach: int,
+) -> Float[Tensor, "T 3 h w"]:
+    """The raw result with its frames made to agree, see `gather.steady`; not where something new is to stand.
+
+    own: what each frame saw itself; found: of `see_elsewhere`; z: of `depth_of_seen`; replaced: of `replaced_place`.
+    """
+    measurement = found.measurement
+    settled = measurement.mask if replaced is None else measurement.mask | replaced[:, None]
+    known = Measurement(measurement.video, settled)  # what is new moves by itself
+    return steady(raw, known, measurement.mask & ~own.mask, z, *found.cameras_at(size_of(raw)), reach)
 
 
 def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
@@ -567,7 +585,7 @@ def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
     return F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
 
 
-def _depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
+def depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
     """The clip's depth at working size, nan where an object is hidden: other frames are not to show it either."""
     z, hidden = analysis.depth.z, _hidden(analysis)
     return z if hidden is None else torch.where(hidden, torch.nan, z)
@@ -578,7 +596,7 @@ def replaced_place(analysis: Analysis, request: RenderRequest) -> Bool[Tensor, "
     hidden = _hidden(analysis)
     if hidden is None or request.remove:
         return None
-    cameras = _cameras(analysis, request)
+    cameras = cameras_of(analysis, request)
     seen = warp_to_path(analysis.clip.frames, analysis.depth.z, analysis.source, cameras, ~hidden)
     return F.max_pool2d(seen.mask.float(), 5, 1, 2)[:, 0] > 0
 
@@ -616,7 +634,7 @@ def path_warnings(analysis: Analysis, request: RenderRequest, known: Float[Tenso
     A camera is inside the scene where it stands nearly at, or behind, what the clip shows in its direction.
     """
     analysis = at_moment(analysis, request)
-    path, z = _cameras(analysis, request), analysis.depth.z
+    path, z = cameras_of(analysis, request), analysis.depth.z
     frames, height, width = z.shape
     eyes = (invert_rigid(analysis.source.world_from_cam) @ path.world_from_cam)[:, :3, 3]
     uv, ahead = project(eyes[:, None, None], analysis.source.K)
@@ -645,12 +663,14 @@ def prepare(
     *,
     target: Float[Tensor, "T 3 H W"] | None = None,
     place: Bool[Tensor, "T H W"] | None = None,
+    still: bool = False,
 ) -> Problem:
     """Take a measurement into the latent space: fill its holes, encode it, and find how far each latent is known.
 
     source: the clip at working size, for latent masks that look at it. target: the clean video that is wanted, where it
     is known (replacement, evaluation), for the reference latent mask. place: where the prompt's object is to stand,
-    None if the prompt is of the whole picture. Videos are padded to 4n + 1 frames by repeating the last one.
+    None if the prompt is of the whole picture. still: of `stands_still`. Videos are padded to 4n + 1 frames by
+    repeating the last one.
     """
     video, mask = _pad(measurement.video), _pad(measurement.mask)
     y_full = h = None
@@ -658,7 +678,7 @@ def prepare(
         filled = _pad(fill_unknown(measurement))
         y_full = backbone.encode(filled)
         if request.solver != "none":
-            kind = LATENT_MASKS[latent_mask_of(request, backbone)]
+            kind = LATENT_MASKS[latent_mask_of(request, backbone, still)]
             if kind.needs_target and target is None:
                 raise InputError(NO_REFERENCE)
             grid = backbone.latent_shape(len(video), *size_of(video))
@@ -761,12 +781,12 @@ def steps_of(request: RenderRequest, backbone: Backbone) -> int:
     return request.steps or (FEW_STEPS.steps if request.fast == "lora" else backbone.steps)
 
 
-def latent_mask_of(request: RenderRequest, backbone: Backbone) -> str:
+def latent_mask_of(request: RenderRequest, backbone: Backbone, still: bool) -> str:
     """The latent mask of a request: its own, or the learned one, where the model has an encoder for it.
 
-    Where the camera stands still the clip is the clean video itself, and the training-free mask is the reference.
+    Where the camera stands `still` the clip is the clean video itself, and the training-free mask is the reference.
     """
-    learned = backbone.settings.mask_encoder is not None and request.camera != "still"
+    learned = backbone.settings.mask_encoder is not None and not still
     return request.latent_mask or ("learned" if learned else "training-free")
 
 
@@ -831,7 +851,8 @@ def fill(
     measurement = Measurement(torch.from_numpy(video), torch.from_numpy(mask), seen)
     clip = torch.from_numpy(source)
     prompted = None if place is None else torch.from_numpy(place)
-    problem = prepare(backbone, measurement, clip, request, target=clip if still else None, place=prompted)
+    target = clip if still else None
+    problem = prepare(backbone, measurement, clip, request, target=target, place=prompted, still=still)
     encoding = time.perf_counter() - begun
 
     spans = windows_of(backbone, len(video))
@@ -909,9 +930,8 @@ def _render(
             yield event
         else:
             analysis = event
-    still_time = request.move is not None and request.move.frozen is not None
     analysis = at_moment(analysis, request)
-    still_camera = _stands_still(analysis, request)
+    still_camera = stands_still(analysis, request)
     wanted = LATENT_MASKS.get(request.latent_mask or "")
     if wanted and wanted.needs_target and request.solver != "none" and not still_camera:
         raise InputError(NO_REFERENCE)
@@ -932,13 +952,12 @@ def _render(
         measurement = measure(analysis, request)
     measurement = with_depth(measurement, analysis, request)
     replaced = replaced_place(analysis, request)
-    elsewhere, found, gathered = 0.0, None, torch.zeros_like(measurement.mask)
+    elsewhere, found, own = 0.0, None, measurement
     if wants_other_frames(analysis, request, measurement):
         yield clock.stage("gather", "Looking for what other frames saw", 0.11)
-        own, found = measurement.mask, see_elsewhere(analysis, request, measurement, replaced)
+        found = see_elsewhere(analysis, request, measurement, replaced)
         measurement = found.measurement if found else measurement
-        gathered = measurement.mask & ~own
-        elsewhere = gathered.float().mean().item() if found else None
+        elsewhere = (measurement.mask & ~own.mask).float().mean().item() if found else None
     unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
     yield WarpEvent(
         to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown.mean().item()
@@ -966,10 +985,7 @@ def _render(
 
     if found is not None and backbone.settings.steady:
         yield clock.stage("steady", "Making the frames agree on what is painted", 0.87)
-        cameras = found.cameras_at(size)
-        settled = measurement.mask if replaced is None else measurement.mask | replaced[:, None]
-        known = Measurement(measurement.video, settled)  # what is new moves by itself
-        raw = steady(raw, known, gathered, _depth_of_seen(analysis), *cameras, backbone.settings.steady)
+        raw = steadied(raw, found, own, depth_of_seen(analysis), replaced, backbone.settings.steady)
 
     full_size = size_of(analysis.full.frames)
     result, composited = raw, None
@@ -983,9 +999,9 @@ def _render(
             painted &= F.interpolate(replaced[:, None].float(), full_size, mode="nearest") == 0
         if request.grain and painted.any():
             yield clock.stage("grain", "Matching the grain of what is painted", 0.91)
-            cameras = found.cameras_at(size) if found else (analysis.source, _cameras(analysis, request))
+            cameras = found.cameras_at(size) if found else (analysis.source, cameras_of(analysis, request))
             softness = backbone.settings.softness * math.sqrt(math.prod(full_size) / math.prod(size))
-            seen = depth_of_all(_depth_of_seen(analysis), *cameras)
+            seen = depth_of_all(depth_of_seen(analysis), *cameras)
             result = match_grain(result, painted, seen, cameras[1], softness, request.seed)
 
     yield clock.stage("measure", "Measuring", 0.92)
@@ -996,7 +1012,7 @@ def _render(
     yield clock.stage("write", "Writing the video", 0.95)
     files = RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {})
     shown = resize(filmed.full.frames, size_of(result)) if result is raw else filmed.full.frames
-    sound = {} if still_time else {"audio_from": request.clip, "audio_start": request.start / filmed.info.fps}
+    sound = sound_of(request, filmed)
     with writing(folder):
         write_video(files.video, Clip(result, analysis.fps), **sound)
         write_video(files.source, Clip(shown, analysis.fps), **sound)
@@ -1015,7 +1031,7 @@ def _render(
         "steps": steps_of(request, backbone),
         "guidance_scale": guidance_scale_of(request, backbone),
         "strength": _strength(request, backbone),
-        "latent_mask": None if request.solver == "none" else latent_mask_of(request, backbone),
+        "latent_mask": None if request.solver == "none" else latent_mask_of(request, backbone, still_camera),
         "fast": request.fast,
         "memory": {
             "mode": backbone.mode.name,
@@ -1146,6 +1162,13 @@ def show_holes(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
     rows, columns = torch.arange(height) // side, torch.arange(width) // side
     board = 0.42 + 0.08 * ((rows[:, None] + columns) % 2)
     return torch.where(measurement.mask, measurement.video, board)
+
+
+def sound_of(request: RenderRequest, analysis: Analysis) -> dict[str, Any]:
+    """The sound of a result, as arguments of `write_video`: the clip's, none where time stands still."""
+    if request.move is not None and request.move.frozen is not None:
+        return {}
+    return {"audio_from": request.clip, "audio_start": request.start / analysis.info.fps}
 
 
 def keep_measurement(folder: Path, measurement: Measurement, analysis: Analysis) -> None:
@@ -1314,7 +1337,7 @@ def _notes(analysis: Analysis, request: RenderRequest, unknown: Tensor, elsewher
     notes, frames = [], len(unknown)
     if _padded(frames) != frames:
         notes.append(f"The model works on {_padded(frames)} frames: the last one was repeated, and cut off again.")
-    if request.depth is None and not _stands_still(analysis, request):
+    if request.depth is None and not stands_still(analysis, request):
         by = f" by {_name_of(request.depth_model)}" if request.depth_model else ""
         notes.append(f"The depth was estimated from the pictures{by}.")
     if elsewhere is None:
@@ -1403,14 +1426,14 @@ def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[i
     return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric)
 
 
-def _cameras(analysis: Analysis, request: RenderRequest) -> CameraPath:
+def cameras_of(analysis: Analysis, request: RenderRequest) -> CameraPath:
     """The target cameras, in pixels of the working size."""
     return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
 
 
-def _stands_still(analysis: Analysis, request: RenderRequest) -> bool:
-    """Whether the target camera is the one that filmed the clip, throughout."""
-    path = _cameras(analysis, request)
+def stands_still(analysis: Analysis, request: RenderRequest) -> bool:
+    """Whether the target camera is the one that filmed the clip, throughout; however the request says so."""
+    path = cameras_of(analysis, request)
     return torch.equal(path.world_from_cam, analysis.source.world_from_cam) and torch.equal(path.K, analysis.source.K)
 
 
@@ -1422,7 +1445,7 @@ def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], spa
         z = resize_depth(z, size, guide=(small, frames))
     source, target = (
         CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
-        for path in (analysis.source, _cameras(analysis, request))
+        for path in (analysis.source, cameras_of(analysis, request))
     )
     hidden = analysis.hidden
     if hidden is not None:

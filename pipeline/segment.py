@@ -607,11 +607,13 @@ def track_with_sam2(
 # --- whichever there is -----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+_load_sam2 = lru_cache(maxsize=1)(load_sam2)
+
+
 def _sam2_at_hand() -> Any:
-    folder = models.at_hand(SAM2)
+    folder = models.at_hand(SAM2)  # asked each time: it may be fetched while the app runs
     # where a GPU is lent, CUDA is there only in the processes that it is lent to, and this runs outside
-    return folder and load_sam2(str(folder), "cuda" if torch.cuda.is_available() and not memory.lent() else "cpu")
+    return folder and _load_sam2(str(folder), "cuda" if torch.cuda.is_available() and not memory.lent() else "cpu")
 
 
 def follower() -> str:

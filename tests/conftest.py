@@ -92,6 +92,7 @@ def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, im
         "pixels": 32 * 48,
         "steps": 3,
         "guidance_scale": 3.0,
+        "replace_guidance_scale": 7.0,
         "text_tokens": text_tokens,
         "mask_encoder": "mask_encoder",
         "latent_rgb": {"weight": (torch.randn(channels, 3) * 0.1).tolist(), "bias": [0.5, 0.5, 0.5]},

@@ -99,6 +99,20 @@ def test_time_stands_still_along_a_named_move(inputs, tmp_path):
     assert move["frozen"] == 0.5 and move["keyframes"][-1]["eye"] == pytest.approx([0.1, 0, 0])
 
 
+@pytest.mark.parametrize("frozen", [[], ["--frozen", "0.5"]])
+def test_warp_and_recapture_agree(inputs, tmp_path, frozen):
+    """The same measurement and depth are kept, and the sound where time does not stand still."""
+    kept = {}
+    for command in ("warp", "recapture"):
+        output, folder = tmp_path / f"{command}.mp4", tmp_path / command
+        more = ["--camera", "truck", "--amount", "10", *frozen, "--output", str(output), "--keep", str(folder)]
+        assert main([command, *inputs, *more]) == 0
+        assert probe(output).has_audio != bool(frozen)
+        with np.load(folder / "depth.npz") as depth, np.load(folder / "measurement.npz") as measurement:
+            kept[command] = depth["z"], measurement["video"], measurement["mask"]
+    assert all(np.array_equal(a, b) for a, b in zip(kept["warp"], kept["recapture"], strict=True))
+
+
 def test_a_request_file(inputs, tmp_path, capsys, monkeypatch):
     clip, _, backbone, _, depth = inputs
     for name, source in (("clip.mp4", clip), ("depth.npz", depth)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.__main__ import main
 from pipeline.camera import PRESETS
 from pipeline.evaluation import folders
 from pipeline.evaluation.folders import evaluate, exchanged, read_prompts, sources_of
+from pipeline.render import DoneEvent, RenderRequest, render
 
 COUNT, SIZE = 6, (51, 75)
 
@@ -188,6 +190,24 @@ def test_every_task_goes_on_where_its_file_ends(flat, davis, tiny_backbone_folde
     assert len(done) == 15 and "| dds | dolly-in | 2 |" in table
     rows = [json.loads(line) for line in output.read_text().splitlines()[-4:]]
     assert all(0 < row["lost"] < 1 and row["psnr_whole"] > 5 and row["seconds"] > row["sampling"] for row in rows)
+
+
+@pytest.mark.parametrize("task", ["camera", "replace"])
+def test_what_is_measured_is_what_is_rendered(task, flat, tiny_backbone_folder, tmp_path):
+    """The same clip, method and settings in an evaluation and in a render: the same raw result."""
+    ask = ask_of(tiny_backbone_folder, tmp_path, [])
+    given = {"prompts": {"two": ["a red ball"]}, "methods": ["dds,other_frames=true"]}
+    evaluate(task, sources_of(flat), str(tiny_backbone_folder), **given, **ask)
+    row = json.loads(ask["output"].read_text())
+    mask = {"mask": str(flat / "two.npz")} if task == "replace" else {}
+    request = RenderRequest(str(flat / "two.mp4"), prompt="a red ball", backbone=str(tiny_backbone_folder), steps=2)
+    request = replace(request, camera=row["path"], **mask)
+    *_, done = render(request, tmp_path / "render")
+    assert isinstance(done, DoneEvent), done
+    report = done.result.report
+    assert report["guidance_scale"] == (7.0 if task == "replace" else 3.0)
+    assert row["unknown"] == pytest.approx(report["unknown"]) and report["unknown"] > 0
+    assert row["psnr_observed"] == pytest.approx(report["measurement"]["raw"]["psnr"], abs=1e-4)
 
 
 def test_a_cycle_along_no_path_is_the_vae_twice(flat, tiny_backbone_folder, tmp_path):

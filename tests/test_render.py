@@ -559,6 +559,21 @@ def test_time_stands_still(request_, tmp_path):
     assert not probe(result.video).has_audio
 
 
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"camera": "still"}, "training-free"),
+        ({"camera": "orbit-left", "amount": 0.0}, "training-free"),
+        ({"move": Move((Keyframe(0.0),))}, "training-free"),
+        ({"camera": "orbit-left", "amount": 10.0}, "learned"),
+        ({"camera": "still", "move": preset_move("orbit-left", 10.0)}, "learned"),
+    ],
+)
+def test_the_default_latent_mask_follows_the_camera_and_not_its_name(request_, tmp_path, changes, wanted):
+    request = replace(request_, amount=None, steps=1, composite=False)
+    assert finished(replace(request, **changes), tmp_path)[-1].result.report["latent_mask"] == wanted
+
+
 def test_one_frame_of_the_warp_is_that_of_the_whole(request_):
     analysis = analysed(request_)
     request = replace(request_, camera="arc-dolly-zoom", amount=20)

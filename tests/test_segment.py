@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import InputError, segment
+from pipeline import InputError, models, segment
 from pipeline.segment import (
     complete,
     fill_holes,
@@ -300,6 +300,15 @@ def test_damaged_and_missing_files_are_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"neither this nor that" * 9)
     with pytest.raises(InputError, match=f"{name} cannot be read"):
         load_mask(tmp_path / name, 1, SIZE)
+
+
+def test_weights_that_are_fetched_while_the_app_runs_are_used(tmp_path, monkeypatch):
+    here = []
+    monkeypatch.setattr(models, "at_hand", lambda ref: here[0] if here else None)
+    assert segment.follower() == "optical flow"
+    tiny_sam2().save_pretrained(tmp_path)
+    here.append(tmp_path)
+    assert segment.follower() == "SAM 2"
 
 
 def test_a_dot_is_completed_to_the_object():

@@ -31,27 +31,32 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.backbone import Backbone
-from pipeline.camera import PRESETS, CameraPath
+from pipeline.camera import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.world import SETTINGS, method_of
 from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
-from pipeline.moves import target_path
 from pipeline.render import (
     Analysis,
     RenderRequest,
     StageEvent,
     analyse,
+    cameras_of,
     depth_model_of,
+    depth_of_seen,
     fill,
     find_depth,
     get_backbone,
     hide,
     make_writable,
     measure,
-    move_of,
     release_depth_model,
+    replaced_place,
+    see_elsewhere,
+    stands_still,
+    steadied,
+    wants_other_frames,
     with_depth,
 )
 from pipeline.video import pictures_of
@@ -311,11 +316,12 @@ def row_of(job: Job) -> store.Row:
 def _once(job: Job) -> store.Row:
     """psnr_vae: of the clip encoded and decoded; psnr_vae_warp: of the measurement with its holes filled, where it is
     observed: the limit of any result that is made of these latents."""
-    request = job.request
+    mask = job.source.mask
+    request = job.request if mask is None else replace(job.request, mask=str(mask))  # it replaces: its guidance differs
     analysis = _analysed(job.source, job.label, _of_clip(job))
     clip, source = analysis.clip.frames, analysis.source
     measurement, raw, spent = _recapture(analysis, request)
-    cameras = _cameras(analysis, request)
+    cameras = cameras_of(analysis, request)
     found = {"unknown": 1 - measurement.mask.float().mean().item()}
     case = scores.Case(
         raw, clip, measurement, prompt=request.prompt, z=analysis.depth.z, source_path=source, target_path=cameras
@@ -325,10 +331,6 @@ def _once(job: Job) -> store.Row:
         found["psnr_vae"] = _psnr_vae(job.source, _of_clip(job))
     limit = _through_vae(get_backbone(request.backbone), fill_unknown(measurement))
     return found | {"psnr_vae_warp": psnr(limit, measurement.video, measurement.mask)} | spent
-
-
-def _cameras(analysis: Analysis, request: RenderRequest) -> CameraPath:
-    return target_path(move_of(request, analysis), analysis.source, analysis.distance, _size(analysis.clip.frames))
 
 
 def _cycle(job: Job) -> store.Row:
@@ -341,7 +343,7 @@ def _cycle(job: Job) -> store.Row:
     request, analysis = job.request, _analysed(job.source, None, _of_clip(job))
     clip = analysis.clip.frames
     out, raw, spent = _recapture(analysis, request)
-    cameras = _cameras(analysis, request)
+    cameras = cameras_of(analysis, request)
     backbone = get_backbone(request.backbone)
     z = _depth_of(raw, request.depth_model or depth_model_of(backbone))
     ahead = warp_depth(analysis.depth.z, analysis.source, cameras)
@@ -352,7 +354,7 @@ def _cycle(job: Job) -> store.Row:
     along = (along > ALONG) & back.mask
     if not along.any():
         raise InputError("nothing of the clip is observed there and back; choose another path")
-    cycled, more = _fill(back, raw, request, still=request.camera == "still")
+    cycled, more = _fill(back, raw, request, still=stands_still(analysis, request))
     spent = {name: value if name == "memory" else value + spent[name] for name, value in more.items()}
     limit = _through_vae(backbone, _through_vae(backbone, clip))
     case = scores.Case(cycled, clip, Measurement(clip, along), truth=clip, prompt=request.prompt)
@@ -403,21 +405,35 @@ def _last(events: Iterator[Any]) -> Any:
 def _recapture(analysis: Analysis, request: RenderRequest) -> tuple[Measurement, Tensor, dict[str, float]]:
     """The measurement along the request's path, the raw result T 3 h w in [0, 1], and what it took."""
     began = time.perf_counter()
-    measurement = with_depth(measure(analysis, request), analysis, request)
+    measurement = own = with_depth(measure(analysis, request), analysis, request)
+    found, place = None, replaced_place(analysis, request)
+    if wants_other_frames(analysis, request, own):
+        found = see_elsewhere(analysis, request, own, place)
+        measurement = found.measurement if found else own
     warped = time.perf_counter() - began
-    raw, spent = _fill(measurement, analysis.clip.frames, request, still=request.camera == "still")
-    return measurement, raw, spent | {"seconds": spent["seconds"] + warped}
+    still = stands_still(analysis, request)
+    raw, spent = _fill(measurement, analysis.clip.frames, request, still=still, place=place)
+    began, reach = time.perf_counter(), get_backbone(request.backbone).settings.steady
+    if found is not None and reach:
+        raw = steadied(raw, found, own, depth_of_seen(analysis), place, reach)
+    return measurement, raw, spent | {"seconds": spent["seconds"] + warped + time.perf_counter() - began}
 
 
 def _fill(
-    measurement: Measurement, source: Float[Tensor, "T 3 h w"], request: RenderRequest, *, still: bool
+    measurement: Measurement,
+    source: Float[Tensor, "T 3 h w"],
+    request: RenderRequest,
+    *,
+    still: bool,
+    place: Bool[Tensor, "T h w"] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     release_depth_model()
     frames, size = len(source), _size(source)
     backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
     began, marks, raw = _now(backbone), {}, None
     given = (measurement.video.numpy(), measurement.mask.numpy(), source.numpy())
-    for event in fill(request, *given, still, depth=None if measurement.z is None else measurement.z.numpy()):
+    prompted, depth = (None if part is None else part.numpy() for part in (place, measurement.z))
+    for event in fill(request, *given, still, prompted, depth):
         if isinstance(event, StageEvent):
             marks[event.stage] = _now(backbone)
         elif isinstance(event, np.ndarray):

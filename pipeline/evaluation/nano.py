@@ -145,7 +145,7 @@ def replacement(
     hidden = grow(hidden.any(2, keepdim=True) & hidden.any(1, keepdim=True), 3)
     measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None], torch.where(hidden, torch.nan, view.z))
     request = replace(request, prompt=prompt, camera="still", mask="(hidden)")
-    problem = prepare(backbone, measurement, view.frames, request, target=view.frames, place=hidden)
+    problem = prepare(backbone, measurement, view.frames, request, target=view.frames, place=hidden, still=True)
     z = problem.noise
     for step in solve(backbone, problem, request):
         z = step.z

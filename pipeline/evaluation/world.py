@@ -25,10 +25,10 @@ from pipeline.backbone import Backbone
 from pipeline.camera import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
-from pipeline.gather import from_other_frames, steady
+from pipeline.gather import from_other_frames
 from pipeline.latent_mask import LATENT_MASKS
 from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
-from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, to_uint8
+from pipeline.render import RenderRequest, get_backbone, prepare, show_holes, solve, steadied, to_uint8
 from pipeline.solvers import SOLVERS
 from pipeline.training.world import Sample, render_sample
 
@@ -104,20 +104,19 @@ def recapture_sample(
     completed), and the seconds that it took. The sample's caption is the prompt."""
     request = replace(request, prompt=sample.caption)
     began, found = _now(backbone), None
-    source, target, own = sample.source, sample.target, measurement.mask
+    source, target, own = sample.source, sample.target, measurement
     if request.other_frames:
         found = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
         measurement = found.measurement if found else measurement
-    problem = prepare(backbone, measurement, source.frames, request, target=target.frames)
+    still = torch.equal(source.path.world_from_cam, target.path.world_from_cam)
+    problem = prepare(backbone, measurement, source.frames, request, target=target.frames, still=still)
     z, ready = problem.noise, _now(backbone)
     for step in solve(backbone, problem, request):
         z = step.z
     sampled = _now(backbone)
     video = backbone.decode(z).cpu()
     if found is not None:
-        cameras = found.cameras_at((video.shape[-2], video.shape[-1]))
-        gathered = measurement.mask & ~own
-        video = steady(video, measurement, gathered, source.z, *cameras, backbone.settings.steady)
+        video = steadied(video, found, own, source.z, None, backbone.settings.steady)
     return video, measurement, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
 
 
