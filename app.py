@@ -16,10 +16,11 @@ from pathlib import Path
 with suppress(ImportError):  # on a shared GPU it must come before anything that touches CUDA; elsewhere it does nothing
     import spaces  # noqa: F401
 
-from pipeline import InputError, models
-from pipeline.caption import caption
-from pipeline.first_frame import inpaint
-from pipeline.render import analyse, fill, find_depth, render, warm
+from pipeline import InputError
+from pipeline.known.first_frame import inpaint
+from pipeline.models import table as models
+from pipeline.models.caption import caption
+from pipeline.render.render import analyse, fill, find_depth, render, warm
 from ui import zerogpu
 from ui.jobs import JobStore
 from ui.layout import build, launch_options

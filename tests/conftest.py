@@ -19,7 +19,7 @@ def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, im
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-    from pipeline.mask_encoder import MaskEncoder
+    from pipeline.prior.mask_encoder import MaskEncoder
 
     torch.manual_seed(0)
     AutoencoderKLWan(

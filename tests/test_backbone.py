@@ -10,8 +10,12 @@ import torch
 from conftest import make_backbone
 from PIL import Image
 
-from pipeline import InputError, models
-from pipeline.backbone import (
+from pipeline import InputError
+from pipeline.method.latent_mask import difference_mask
+from pipeline.method.sampler import flow_sigmas, sample
+from pipeline.method.solvers import dds, dds_cg
+from pipeline.models import table as models
+from pipeline.prior.backbone import (
     Backbone,
     LatentRgb,
     Settings,
@@ -21,9 +25,6 @@ from pipeline.backbone import (
     load_backbone,
     vocabulary_of,
 )
-from pipeline.latent_mask import difference_mask
-from pipeline.sampler import flow_sigmas, sample
-from pipeline.solvers import dds, dds_cg
 
 T, H, W = 9, 32, 48
 PROMPT, NEGATIVE = "A red cube &amp; a  blue ball", "camera moves"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import cache_folder, cached, content_key, evict
+from pipeline.media.cache import cache_folder, cached, content_key, evict
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.camera import (
+from pipeline.camera.geometry import (
     PRESETS,
     CameraPath,
     default_intrinsics,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.camera import PRESETS, invert_rigid
-from pipeline.camera_files import FORMATS, read_move, read_moves, write_move
-from pipeline.moves import MOVES, Keyframe, Move, preset_move, sample_move
+from pipeline.camera.files import FORMATS, read_move, read_moves, write_move
+from pipeline.camera.geometry import PRESETS, invert_rigid
+from pipeline.camera.moves import MOVES, Keyframe, Move, preset_move, sample_move
 
 FOV, SIZE, FRAMES = 55.0, (480, 832), 17
 WINDING = Move(

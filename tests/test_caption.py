@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import InputError, caption, models
-from pipeline.__main__ import main
-from pipeline.video import Clip, write_video
+from pipeline import InputError
+from pipeline.cli.commands import main
+from pipeline.media.video import Clip, write_video
+from pipeline.models import caption
+from pipeline.models import table as models
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "</s>", "<image>"]
 WORDS = [*SPECIAL, "a", "red", "ball", "on", "the", "grass", "near", "two", "trees"]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from synthetic import write_clip, write_depth
 
-from pipeline.__main__ import _Progress, main
-from pipeline.render import RenderRequest
-from pipeline.video import probe
+from pipeline.cli.commands import _Progress, main
+from pipeline.media.video import probe
+from pipeline.render.render import RenderRequest
 
 
 @pytest.fixture(scope="module")

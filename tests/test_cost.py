@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import cost, models
-from pipeline.cost import Pace, Work
+from pipeline.models import cost
+from pipeline.models import table as models
+from pipeline.models.cost import Pace, Work
 
 
 @pytest.mark.parametrize("name, patch", [("nano", (1, 2, 2)), ("nano", (1, 1, 1)), ("wan2.1-fun-1.3b-inp", (1, 2, 2))])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.depth import (
+from pipeline.depth.estimate import (
     Depth,
     DepthNet,
     HubDepth,
@@ -24,7 +24,7 @@ from pipeline.depth import (
     resize_depth,
     subject_distance,
 )
-from pipeline.video import Clip, write_video
+from pipeline.media.video import Clip, write_video
 
 TINY = (8, 8, 8, 8, 16)
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "nano" / "depth"
@@ -145,7 +145,7 @@ def test_without_a_hub_the_remedy_is_named(monkeypatch):
 
 def test_the_shipped_network_finds_the_depth_of_unseen_scenes():
     from pipeline.training.depth import affine_disparity
-    from pipeline.training.world import FAR, render_sample
+    from pipeline.world.scenes import FAR, render_sample
 
     model = load_depth_model(str(SHIPPED))
     errors, flat, steps = [], [], []
@@ -497,7 +497,7 @@ def test_exr_that_is_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> Path:
-    from pipeline.training.dataset import render_to
+    from pipeline.world.dataset import render_to
 
     folder = tmp_path_factory.mktemp("scenes")
     for seed in (11, 12):

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.depth import Depth, estimate, estimate_depth, load_depth_model
-from pipeline.depthcrafter import (
+from pipeline.depth.depthcrafter import (
     OVERLAP,
     STEPS,
     WINDOW,
@@ -24,6 +23,7 @@ from pipeline.depthcrafter import (
     predict,
     windows,
 )
+from pipeline.depth.estimate import Depth, estimate, estimate_depth, load_depth_model
 
 # scheduler/scheduler_config.json of stabilityai/stable-video-diffusion-img2vid-xt
 SCHEDULER = {
@@ -248,7 +248,7 @@ def test_one_frame_is_what_the_stock_pipeline_makes_of_a_picture(model):
 
 def test_more_frames_than_a_window(model, monkeypatch):
     """With short windows, so that it takes seconds: the second one continues what the first one found."""
-    from pipeline import depthcrafter as room
+    from pipeline.depth import depthcrafter as room
 
     short = lambda frames, denoise: in_windows(frames, denoise, window=6, overlap=2)
     monkeypatch.setattr(room, "in_windows", short)
@@ -310,7 +310,7 @@ def test_too_little_memory_names_the_remedy(model, monkeypatch):
 
 
 def test_terms_are_accepted_before_anything_else():
-    from pipeline.render import RenderRequest
+    from pipeline.render.render import RenderRequest
 
     for ref in ("depthcrafter", "tencent/DepthCrafter"):
         with pytest.raises(InputError, match=r"academic.*--accept depthcrafter"):
@@ -348,7 +348,7 @@ def test_the_command_line_accepts_by_name_and_says_what_is_missing(
 ):
     from synthetic import write_clip
 
-    from pipeline.__main__ import main
+    from pipeline.cli.commands import main
 
     given = [str(write_clip(tmp_path / "clip.mp4")), "--backbone", str(tiny_backbone_folder)]
     command = ["warp", *given, "--depth-model", "depthcrafter", "--output", str(tmp_path / "out.mp4")]
@@ -367,7 +367,7 @@ def test_the_command_line_accepts_by_name_and_says_what_is_missing(
 def test_an_analysis_shows_the_steps_and_keeps_the_depth(folder, tmp_path, tiny_backbone_folder, monkeypatch):
     from synthetic import write_clip
 
-    from pipeline.render import Analysis, RenderRequest, StageEvent, analyse
+    from pipeline.render.render import Analysis, RenderRequest, StageEvent, analyse
 
     monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
     clip_file = str(write_clip(tmp_path / "clip.mp4"))

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline import doctor, memory, models
-from pipeline.__main__ import main
-from pipeline.backbone import skeleton
-from pipeline.doctor import whereabouts
-from pipeline.models import MODELS
+from pipeline.cli import doctor
+from pipeline.cli.commands import main
+from pipeline.cli.doctor import whereabouts
+from pipeline.models import memory
+from pipeline.models import table as models
+from pipeline.models.table import MODELS
+from pipeline.prior.backbone import skeleton
 
 WAN = MODELS["wan2.1-fun-1.3b-inp"]
 GIB = 2**30

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.evaluation import nano, windows
 from pipeline.evaluation.metrics import flicker, flow_errors
-from pipeline.training.world import render_sample
+from pipeline.world.scenes import render_sample
 
 
 def test_principal_components_reconstruct_what_they_span():

@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import t
 
 from pipeline import InputError
-from pipeline.evaluation import world
-from pipeline.evaluation.world import BASE, DEFAULT, TELEA, UNGUIDED, evaluate, method_of, table
+from pipeline.evaluation import scenes as world
+from pipeline.evaluation.scenes import BASE, DEFAULT, TELEA, UNGUIDED, evaluate, method_of, table
 
 
 def test_methods_in_words():

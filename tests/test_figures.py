@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.evaluation import figures
-from pipeline.evaluation.world import DEFAULT
+from pipeline.evaluation.scenes import DEFAULT
 
 
 def test_the_tradeoff_is_drawn(tmp_path):

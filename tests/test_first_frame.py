@@ -12,12 +12,14 @@ import pytest
 import torch
 from synthetic import write_depth
 
-import pipeline.render as room
-from pipeline import InputError, first_frame, models
-from pipeline.__main__ import main
-from pipeline.first_frame import inpaint, locate
-from pipeline.render import DoneEvent, FailedEvent, RenderRequest, StageEvent, render
-from pipeline.video import Clip, write_video
+import pipeline.render.render as room
+from pipeline import InputError
+from pipeline.cli.commands import main
+from pipeline.known import first_frame
+from pipeline.known.first_frame import inpaint, locate
+from pipeline.media.video import Clip, write_video
+from pipeline.models import table as models
+from pipeline.render.render import DoneEvent, FailedEvent, RenderRequest, StageEvent, render
 
 SIZE = (64, 96)
 
@@ -117,7 +119,7 @@ def model(request) -> str:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr("pipeline.first_frame.DEFAULT_PIXELS", 64 * 64)
+    monkeypatch.setattr("pipeline.known.first_frame.DEFAULT_PIXELS", 64 * 64)
 
 
 def test_known_pixels_come_back_exactly_and_the_rest_is_painted(model):

@@ -13,15 +13,16 @@ import torch
 from scipy.spatial.transform import Rotation
 from synthetic import write_clip
 
-from pipeline.camera import CameraPath, default_intrinsics, scale_intrinsics, static_path
-from pipeline.gather import at_size, ego_motion, from_other_frames, gather, standing, steady
-from pipeline.measurement import Measurement, warp_to_path
-from pipeline.moves import preset_move
-from pipeline.render import (
+from pipeline.camera.geometry import CameraPath, default_intrinsics, scale_intrinsics, static_path
+from pipeline.camera.moves import preset_move
+from pipeline.known.gather import at_size, ego_motion, from_other_frames, gather, standing, steady
+from pipeline.known.warp import Measurement, warp_to_path
+from pipeline.media.video import Clip, read_video, write_video
+from pipeline.render.render import (
     DoneEvent,
     RenderRequest,
-    _cameras,
     analyse,
+    cameras_of,
     hide,
     measure,
     render,
@@ -29,7 +30,6 @@ from pipeline.render import (
     see_elsewhere,
     wants_other_frames,
 )
-from pipeline.video import Clip, read_video, write_video
 
 T, H, W = 9, 96, 144
 WALL, CARD, HALF = 8.0, 4.0, 0.7
@@ -141,7 +141,7 @@ def test_large_frames_are_searched_small(monkeypatch):
     frames, z, _ = film(source)
     own = warp_to_path(frames, z, source, ASIDE)
     whole = from_other_frames(frames, z, source, ASIDE, own)
-    monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4 - 1)  # a size that does not divide
+    monkeypatch.setattr("pipeline.known.gather._PIXELS", H * W // 4 - 1)  # a size that does not divide
     found = from_other_frames(frames, z, source, ASIDE, own)
     assert whole is not None and found is not None and found.origin.shape == (T, H // 2 - 1, W // 2 - 1)
     new, wanted = found.measurement.mask & ~own.mask, whole.measurement.mask & ~own.mask
@@ -321,10 +321,10 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     beside = see_elsewhere(analysis, replacing, own, replaced_place(analysis, replacing))
     assert beside is not None
     gained = beside.measurement.mask & ~own.mask
-    place = warp_to_path(frames, z, analysis.source, _cameras(analysis, replacing), wall).mask
+    place = warp_to_path(frames, z, analysis.source, cameras_of(analysis, replacing), wall).mask
     assert not (gained & place).any() and (new & place).sum() > 500
     assert gained.sum() > 100 and not (gained & ~new).any()
-    monkeypatch.setattr("pipeline.gather._PIXELS", H * W // 4)
+    monkeypatch.setattr("pipeline.known.gather._PIXELS", H * W // 4)
     small = see_elsewhere(analysis, replacing, own, replaced_place(analysis, replacing))
     assert small is not None and not (small.measurement.mask & ~own.mask & place).any()
     assert (small.measurement.mask & ~own.mask).sum() > 0.5 * gained.sum()
@@ -341,7 +341,7 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     given = {"size": (96, 144), "steps": 1, "backbone": str(steadier), "prompt": "a ball", "composite": False}
     raws = []
     for how in (lambda raw, *_: raw, lambda raw, known, *_: torch.where(known.mask, raw, 0 * raw)):
-        monkeypatch.setattr("pipeline.render.steady", how)
+        monkeypatch.setattr("pipeline.render.render.steady", how)
         *_, done = render(replace(replacing, **given), tmp_path / str(len(raws)))
         assert isinstance(done, DoneEvent), done
         raws.append(read_video(str(done.result.video)).frames)

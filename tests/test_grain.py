@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.camera import CameraPath, default_intrinsics, static_path
+from pipeline.camera.geometry import CameraPath, default_intrinsics, static_path
 from pipeline.evaluation.metrics import texture_distance
-from pipeline.grain import match_grain
-from pipeline.render import GRAINED, DoneEvent, RenderRequest, render
-from pipeline.video import Clip, read_video, write_video
+from pipeline.finish.grain import match_grain
+from pipeline.media.video import Clip, read_video, write_video
+from pipeline.render.render import GRAINED, DoneEvent, RenderRequest, render
 
 T, H, W = 3, 120, 180
 SOFT = 3.0

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from pipeline.latent_mask import (
+from pipeline.method.latent_mask import (
     LATENT_MASKS,
     PHI,
     MaskInputs,

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import InputError
-from pipeline.backbone import load_backbone
-from pipeline.camera import CameraPath, default_intrinsics, follow, preset_motion, static_path
-from pipeline.mask_encoder import MaskEncoder
-from pipeline.measurement import warp_to_path
-from pipeline.training import dataset
+from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, preset_motion, static_path
+from pipeline.known.warp import warp_to_path
+from pipeline.prior.backbone import load_backbone
+from pipeline.prior.mask_encoder import MaskEncoder
 from pipeline.training.mask_encoder import Pairs, predict, random_path, seen_again, structural
-from pipeline.training.world import render_sample
+from pipeline.world import dataset
+from pipeline.world.scenes import render_sample
 
 NANO = dict(dim_mult=[1, 2, 4], num_res_blocks=1, temporal_downsample=[True, True], patch_size=2)
 

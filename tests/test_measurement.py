@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.camera import (
+from pipeline.camera.geometry import (
     CameraPath,
     default_intrinsics,
     follow,
@@ -16,7 +16,7 @@ from pipeline.camera import (
     static_path,
     transform,
 )
-from pipeline.measurement import Measurement, composite, fill_unknown, see_behind, warp_depth, warp_to_path
+from pipeline.known.warp import Measurement, composite, fill_unknown, see_behind, warp_depth, warp_to_path
 
 H, W, T = 96, 160, 3
 K = default_intrinsics(H, W, T)

@@ -18,13 +18,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline import InputError, memory
-from pipeline.__main__ import main
-from pipeline.backbone import FEW_STEPS, Backbone, load_backbone, skeleton
-from pipeline.measurement import Measurement
-from pipeline.memory import MODES, WHOLE, choose, model_size, need, needs
-from pipeline.models import MODELS as TABLE
-from pipeline.render import RenderRequest, prepare, solve, with_previews
+from pipeline import InputError
+from pipeline.cli.commands import main
+from pipeline.known.warp import Measurement
+from pipeline.models import memory
+from pipeline.models.memory import MODES, WHOLE, choose, model_size, need, needs
+from pipeline.models.table import MODELS as TABLE
+from pipeline.prior.backbone import FEW_STEPS, Backbone, load_backbone, skeleton
+from pipeline.render.render import RenderRequest, prepare, solve, with_previews
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 T, H, W = 9, 32, 48
@@ -373,10 +374,10 @@ def test_the_sampling_loop_never_waits(backbone, solver):
 
 def test_a_cache_cuts_passes_short_and_leaves_nothing_behind(backbone, monkeypatch):
     plain = result_of(backbone, REQUEST)
-    monkeypatch.setattr("pipeline.backbone.CACHE_THRESHOLD", 0.0)
+    monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 0.0)
     assert torch.equal(result_of(backbone, replace(REQUEST, fast="cache")), plain)
     assert (backbone.passes.asked, backbone.passes.whole) == (6, 6)
-    monkeypatch.setattr("pipeline.backbone.CACHE_THRESHOLD", 1e9)
+    monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 1e9)
     cut = result_of(backbone, replace(REQUEST, fast="cache"))
     # all but the first pass of either kind, with and without the prompt
     assert (backbone.passes.asked, backbone.passes.whole) == (6, 2)
@@ -392,7 +393,7 @@ def test_a_cache_cuts_passes_short_and_leaves_nothing_behind(backbone, monkeypat
 
 
 def test_a_cache_keeps_the_parts_of_a_clip_apart(backbone, monkeypatch):
-    monkeypatch.setattr("pipeline.backbone.CACHE_THRESHOLD", 1e9)
+    monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 1e9)
     problem = problem_of(backbone, REQUEST)
     text = backbone.embed("a cube")
 
@@ -408,7 +409,7 @@ def test_a_cache_keeps_the_parts_of_a_clip_apart(backbone, monkeypatch):
 
 
 def test_the_cache_works_in_groups_and_in_eight_bits(tiny_backbone_folder, backbone, monkeypatch):
-    monkeypatch.setattr("pipeline.backbone.CACHE_THRESHOLD", 1e9)
+    monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 1e9)
     plain = result_of(backbone, replace(REQUEST, fast="cache"))
     for name in ("groups", "fp8-groups"):
         other = load_tiny(tiny_backbone_folder, mode=MODES[name])
@@ -439,12 +440,12 @@ def write_lora(folder: Path, width: int, layers: int) -> Path:
 @pytest.mark.parametrize("name", ["whole", "offload", "groups"])
 def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_path, monkeypatch, name):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES[name])
-    monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     lora = write_lora(tmp_path, 24, 2)
     (part,) = TABLE[FEW_STEPS.model].parts
     spec = replace(TABLE[FEW_STEPS.model], parts=(replace(part, files=(lora.name,)),))
     monkeypatch.setitem(TABLE, FEW_STEPS.model, spec)
-    monkeypatch.setattr("pipeline.models.download", lambda asked, _: (tmp_path,) if asked is spec else ())
+    monkeypatch.setattr("pipeline.models.table.download", lambda asked, _: (tmp_path,) if asked is spec else ())
     plain = result_of(backbone, replace(REQUEST, steps=2, guidance_scale=1.0))
     changed = result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,), steps=2))
     assert backbone.passes.asked == 2 and (changed - plain).norm() > 1e-4 * plain.norm()
@@ -456,14 +457,14 @@ def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_pat
 
 def test_the_few_step_lora_is_refused_in_eight_bits(tiny_backbone_folder, monkeypatch):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES["fp8"])
-    monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     with pytest.raises(InputError, match="8 bits"):
         result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 
 
 def test_a_missing_peft_is_said(backbone, monkeypatch):
-    monkeypatch.setattr("pipeline.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
-    monkeypatch.setattr("pipeline.backbone.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.backbone.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install peft"):
         result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 

@@ -6,12 +6,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline import InputError
-from pipeline.camera import follow, invert_rigid, preset_motion
-from pipeline.depth import Depth, subject_distance
+from pipeline.camera.geometry import follow, invert_rigid, preset_motion
+from pipeline.depth.estimate import Depth, subject_distance
 from pipeline.evaluation.metrics import FEWEST_INLIERS, camera_error, motion_smoothness, psnr, ssim, texture_distance
+from pipeline.evaluation.scenes import measure_sample
 from pipeline.evaluation.scores import METRICS, Case, measure, world_case
-from pipeline.evaluation.world import measure_sample
-from pipeline.training.world import render_sample
+from pipeline.world.scenes import render_sample
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ import torch
 from conftest import make_backbone
 from safetensors.torch import load_file, save_file
 
-from pipeline import InputError, models
-from pipeline.__main__ import main
-from pipeline.backbone import _fetch, diffusers_key, load_backbone, load_original, original_config, skeleton
+from pipeline import InputError
+from pipeline.cli.commands import main
+from pipeline.models import table as models
+from pipeline.prior.backbone import _fetch, diffusers_key, load_backbone, load_original, original_config, skeleton
 
 CONFIGS = Path(__file__).parent / "configs"
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -502,7 +503,7 @@ def test_models_of_wan_2_2_say_why_not(tmp_path):
 def test_models_of_other_roles_are_no_backbones():
     with pytest.raises(InputError, match="is for masks, not a video model"):
         load_backbone("sam2-hiera-tiny", **CPU)
-    from pipeline.depth import load_depth_model
+    from pipeline.depth.estimate import load_depth_model
 
     with pytest.raises(InputError, match="is for masks, not for depth"):
         load_depth_model("sam2-hiera-tiny")

@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.camera import PRESETS, default_intrinsics, invert_rigid, preset_motion, project, static_path, transform
-from pipeline.moves import (
+from pipeline.camera.geometry import (
+    PRESETS,
+    default_intrinsics,
+    invert_rigid,
+    preset_motion,
+    project,
+    static_path,
+    transform,
+)
+from pipeline.camera.moves import (
     MOVES,
     SPEEDS,
     Keyframe,

@@ -11,13 +11,13 @@ import pytest
 
 from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.nano import mean_with_error
-from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
-from pipeline.measurement import fill_unknown
-from pipeline.models import resolve
-from pipeline.render import DoneEvent, RenderRequest, get_backbone, render, windows_of
-from pipeline.training.dataset import TRAIN_FROM
-from pipeline.training.world import render_sample
-from pipeline.video import Clip, probe, write_video
+from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
+from pipeline.known.warp import fill_unknown
+from pipeline.media.video import Clip, probe, write_video
+from pipeline.models.table import resolve
+from pipeline.render.render import DoneEvent, RenderRequest, get_backbone, render, windows_of
+from pipeline.world.dataset import TRAIN_FROM
+from pipeline.world.scenes import render_sample
 
 ASSETS = Path(resolve("nano")).parent
 EXAMPLES = ASSETS.parent / "examples"

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 from torch.nn import functional as F
 
-from pipeline import InputError, models
+from pipeline import InputError
 from pipeline.evaluation import perceptual
 from pipeline.evaluation.scores import FVD_WEIGHTS, METRICS, Case, absent, fvd, measure, set_features
-from pipeline.measurement import Measurement
+from pipeline.known.warp import Measurement
+from pipeline.models import table as models
 
 BLOCK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = ["a", "red", "ball", "rolls", "yes", "no", "Yes", "No"]

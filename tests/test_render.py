@@ -7,13 +7,16 @@ import pytest
 import torch
 from synthetic import write_clip, write_depth
 
-import pipeline.render as room
+import pipeline.render.render as room
 from pipeline import InputError
-from pipeline.depth import Depth
-from pipeline.latent_mask import LATENT_MASKS, PHI
-from pipeline.measurement import Measurement
-from pipeline.moves import Keyframe, Move, preset_move
-from pipeline.render import (
+from pipeline.camera.moves import Keyframe, Move, preset_move
+from pipeline.depth.estimate import Depth
+from pipeline.known.warp import Measurement
+from pipeline.media.video import probe, read_video, resize
+from pipeline.method.latent_mask import LATENT_MASKS, PHI
+from pipeline.method.sampler import flow_sigmas, sample
+from pipeline.method.solvers import SOLVERS, dds
+from pipeline.render.render import (
     Analysis,
     DoneEvent,
     FailedEvent,
@@ -27,9 +30,6 @@ from pipeline.render import (
     path_warnings,
     render,
 )
-from pipeline.sampler import flow_sigmas, sample
-from pipeline.solvers import SOLVERS, dds
-from pipeline.video import probe, read_video, resize
 
 
 @pytest.fixture(scope="module")

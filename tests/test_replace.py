@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from synthetic import write_depth
 
-import pipeline.render as room
+import pipeline.render.render as room
 from pipeline import InputError
-from pipeline.__main__ import main
-from pipeline.render import Analysis, DoneEvent, FailedEvent, RenderRequest, analyse, hide, measure, render
-from pipeline.video import Clip, read_video, write_video
+from pipeline.cli.commands import main
+from pipeline.media.video import Clip, read_video, write_video
+from pipeline.render.render import Analysis, DoneEvent, FailedEvent, RenderRequest, analyse, hide, measure, render
 
 FRAMES, SIZE = 9, (64, 96)
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.sampler import flow_sigmas, sample, time_travel, window_weights, windowed, windows, within
-from pipeline.solvers import dds
+from pipeline.method.sampler import flow_sigmas, sample, time_travel, window_weights, windowed, windows, within
+from pipeline.method.solvers import dds
 
 SHAPE = (4, 3, 5, 6)
 

@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import InputError, models, segment
-from pipeline.segment import (
-    complete,
-    fill_holes,
-    grow,
-    load_mask,
-    load_sam2,
-    propagate,
-    track_with_sam2,
-)
-from pipeline.video import Clip, write_video
+from pipeline import InputError
+from pipeline.masks import follow as segment
+from pipeline.masks.follow import complete, fill_holes, grow, load_mask, load_sam2, propagate, track_with_sam2
+from pipeline.media.video import Clip, write_video
+from pipeline.models import table as models
 
 SIZE = (40, 60)
 

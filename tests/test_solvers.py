@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 
 from pipeline import InputError
-from pipeline.sampler import flow_sigmas, sample, time_travel
-from pipeline.solvers import (
+from pipeline.method.sampler import flow_sigmas, sample, time_travel
+from pipeline.method.solvers import (
     SOLVERS,
     Given,
     dds,

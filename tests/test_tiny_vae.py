@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from pipeline import InputError, backbone, tiny_vae
-from pipeline.tiny_vae import SCALE, TinyDecoder, load_tiny_decoder
+from pipeline import InputError
+from pipeline.prior import backbone, tiny_vae
+from pipeline.prior.tiny_vae import SCALE, TinyDecoder, load_tiny_decoder
 
 PUBLISHED_BYTES = 22_642_902  # of taew2_1.safetensors, in float16 (huggingface.co/OzzyGT/taew2_1)
 PUBLISHED_TENSORS = 128

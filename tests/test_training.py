@@ -12,12 +12,13 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from pipeline.camera import static_path
-from pipeline.training import Muon, check_gradients, classifier, orthogonalised, prior, text, vae
-from pipeline.training.dataset import Stored, load, render_to
+from pipeline.camera.geometry import static_path
+from pipeline.evaluation import judge as classifier
+from pipeline.training import Muon, check_gradients, orthogonalised, prior, text, vae
 from pipeline.training.photos import load_photos, photo_clip
-from pipeline.training.textures import COLOURS
-from pipeline.training.world import COMPOUNDS, SHAPES, render_sample
+from pipeline.world.dataset import Stored, load, render_to
+from pipeline.world.scenes import COMPOUNDS, SHAPES, render_sample
+from pipeline.world.textures import COLOURS
 
 NANO = Path(__file__).parents[1] / "assets" / "nano"
 FRAMES, SIZE = 9, (32, 48)

@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 
 from pipeline import InputError
-from pipeline.latent_mask import LATENT_MASKS, PHI
-from pipeline.moves import MOVES
-from pipeline.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
-from pipeline.solvers import SCHEDULES, SOLVERS
+from pipeline.camera.moves import MOVES
+from pipeline.method.latent_mask import LATENT_MASKS, PHI
+from pipeline.method.solvers import SCHEDULES, SOLVERS
+from pipeline.render.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
 from ui import layout, media, widgets
 from ui.jobs import MAX_WAITING, JobStore
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline import InputError
-from pipeline.video import Clip, crop_to_aspect, probe, read_video, resize, working_size, write_video
+from pipeline.media.video import Clip, crop_to_aspect, probe, read_video, resize, working_size, write_video
 
 
 def numbered(frames: int, height: int = 48, width: int = 64) -> torch.Tensor:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.camera import CameraPath, project, transform, unproject
+from pipeline.camera.geometry import CameraPath, project, transform, unproject
 from pipeline.evaluation.metrics import psnr
-from pipeline.measurement import warp_to_path
-from pipeline.training.textures import KINDS, SIZE, make_texture, natural_palette
-from pipeline.training.world import (
+from pipeline.known.warp import warp_to_path
+from pipeline.world.scenes import (
     CAMERAS,
     FAR,
     PLACES,
@@ -24,6 +23,7 @@ from pipeline.training.world import (
     source_path,
     target_path,
 )
+from pipeline.world.textures import KINDS, SIZE, make_texture, natural_palette
 
 small_sample = partial(render_sample, frames=5, size=(48, 80), supersample=1)
 

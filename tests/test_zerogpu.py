@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from synthetic import write_clip
 
-from pipeline import cost, models, render
-from pipeline.render import RenderRequest
+from pipeline.models import cost
+from pipeline.models import table as models
+from pipeline.render import render
+from pipeline.render.render import RenderRequest
 from ui import zerogpu
 
 pytest.importorskip("spaces")

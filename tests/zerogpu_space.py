@@ -78,8 +78,9 @@ from gradio.context import LocalContext  # noqa: E402
 from spaces.zero.torch import patching  # noqa: E402
 from starlette.datastructures import Headers  # noqa: E402
 
-from pipeline import InputError, render  # noqa: E402
-from pipeline.render import Analysis, DoneEvent, RenderRequest, StageEvent, StepEvent  # noqa: E402
+from pipeline import InputError  # noqa: E402
+from pipeline.render import render  # noqa: E402
+from pipeline.render.render import Analysis, DoneEvent, RenderRequest, StageEvent, StepEvent  # noqa: E402
 from ui import zerogpu  # noqa: E402
 from ui.jobs import JobStore  # noqa: E402
 

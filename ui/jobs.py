@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from pipeline import InputError
-from pipeline.render import DoneEvent, FailedEvent, RenderEvent, RenderRequest, RenderResult, StageEvent, StepEvent
+from pipeline.render.render import (
+    DoneEvent,
+    FailedEvent,
+    RenderEvent,
+    RenderRequest,
+    RenderResult,
+    StageEvent,
+    StepEvent,
+)
 
 log = logging.getLogger(__name__)
 

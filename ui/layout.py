@@ -19,16 +19,18 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from pipeline import InputError, models, render
-from pipeline.backbone import FAST, FEW_STEPS, vocabulary_of
-from pipeline.cache import content_key
-from pipeline.camera_files import FORMATS, read_moves, write_move
-from pipeline.caption import Caption, caption
-from pipeline.latent_mask import LATENT_MASKS, PHI
-from pipeline.memory import CHOICES as MEMORY
-from pipeline.moves import MOVES, Move, fov_of
-from pipeline.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
-from pipeline.solvers import SCHEDULES, SOLVERS
+from pipeline import InputError
+from pipeline.camera.files import FORMATS, read_moves, write_move
+from pipeline.camera.moves import MOVES, Move, fov_of
+from pipeline.media.cache import content_key
+from pipeline.method.latent_mask import LATENT_MASKS, PHI
+from pipeline.method.solvers import SCHEDULES, SOLVERS
+from pipeline.models import table as models
+from pipeline.models.caption import Caption, caption
+from pipeline.models.memory import CHOICES as MEMORY
+from pipeline.prior.backbone import FAST, FEW_STEPS, vocabulary_of
+from pipeline.render import render
+from pipeline.render.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
 from ui import mask_editor, media, widgets
 from ui.jobs import JobStore, JobView
 from ui.theme import CSS, theme

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from pipeline import InputError
-from pipeline.render import Analysis, read_mask, size_of, to_uint8
-from pipeline.segment import complete, follow, grow
-from pipeline.video import resize
+from pipeline.masks.follow import complete, follow, grow
+from pipeline.media.video import resize
+from pipeline.render.render import Analysis, read_mask, size_of, to_uint8
 from ui import media, widgets
 
 EMPTY = "The object, followed through your clip, appears here."

@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipeline.render import Analysis, to_uint8
+from pipeline.render.render import Analysis, to_uint8
 
 MAX_LOOP_WIDTH = 480
 MAX_LOOP_FRAMES = 49

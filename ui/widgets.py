@@ -15,8 +15,8 @@ from typing import Any
 import gradio as gr
 
 from pipeline import InputError
-from pipeline.camera_files import FORMATS
-from pipeline.moves import SPEEDS
+from pipeline.camera.files import FORMATS
+from pipeline.camera.moves import SPEEDS
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ import gradio as gr
 import numpy as np
 import torch
 
-from pipeline import InputError, cost
-from pipeline.render import FailedEvent, RenderRequest, StageEvent, get_backbone, guidance_scale_of, steps_of
+from pipeline import InputError
+from pipeline.models import cost
+from pipeline.render.render import FailedEvent, RenderRequest, StageEvent, get_backbone, guidance_scale_of, steps_of
 
 try:
     import spaces

@@ -21,14 +21,17 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline import InputError, memory
-from pipeline import backbone as module
-from pipeline.backbone import FEW_STEPS, Backbone, Settings
-from pipeline.camera import CameraPath, default_intrinsics, follow, preset_motion, static_path
-from pipeline.depth import resize_depth
-from pipeline.measurement import Measurement, warp_to_path
-from pipeline.models import MODELS, of_role
-from pipeline.render import (
+from pipeline import InputError
+from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, preset_motion, static_path
+from pipeline.depth.estimate import resize_depth
+from pipeline.known.warp import Measurement, warp_to_path
+from pipeline.media.video import Clip, resize, write_video
+from pipeline.method.solvers import dds
+from pipeline.models import memory
+from pipeline.models.table import MODELS, of_role
+from pipeline.prior import backbone as module
+from pipeline.prior.backbone import FEW_STEPS, Backbone, Settings
+from pipeline.render.render import (
     Analysis,
     DoneEvent,
     FailedEvent,
@@ -43,9 +46,7 @@ from pipeline.render import (
     size_of,
     solve,
 )
-from pipeline.solvers import dds
-from pipeline.training.world import Sample, render_sample
-from pipeline.video import Clip, resize, write_video
+from pipeline.world.scenes import Sample, render_sample
 
 FRAMES, HEIGHT, WIDTH = 17, 480, 832
 

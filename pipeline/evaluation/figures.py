@@ -18,9 +18,9 @@ from PIL import Image
 
 from pipeline import InputError
 from pipeline.evaluation import rows as store
-from pipeline.evaluation.world import DEFAULT
-from pipeline.render import DoneEvent, RenderRequest, render, to_uint8
-from pipeline.video import read_video, resize
+from pipeline.evaluation.scenes import DEFAULT
+from pipeline.media.video import read_video, resize
+from pipeline.render.render import DoneEvent, RenderRequest, render, to_uint8
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = "crab-on-sand"

@@ -30,14 +30,15 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.backbone import Backbone
-from pipeline.camera import PRESETS
+from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
 from pipeline.evaluation.metrics import psnr
-from pipeline.evaluation.world import SETTINGS, method_of
-from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
-from pipeline.render import (
+from pipeline.evaluation.scenes import SETTINGS, method_of
+from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.media.video import pictures_of
+from pipeline.prior.backbone import Backbone
+from pipeline.render.render import (
     Analysis,
     RenderRequest,
     StageEvent,
@@ -59,7 +60,6 @@ from pipeline.render import (
     wants_other_frames,
     with_depth,
 )
-from pipeline.video import pictures_of
 
 TASKS = ("camera", "replace", "cycle")
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}
@@ -227,7 +227,7 @@ def made_prompts(source: Source, accepted: tuple[str, ...] = ()) -> list[str]:
     The paper has a language model write them from the caption; here the words before the first verb or preposition
     are exchanged. Raises `InputError` if no captioner is on this machine.
     """
-    from pipeline.caption import caption, middle_frame
+    from pipeline.models.caption import caption, middle_frame
 
     try:
         words = caption(middle_frame(source.clip), accepted=accepted).words

@@ -17,18 +17,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.backbone import Backbone
-from pipeline.camera import CameraPath, scale_intrinsics
-from pipeline.depth import resize_depth
+from pipeline.camera.geometry import CameraPath, scale_intrinsics
+from pipeline.depth.estimate import resize_depth
 from pipeline.evaluation.metrics import flicker, psnr, texture_distance
 from pipeline.evaluation.nano import SIZE, mean_with_error
-from pipeline.evaluation.world import BASE, measure_sample, move_of, recapture_sample
-from pipeline.gather import depth_of_all
-from pipeline.grain import match_grain
-from pipeline.measurement import composite
-from pipeline.render import get_backbone, seam_of
-from pipeline.training.world import View, render_sample
-from pipeline.video import resize
+from pipeline.evaluation.scenes import BASE, measure_sample, move_of, recapture_sample
+from pipeline.finish.grain import match_grain
+from pipeline.known.gather import depth_of_all
+from pipeline.known.warp import composite
+from pipeline.media.video import resize
+from pipeline.prior.backbone import Backbone
+from pipeline.render.render import get_backbone, seam_of
+from pipeline.world.scenes import View, render_sample
 
 TIMES = 3  # as large as the model works
 LEAST = 0.02  # share of the picture that is unknown

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import InputError
-from pipeline.camera import CameraPath, invert_rigid, project, transform, unproject
-from pipeline.depth import Depth, subject_distance
+from pipeline.camera.geometry import CameraPath, invert_rigid, project, transform, unproject
+from pipeline.depth.estimate import Depth, subject_distance
 
 FEWEST_PIXELS = 200  # of which a mean change is taken
 FEWEST_INLIERS = 20  # of which a camera is estimated

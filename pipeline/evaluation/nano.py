@@ -24,14 +24,17 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.backbone import Backbone, read_settings
-from pipeline.depth import DepthModel, estimate_depth, load_depth, load_depth_model
+from pipeline.depth.estimate import DepthModel, estimate_depth, load_depth, load_depth_model
+from pipeline.evaluation import judge as classifier
 from pipeline.evaluation.metrics import flicker, psnr
 from pipeline.evaluation.rows import mean, with_error
-from pipeline.evaluation.world import BASE, measure_sample, recapture_sample, telea
-from pipeline.measurement import Measurement, composite
-from pipeline.models import resolve
-from pipeline.render import (
+from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
+from pipeline.known.warp import Measurement, composite
+from pipeline.masks.follow import grow
+from pipeline.media.video import Clip, crop_to_aspect, read_video, resize, write_video
+from pipeline.models.table import resolve
+from pipeline.prior.backbone import Backbone, read_settings
+from pipeline.render.render import (
     DoneEvent,
     RenderRequest,
     get_backbone,
@@ -42,12 +45,9 @@ from pipeline.render import (
     solve,
     to_uint8,
 )
-from pipeline.segment import grow
-from pipeline.training import classifier
 from pipeline.training.depth import affine_disparity
-from pipeline.training.textures import COLOURS
-from pipeline.training.world import FAR, SHAPES, Sample, object_name, render_sample
-from pipeline.video import Clip, crop_to_aspect, read_video, resize, write_video
+from pipeline.world.scenes import FAR, SHAPES, Sample, object_name, render_sample
+from pipeline.world.textures import COLOURS
 
 FRAMES, SIZE = 17, (128, 208)
 STRIPS = 4  # replacements in the figure

@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import InputError, models
+from pipeline import InputError
+from pipeline.models import table as models
 
 LPIPS_LAYERS = models.ROOT / "assets" / "lpips" / "vgg.safetensors"
 AT_ONCE = 8  # frames that go through a network together

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import InputError, models
-from pipeline.cache import content_key
-from pipeline.render import writing
+from pipeline import InputError
+from pipeline.media.cache import content_key
+from pipeline.models import table as models
+from pipeline.render.render import writing
 
 Row = dict[str, Any]
 LEVEL = 0.95  # of the confidence intervals

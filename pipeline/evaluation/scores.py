@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError, models
-from pipeline.camera import CameraPath
+from pipeline import InputError
+from pipeline.camera.geometry import CameraPath
 from pipeline.evaluation import perceptual
 from pipeline.evaluation.metrics import CameraError, camera_error, flicker, motion_smoothness, psnr, ssim
-from pipeline.measurement import Measurement
-from pipeline.training.world import Sample
+from pipeline.known.warp import Measurement
+from pipeline.models import table as models
+from pipeline.world.scenes import Sample
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.segment import load_mask, propagate
-from pipeline.training.world import render_sample
-from pipeline.video import read_video
+from pipeline.masks.follow import load_mask, propagate
+from pipeline.media.video import read_video
+from pipeline.world.scenes import render_sample
 
 LEAST = 0.005  # of the first frame that an object of the world has to cover
 

@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.backbone import Backbone
 from pipeline.evaluation.metrics import flow_errors, psnr
 from pipeline.evaluation.nano import mean_with_error
-from pipeline.evaluation.world import BASE, measure_sample
-from pipeline.measurement import Measurement
-from pipeline.render import get_backbone, prepare, solve
-from pipeline.sampler import windows
-from pipeline.training.world import Sample, render_sample
+from pipeline.evaluation.scenes import BASE, measure_sample
+from pipeline.known.warp import Measurement
+from pipeline.method.sampler import windows
+from pipeline.prior.backbone import Backbone
+from pipeline.render.render import get_backbone, prepare, solve
+from pipeline.world.scenes import Sample, render_sample
 
 ONE, CUT = "all at once", "clips of the model's length, joined"
 

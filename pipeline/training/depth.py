@@ -28,10 +28,10 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.depth import DepthNet, estimate_depth, load_depth, load_depth_model
+from pipeline.depth.estimate import DepthNet, estimate_depth, load_depth, load_depth_model
+from pipeline.media.video import read_video
 from pipeline.training import Muon, check_gradients, save_state
-from pipeline.training.dataset import load
-from pipeline.video import read_video
+from pipeline.world.dataset import load
 
 # The nearest hundredth of a clip to its farthest: the sky is as far as this, no farther.
 RANGE = 40.0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.training.world import make_scene, render_view, source_path
-from pipeline.video import Clip, write_video
+from pipeline.media.video import Clip, write_video
+from pipeline.world.scenes import make_scene, render_view, source_path
 
 FOLDER = Path(__file__).parents[2] / "examples"
 CLIPS = {"ball-behind-pillar": 1044, "street": 1093, "crab-on-sand": 1056}  # name: seed, none of them trained on

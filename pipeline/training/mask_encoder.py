@@ -31,15 +31,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.backbone import Backbone
-from pipeline.camera import PRESETS, CameraPath, follow, preset_motion
-from pipeline.latent_mask import TAU, difference_mask
-from pipeline.mask_encoder import MaskEncoder
-from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
-from pipeline.render import Analysis, RenderRequest, analyse, get_backbone
+from pipeline.camera.geometry import PRESETS, CameraPath, follow, preset_motion
+from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.method.latent_mask import TAU, difference_mask
+from pipeline.prior.backbone import Backbone
+from pipeline.prior.mask_encoder import MaskEncoder
+from pipeline.render.render import Analysis, RenderRequest, analyse, get_backbone
 from pipeline.training import save_state
-from pipeline.training.dataset import load
 from pipeline.training.vae import moments_once
+from pipeline.world.dataset import load
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 HELD_OUT = 0.1  # of the clips: the first ones

@@ -34,13 +34,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from pipeline.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
-from pipeline.measurement import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.prior.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
 from pipeline.training import check_gradients, save_half, save_state, text
-from pipeline.training.dataset import Stored, load
-from pipeline.training.textures import COLOURS
 from pipeline.training.vae import encode_once
-from pipeline.training.world import COMPOUNDS, SHAPES
+from pipeline.world.dataset import Stored, load
+from pipeline.world.scenes import COMPOUNDS, SHAPES
+from pipeline.world.textures import COLOURS
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
 OBJECT_WINDOW = (8, 12)  # latent cells about an object

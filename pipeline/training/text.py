@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.textures import COLOURS
-from pipeline.training.world import MOTIONS, PATTERN_WORDS, SHAPES
+from pipeline.world.scenes import MOTIONS, PATTERN_WORDS, SHAPES
+from pipeline.world.textures import COLOURS
 
 VOCABULARY = 1024
 TEXT_TOKENS = 64

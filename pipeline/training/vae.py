@@ -26,8 +26,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 from torch import Tensor
 
 from pipeline.training import check_gradients, save_half, save_state
-from pipeline.training.dataset import load
 from pipeline.training.photos import load_photos, photo_clip
+from pipeline.world.dataset import load
 
 RENEW = 4  # steps after which a clip of the pool is replaced by another one
 CONFIG: dict[str, Any] = dict(

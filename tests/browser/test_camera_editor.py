@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.camera import invert_rigid, project, transform
-from pipeline.camera_files import read_move
-from pipeline.moves import MOVES, SPEEDS, Keyframe, Move, preset_move, sample_move, target_path
+from pipeline.camera.files import read_move
+from pipeline.camera.geometry import invert_rigid, project, transform
+from pipeline.camera.moves import MOVES, SPEEDS, Keyframe, Move, preset_move, sample_move, target_path
 from tests.browser.test_app import (
     EDITOR,
     PLOT,
@@ -237,7 +237,7 @@ def test_capture_is_exact(page):
     ours, plotly = (np.array([p[name] for p in seen["points"]]) for name in ("ours", "plotly"))
     assert np.abs(ours - plotly).max() < 0.5, "the overlay lies on Plotly's points"
 
-    from pipeline.camera import default_intrinsics, static_path
+    from pipeline.camera.geometry import default_intrinsics, static_path
 
     width, height = round(seen["box"]["width"]), round(seen["box"]["height"])
     source = static_path(default_intrinsics(height, width, 1, 55.0))

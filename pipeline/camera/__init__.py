@@ -1,0 +1,1 @@
+"""Cameras: paths, moves, and the files that hold them."""

@@ -1,0 +1,265 @@
+"""Camera paths in files: ours, TrajectoryCrafter's text, ReCamMaster's JSON, nerfstudio's transforms.json, and npz.
+
+Each is read into a `Move`, that is into keyframes relative to the camera that filmed the clip, with the distance to the
+subject as the unit (see `pipeline.moves`). Files of others know neither that camera nor that unit: their first camera
+is taken to be the one that filmed, unless we wrote the file, and `unit` says how many of their units make one distance.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from pipeline import InputError
+from pipeline.camera.moves import MAX_KEYFRAMES, Move, move_from_poses, sample_move, spline_through
+
+FORMATS: dict[str, tuple[str, str]] = {
+    "recapture": ("Recapture (JSON, editable)", ".json"),
+    "trajectorycrafter": ("TrajectoryCrafter (text)", ".txt"),
+    "recammaster": ("ReCamMaster (camera JSON)", ".json"),
+    "nerfstudio": ("nerfstudio, instant-ngp (transforms.json)", ".json"),
+    "npz": ("OpenCV matrices (npz: K, world_from_cam)", ".npz"),
+}
+MAX_BYTES = 20_000_000
+RECAMMASTER_UNIT = 5.0  # metres from its cameras to its people are 3, 5, 7 or 10 (the README of its data set)
+_OURS = "recapture_world"  # marks files of ours: the world is the filming camera, the unit the subject's distance
+_GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL axes (y up, z back) to OpenCV axes
+
+
+def read_moves(path: str | Path, *, unit: float | None = None) -> dict[str, Move]:
+    """The camera moves in a file, by name; most files hold one. Raises `InputError`.
+
+    unit: how many of the file's units make one distance to the subject; None for 1, or 5 for ReCamMaster's metres.
+    Of others' cameras only the field of view is used of the intrinsics: the principal point stays the clip's.
+    """
+    path = Path(path)
+    if unit is not None and not (math.isfinite(unit) and unit > 0):
+        raise InputError(f"The unit of a camera file must be a positive number; it is {unit!r}.")
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path.name} is larger than {MAX_BYTES // 10**6} MB: it can't be a camera path.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read the camera path {path.name}: {error.strerror or error}.") from error
+    try:
+        if path.suffix.lower() == ".npz":
+            return {path.stem: _from_npz(content, unit or 1.0)}
+        text = content.decode("utf-8")
+        if path.suffix.lower() == ".txt":
+            return {path.stem: _from_angles(text)}
+        return _from_json(text, path.stem, unit)
+    except InputError as error:
+        raise InputError(f"{path.name}: {error}") from error
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
+        raise InputError(
+            f"{path.name} is not a camera path that can be read ({error}). Give one of: "
+            + "; ".join(label for label, _ in FORMATS.values())
+            + "."
+        ) from error
+
+
+def read_move(path: str | Path, *, name: str | None = None, unit: float | None = None) -> Move:
+    """The move called `name` in a file, or its first. Raises `InputError`."""
+    moves = read_moves(path, unit=unit)
+    if name is not None and name not in moves:
+        raise InputError(f"{Path(path).name} has no camera {name!r}; it has {', '.join(moves)}.")
+    return moves[name] if name is not None else next(iter(moves.values()))
+
+
+def write_move(format: str, move: Move, *, frames: int, own_fov: float, size: tuple[int, int]) -> bytes:
+    """A move as the content of a file in one of `FORMATS`.
+
+    frames: how many cameras the formats without keyframes get. own_fov: field of view of the clip in degrees along the
+    longer side; size: (h, w) of the picture that K is written for. Raises `InputError` where the format cannot say it.
+    """
+    if format not in FORMATS:
+        raise InputError(f"The camera format {format!r} is unknown: choose one of {', '.join(FORMATS)}.")
+    if format == "recapture":
+        return _json(move.to_dict())
+    poses, fov = (values.numpy() for values in sample_move(move, frames, own_fov))
+    focal = 0.5 * max(size) / np.tan(np.radians(fov) / 2)
+    if format == "npz":
+        K = np.zeros((frames, 3, 3))
+        K[:, 0, 0] = K[:, 1, 1] = focal
+        K[:, :, 2] = [size[1] / 2, size[0] / 2, 1]
+        file = io.BytesIO()
+        np.savez(file, K=K, world_from_cam=poses, size=np.array(size))
+        return file.getvalue()
+    if format == "nerfstudio":
+        each = [
+            {"file_path": f"{i:04d}.png", "fl_x": f, "fl_y": f, "transform_matrix": (pose @ _GL).tolist()}
+            for i, (pose, f) in enumerate(zip(poses, focal.tolist(), strict=True))
+        ]
+        h, w = size
+        shared = {"camera_model": "OPENCV", "w": w, "h": h, "cx": w / 2, "cy": h / 2, _OURS: True}
+        return _json(shared | {"frames": each})
+    if format == "recammaster":
+        return _json({_OURS: True} | {f"frame{i}": {"cam01": _unreal(pose)} for i, pose in enumerate(poses)})
+    return _angles(poses, fov, own_fov)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _move(poses: np.ndarray, fov: list[float | None] | None, *, unit: float, ours: bool) -> Move:
+    """world_from_cam N 4 4 in the file's unit; of others, relative to the first."""
+    poses = np.asarray(poses, np.float64)
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4):
+        raise InputError(f"poses of shape {poses.shape} are not N 4 4.")
+    if len(poses) > MAX_KEYFRAMES:  # evenly thinned: a path of thousands of cameras is far below the clip's frames
+        kept = np.linspace(0, len(poses) - 1, MAX_KEYFRAMES).round().astype(int)
+        poses, fov = poses[kept], None if fov is None else [fov[i] for i in kept]
+    if not ours and len(poses):
+        if abs(np.linalg.det(poses[0])) < 1e-9:
+            raise InputError("Pose 1 of the camera path is not a rotation with a position.")
+        poses = np.linalg.inv(poses[0]) @ poses
+    poses = poses.copy()
+    poses[:, :3, 3] /= 1.0 if ours else unit
+    return move_from_poses(torch.from_numpy(poses), fov)
+
+
+def _fov(focal: float, side: float) -> float:
+    return math.degrees(2 * math.atan(side / (2 * focal)))
+
+
+# --- npz --------------------------------------------------------------------------------------------------------------
+
+
+def _from_npz(content: bytes, unit: float) -> Move:
+    """world_from_cam N 4 4 in OpenCV axes, as is; K N 3 3 or 3 3, with size (h, w), or the principal point doubled."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as data:
+        if "world_from_cam" not in data:
+            raise InputError(f"there is no world_from_cam in it, only {', '.join(data) or 'nothing'}.")
+        poses = np.asarray(data["world_from_cam"], np.float64)
+        fov: list[float | None] | None = None
+        if "K" in data:
+            K = np.broadcast_to(np.asarray(data["K"], np.float64), (len(poses), 3, 3))
+            sizes = [data["size"]] * len(K) if "size" in data else [(2 * k[1, 2], 2 * k[0, 2]) for k in K]
+            fov = [_fov(k[0, 0] if w >= h else k[1, 1], max(h, w)) for k, (h, w) in zip(K, sizes, strict=True)]
+    poses = poses.copy()
+    poses[:, :3, 3] /= unit
+    return _move(poses, fov, unit=1.0, ours=True)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _from_json(text: str, name: str, unit: float | None) -> dict[str, Move]:
+    given = json.loads(text)
+    if not isinstance(given, dict):
+        raise InputError("there is no JSON object in it.")
+    if "keyframes" in given:
+        return {name: Move.from_dict(given)}
+    ours = given.get(_OURS) is True
+    if isinstance(given.get("frames"), list):
+        return {name: _from_nerfstudio(given, unit or 1.0, ours)}
+    if isinstance(given.get("frame0"), dict):
+        return _from_recammaster(given, unit or RECAMMASTER_UNIT, ours)
+    raise InputError("there are neither keyframes nor frames in it.")
+
+
+def _from_nerfstudio(given: dict[str, Any], unit: float, ours: bool) -> Move:
+    """docs.nerf.studio, "Data conventions": transform_matrix is world_from_cam in OpenGL axes; fl_x, w in pixels."""
+    poses, fov = [], []
+    for frame in given["frames"]:
+        has = given | frame
+        poses.append(np.array(has["transform_matrix"], np.float64) @ _GL)
+        w, h = float(has.get("w", 0)), float(has.get("h", 0))
+        if "fl_x" in has and w:
+            fov.append(_fov(float(has.get("fl_y", has["fl_x"])), h) if h > w else _fov(float(has["fl_x"]), w))
+        elif "camera_angle_x" in has:  # of the width, which is the longer side where nothing else is said
+            angle = float(has["camera_angle_x"])
+            fov.append(math.degrees(2 * math.atan(math.tan(angle / 2) * max(1.0, h / w if w else 1.0))))
+        else:
+            fov.append(None)
+    return _move(np.array(poses), fov, unit=unit, ours=ours)
+
+
+def _from_recammaster(given: dict[str, Any], unit: float, ours: bool) -> dict[str, Move]:
+    """KwaiVGI/ReCamMaster: frame0..frameN, each with cam01.. as text "[x x x 0] [y y y 0] [z z z 0] [t t t 1]".
+
+    The rows are the columns of world_from_cam in Unreal's left-handed axes (x forward, y right, z up), in centimetres;
+    ReCamMaster takes the columns y, -z, x for the camera's OpenCV axes.
+    """
+    count = 0
+    while f"frame{count}" in given:
+        count += 1
+    moves = {}
+    for name in given["frame0"]:
+        rows = [given[f"frame{i}"][name].replace("[", " ").replace("]", " ").split() for i in range(count)]
+        unreal = np.array(rows, np.float64).reshape(count, 4, 4).transpose(0, 2, 1)
+        poses = unreal[:, :, [1, 2, 0, 3]]
+        poses[:, :3, 1] *= -1
+        poses[:, :3, 3] /= 100
+        if ours:  # the world's axes too: from Unreal's to OpenCV's
+            poses[:, :3] = poses[:, [1, 2, 0]] * np.array([1.0, -1.0, 1.0])[:, None]
+            poses[:, :3, 3] /= RECAMMASTER_UNIT
+        moves[str(name)] = _move(poses, None, unit=unit, ours=ours)
+    return moves
+
+
+def _unreal(pose: np.ndarray) -> str:
+    pose = pose.copy()
+    pose[:3, 3] *= 100 * RECAMMASTER_UNIT
+    pose[:3] = (pose[:3] * np.array([1.0, -1.0, 1.0])[:, None])[[2, 0, 1]]
+    pose[:3, 1] *= -1
+    columns = pose[:, [2, 0, 1, 3]].T
+    return " ".join("[" + " ".join(f"{value + 0.0:.9g}" for value in column) + "]" for column in columns) + " "
+
+
+# --- TrajectoryCrafter ------------------------------------------------------------------------------------------------
+
+
+def _from_angles(text: str) -> Move:
+    """TrajectoryCrafter/TrajectoryCrafter, test/trajs/*.txt: degrees up, degrees to the right, and how far forward.
+
+    Each line has as many values as it likes, spread over the clip; forward is in distances to the subject (its depth
+    at the middle of the first frame). Its cameras turn about the subject, or about what has come in its place:
+    p_target = R (p_source - (0, 0, 1 + forward)) + (0, 0, 1) with R = R_y(right) R_x(up). Its own program smooths the
+    values; here they are met.
+    """
+    lines = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+    if len(lines) != 3 or not all(lines):
+        raise InputError("a text file needs three lines of numbers: degrees up, degrees to the right, how far forward.")
+    if not all(math.isfinite(value) for line in lines for value in line):
+        raise InputError("there is a number in it that is not finite.")
+    count = min(MAX_KEYFRAMES, max(map(len, lines)))
+    count = count if len({len(line) for line in lines if len(line) > 1}) <= 1 else max(count, 33)
+    at = np.linspace(0, 1, count) if count > 1 else np.zeros(1)
+    up, right, forward = (
+        spline_through(np.linspace(0, 1, len(line)) if len(line) > 1 else np.zeros(1), np.array(line)[:, None])(at)[
+            :, 0
+        ]
+        for line in lines
+    )
+    return _move(_about_subject(np.radians(up), np.radians(right), forward), None, unit=1.0, ours=True)
+
+
+def _about_subject(up: np.ndarray, right: np.ndarray, forward: np.ndarray) -> np.ndarray:
+    """source_cam_from_target_cam N 4 4 of TrajectoryCrafter's angles (radians)."""
+    R = Rotation.from_euler("YX", np.stack([right, up], 1)).as_matrix()
+    poses = np.tile(np.eye(4), (len(up), 1, 1))
+    poses[:, :3, :3] = R.transpose(0, 2, 1)
+    poses[:, :3, 3] = np.stack([0 * up, 0 * up, 1 + forward], 1) - R[:, 2]
+    return poses
+
+
+def _angles(poses: np.ndarray, fov: np.ndarray, own_fov: float) -> bytes:
+    up, right = np.arctan2(poses[:, 1, 2], poses[:, 2, 2]), np.arcsin(np.clip(-poses[:, 0, 2], -1, 1))
+    forward = poses[:, 2, 3] + poses[:, 2, 2] - 1
+    # a spline leaves the circle by some ten thousandths of the distance
+    if np.abs(_about_subject(up, right, forward) - poses).max() > 2e-3 or np.abs(fov - own_fov).max() > 1e-6:
+        raise InputError(
+            "TrajectoryCrafter's text knows only orbits about the subject, to the side or up and down, and dollies: no "
+            "pan, roll, zoom or sideways move. Choose another format."
+        )
+    lines = (np.degrees(up), np.degrees(right), forward)
+    return "".join(" ".join(f"{value + 0.0:.9g}" for value in line) + "\n" for line in lines).encode()

@@ -1,0 +1,136 @@
+"""Grain: what is painted takes on the fine texture of what was filmed around it.
+
+A model paints at its working size, a small one softly at that; enlarged to the clip's own resolution its paint is
+smooth where film is not, and is seen for it. Here every window of paint gets noise that has the spectrum of filmed
+windows of like colour nearby: spot noise (van Wijk, SIGGRAPH 1991), as a random phase texture (Galerne, Gousseau and
+Morel, IEEE Transactions on Image Processing 2011). It is of luma alone, makes no shapes, and follows the camera's
+motion. Ours; the papers leave the model's paint as it is.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline.camera.geometry import CameraPath, invert_rigid, project, transform, unproject
+
+_LUMA = (0.299, 0.587, 0.114)
+_STRIDE = 2.3  # between windows, in units of the softness; a window is three of them wide
+_MOST = 60  # windows along the shorter side, or there are too many to be compared with each other
+_FILMED = 0.9  # share of a window that must be filmed for it to lend its spectrum
+# Which window lends: unlike colours count against it (0 to 1 a channel), and so do the way to it (in widths of the
+# picture) and the strength of its texture, since outlines of things are strong and are no texture.
+_WAY, _STRENGTH = 1.0, 1.5
+_UNLIKE = 0.15  # difference of colours at which only a third of the texture is taken
+_STRONGEST = 0.03  # standard deviation of luma above which noise no longer passes for what is strong by its shapes
+# The spectrum of one window is as rough as noise, and what is made after it ripples like cloth: several lend theirs,
+# and what pixels have in common counts less the farther apart they are (in widths of a window).
+_LENDERS, _REACH = 8, 0.1
+_ANCHORS, _WORTH = 4, 0.002  # frames that get noise of their own, for at least so large a share of them
+
+
+def match_grain(
+    video: Float[Tensor, "T 3 H W"],
+    painted: Bool[Tensor, "T 1 H W"],
+    z: Float[Tensor, "T h w"],
+    target: CameraPath,
+    softness: float,
+    seed: int = 0,
+) -> Float[Tensor, "T 3 H W"]:
+    """A composited video in [0, 1] with grain where it is painted; all else stays bit-identical.
+
+    z: depth as the target cameras see it, everywhere finite, of any size (h, w), to which `target.K` belongs.
+    softness: standard deviation, in pixels of the video, of the blur by which its paint is softer than film. Noise is
+    made for the frame with the most paint and is seen by the other frames where they see the same places, so that it
+    moves with the scene; further frames make their own for what is left. Where nothing is filmed to take after, all
+    stays. Writes to `video`.
+    """
+    texture, left = torch.zeros_like(video[:, :1]), painted[:, 0].clone()
+    noise = torch.Generator().manual_seed(seed)
+    for _ in range(_ANCHORS):
+        count = left.flatten(1).sum(1)
+        anchor = int(count.argmax())
+        if count[anchor] < _WORTH * left[0].numel():
+            break
+        made = _texture(video[anchor], painted[anchor], softness, noise)
+        if made is None:
+            break
+        for t in left.flatten(1).any(1).nonzero()[:, 0].tolist():
+            at = _seen_from(z[t], target, t, anchor, (video.shape[-2], video.shape[-1]))
+            sampled = F.grid_sample(made[None], at[None], mode="bilinear", align_corners=False)[0]
+            taken = left[t] & (sampled[1] > 0.99)
+            texture[t, 0] = torch.where(taken, sampled[0], texture[t, 0])
+            left[t] &= ~taken
+    for frame, grain, paint in zip(video, texture, painted, strict=True):
+        weight = 1 - _blur((~paint).float(), softness / 4)  # no step at its edge
+        frame.copy_(torch.where(paint, (frame + weight * grain).clamp(0, 1), frame))
+    return video
+
+
+def _seen_from(
+    z: Float[Tensor, "h w"], target: CameraPath, t: int, anchor: int, size: tuple[int, int]
+) -> Float[Tensor, "H W 2"]:
+    """Where in frame `anchor` stands what the pixels of frame t show, in coordinates of grid_sample (2: not seen)."""
+    pose = invert_rigid(target.world_from_cam[anchor]) @ target.world_from_cam[t]
+    place = transform(pose[None], unproject(z[None], target.K[t : t + 1]))
+    uv, ahead = project(place, target.K[anchor : anchor + 1])
+    at = uv / uv.new_tensor([z.shape[-1], z.shape[-2]]) * 2 - 1
+    at = torch.where(ahead[..., None] > 0, at, 2.0)
+    return F.interpolate(at.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+
+
+def _texture(
+    frame: Float[Tensor, "3 H W"], painted: Bool[Tensor, "1 H W"], softness: float, generator: torch.Generator
+) -> Float[Tensor, "2 H W"] | None:
+    """Noise for what is painted of a frame, and where there is some (1); None if no window of the frame is filmed."""
+    _, H, W = frame.shape
+    stride = max(8, round(_STRIDE * softness), min(H, W) // _MOST)
+    side = 3 * stride
+    if min(H, W) < side:
+        return None
+    filmed = 1 - F.max_pool2d(painted.float(), 9, 1, 4)  # away from the seam
+    smooth = _blur(frame * filmed, softness) / _blur(filmed, softness).clamp_min(1e-3)
+    detail = torch.tensordot(frame.new_tensor(_LUMA), (frame - smooth) * filmed, 1)
+    line = torch.hann_window(side + 2, periodic=False)[1:-1]
+    window = line[:, None] * line
+    windows = lambda part: part.unfold(-2, side, stride).unfold(-2, side, stride)  # rows columns side side
+    colours = lambda part: F.conv2d(part[:, None], window[None, None] / window.sum(), stride=stride)[:, 0]
+    pad = side - stride
+    around = lambda part, mode="constant": F.pad(part[None], (pad, pad + stride) * 2, mode=mode)[0]
+
+    lends = F.avg_pool2d(filmed, side, stride)[0] > _FILMED
+    asks = F.max_pool2d(around(painted.float()), side, stride)[0] > 0
+    if not lends.any():
+        return None
+    lent = windows(detail)[lends]
+    rms = lent.square().mean((1, 2)).sqrt()
+    unlike = torch.cdist(colours(around(_blur(frame, softness), "replicate"))[:, asks].T, colours(smooth)[:, lends].T)
+    way = stride * torch.cdist(asks.nonzero() - pad / stride, lends.nonzero().float()) / W
+    best = (unlike + _WAY * way + _STRENGTH * rms).topk(min(_LENDERS, len(lent)), largest=False).indices
+    strength = torch.exp(-(unlike.gather(1, best) / _UNLIKE).square()) * (_STRONGEST / rms[best]).clamp(max=1)
+    spots = lent * window / window.square().sum().sqrt()
+    power = torch.fft.rfft2(spots - spots.mean((1, 2), keepdim=True)).abs().square()
+    power = torch.einsum("nk,nkab->nab", strength.square() / best.shape[1], power[best])
+    near = torch.exp(-(torch.fft.fftfreq(side) / _REACH).square() / 2)
+    power = torch.fft.rfft2(torch.fft.irfft2(power, s=(side, side)) * near[:, None] * near).real.clamp_min(0)
+    noise = torch.randn(H + 2 * pad + stride, W + 2 * pad + stride, generator=generator)
+    # Windows overlap and share the noise there. Without phases of their own (the texton of Desolneux, Moisan and
+    # Ronsin, ICASSP 2012) they add up, and their weighted mean is as strong as they are.
+    spectrum = torch.fft.rfft2(windows(noise)[asks]) * power.sqrt()
+    grain = torch.fft.irfft2(spectrum, s=(side, side))
+    parts = frame.new_zeros(2, *asks.shape, side, side)
+    parts[:, asks] = torch.stack([grain * window, window.expand_as(grain)])
+    size = ((asks.shape[0] - 1) * stride + side, (asks.shape[1] - 1) * stride + side)
+    columns = parts.reshape(2, asks.numel(), side * side).transpose(1, 2)
+    total, weight = F.fold(columns, size, side, stride=stride)[:, 0, pad : pad + H, pad : pad + W]
+    return torch.stack([total / weight.clamp_min(1e-3), (weight > 1e-3).float()])
+
+
+def _blur(part: Float[Tensor, "C H W"], sigma: float) -> Float[Tensor, "C H W"]:
+    """Gaussian blur, mirrored at the border."""
+    blurred = [cv2.GaussianBlur(channel, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101) for channel in part.numpy()]
+    return torch.from_numpy(np.stack(blurred))

@@ -1,0 +1,1 @@
+"""What is known of the target video. It knows nothing of the model that fills in the rest."""

@@ -1,0 +1,377 @@
+"""What other frames of a clip saw of the places that its own frame does not see: filmed, not invented.
+
+A frame's warp leaves holes where things were hidden or out of the picture at that moment. The camera or the things may
+have moved since: then another frame saw the place. Its pixels are warped to the same target camera, as far as they show
+what stands still. What no frame saw is the model's; `steady` makes its frames agree on that. Ours; the papers warp each
+frame alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from pipeline.camera.geometry import CameraPath, invert_rigid, scale_intrinsics, transform, unproject
+from pipeline.known.warp import Measurement, agreement, fill_unknown, warp_depth, warp_to_path
+from pipeline.media.video import resize
+
+# Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
+_DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+# A point that another frame looks through, onto something this much farther away, does not stand still.
+_SEEN_THROUGH = 0.05
+_AGREES = 0.05  # mean difference of two frames around a place up to which one may complete the other
+_CORNERS = 800
+_FEWEST, _AGREEING = 24, 0.4  # corners that must agree on a camera's motion, and their share
+_WITHIN = 1.5  # pixels that an agreeing corner may be off
+_FOLLOWED = 8  # frames through which the same corners are followed
+_STANDS = 0.3  # pixels; corners that move less on the median are those of a camera that stands still
+_AT_ONCE = 16  # frames that are warped together
+# At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
+# frame, and only for so large a share of it.
+_AGAIN, _WORTH = 4, 0.001
+_PIXELS = 2**16  # of a frame, at which is searched
+_LIKE = 0.2  # difference of colours at which two frames hardly show the same thing any more
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """measurement: what is known, of all frames together.
+
+    origin: the nearest frame that has a pixel, -1 where that is its own, or none. sees: how many of the pixels that
+    a frame (row) lacks another one (column) has. source, target: the cameras in one world. still: see `standing`. These
+    are of the size at which was searched.
+    """
+
+    measurement: Measurement
+    origin: Int[Tensor, "T H W"]
+    sees: Int[Tensor, "T T"]
+    source: CameraPath
+    target: CameraPath
+    still: Bool[Tensor, "T H W"]
+
+    def cameras_at(self, size: tuple[int, int]) -> tuple[CameraPath, CameraPath]:
+        """source and target with the K of pictures of another size (H, W)."""
+        working = (self.still.shape[-2], self.still.shape[-1])
+        source, target = (
+            CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
+            for path in (self.source, self.target)
+        )
+        return source, target
+
+
+def from_other_frames(
+    frames: Float[Tensor, "T 3 H W"],
+    z: Float[Tensor, "T H W"],
+    source: CameraPath,
+    target: CameraPath,
+    own: Measurement,
+    kept: Bool[Tensor, "T H W"] | None = None,
+) -> Gathered | None:
+    """`gather` with `own`, the measurement by `warp_to_path` of the same arguments.
+
+    kept: where the target cameras see what is the model's to paint, whatever other frames saw there. Only where each
+    target camera is from its source camera need be true: how the clip's camera moved is found. None where it cannot be.
+    Large frames are searched at `_PIXELS`, and completed by `at_size`.
+    """
+    working = (frames.shape[-2], frames.shape[-1])
+    scale = math.sqrt(_PIXELS / math.prod(working))
+    if scale < 1:
+        size = (int(scale * working[0]), int(scale * working[1]))
+        like = lambda path: CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))
+        pictures, depth = resize(frames, size), F.interpolate(z[:, None], size, mode="nearest")[:, 0]
+        small = warp_to_path(pictures, depth, like(source), like(target))
+        closed = None if kept is None else F.adaptive_max_pool2d(kept[:, None].float(), size)[:, 0] > 0
+        found = from_other_frames(pictures, depth, like(source), like(target), small, closed)
+        if found is None:
+            return None
+        return replace(found, measurement=at_size(found, own, 0, lambda t: (frames[t], z[t])))
+    cameras = ego_motion(frames, z, source.K)
+    if cameras is None:
+        return None
+    away = invert_rigid(source.world_from_cam) @ target.world_from_cam
+    along = CameraPath(cameras.world_from_cam @ away, target.K)
+    return gather(frames, z, cameras, along, own, standing(z, cameras), kept)
+
+
+def gather(
+    frames: Float[Tensor, "T 3 H W"],
+    z: Float[Tensor, "T H W"],
+    source: CameraPath,
+    target: CameraPath,
+    own: Measurement,
+    still: Bool[Tensor, "T H W"],
+    kept: Bool[Tensor, "T H W"] | None = None,
+) -> Gathered:
+    """The measurement with its holes filled by what other frames saw there, by the nearest in time and those like it.
+
+    Their mean is nearer to the truth than the nearest alone, and changes less from a frame to the next. frames, z,
+    source, target: of `warp_to_path`; source: the cameras in one world, see `ego_motion`. own: the measurement by that
+    function; its known pixels stay as they are, and so do those `kept`. still: see `standing`. Where another frame's
+    pixels disagree with what is known around a hole, as they do where depth or cameras are wrong, nothing is taken.
+    """
+    video, mask = own.video.clone(), own.mask.clone()
+    lacks = ~own.mask if kept is None else ~own.mask & ~kept[:, None]
+    total, weight = torch.zeros_like(video), torch.zeros_like(z)[:, None]
+    origin = torch.full_like(z, -1, dtype=torch.int32)
+    sees = origin.new_zeros(len(frames), len(frames))
+    # what moves hides what another frame sees there, and is not to be compared with it
+    compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
+    for offset in _offsets(len(frames)):
+        for now, then in _pairs(len(frames), offset):
+            if not lacks[now].any():
+                continue
+            seen = warp_to_path(frames[then], z[then], _part(source, then), _part(target, now), ~still[then])
+            for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
+                offered = usable & lacks[t]
+                if offered.any():
+                    offered &= _agrees(found, own.video[t], usable & compared[t])
+                    sees[t, t + offset] = offered.sum()
+                    origin[t][(offered & ~mask[t])[0]] = t + offset
+                    _take(found, offered, video[t], mask[t], total[t], weight[t])
+    video = torch.where(weight > 0, total / weight, video)
+    return Gathered(replace(own, video=video, mask=mask), origin, sees, source, target, still)
+
+
+def _take(
+    seen: Float[Tensor, "3 H W"],
+    offered: Bool[Tensor, "1 H W"],
+    video: Float[Tensor, "3 H W"],
+    mask: Bool[Tensor, "1 H W"],
+    total: Float[Tensor, "3 H W"],
+    weight: Float[Tensor, "1 H W"],
+) -> None:
+    """Complete a frame, in place, where a pixel is offered: by the first one, and the sum by those like it."""
+    first, again = offered & ~mask, offered & mask
+    video.copy_(torch.where(first, seen, video))
+    mask |= first
+    counts = first.to(seen)
+    if again.any():
+        counts = torch.where(first, 1.0, _like(seen[None], video[None], offered[None])[0])
+    total += counts * seen
+    weight += counts
+
+
+def at_size(
+    found: Gathered, own: Measurement, first: int, picture_of: Callable[[int], tuple[Tensor, Tensor]]
+) -> Measurement:
+    """`own`, a measurement of the frames from `first` on at another size, completed where `found` is, by the frames
+    that see the most there: the mean of the first and those like it, as in `gather`. The rest is left to the model,
+    which had it at the size of `found`.
+
+    picture_of(t): frame t of the clip and its depth, 3 H W and H W, at that size.
+    """
+    working, size = ((part.shape[-2], part.shape[-1]) for part in (found.still, own.mask))
+    video, mask = own.video.clone(), own.mask.clone()
+    total, weight = torch.zeros_like(video), torch.zeros_like(video[:, :1])
+    enlarged = lambda part: F.interpolate(part[:, None].float(), size, mode="nearest")[:, 0]
+    lacks = (enlarged(found.origin[first : first + len(video)] >= 0) > 0) & ~own.mask[:, 0]
+    source, target = found.cameras_at(size)
+    sees = found.sees[first : first + len(video)].clone()
+    for _ in range(_AGAIN):
+        most, best = sees.max(1)
+        pairs = [(t, int(best[t])) for t in range(len(video)) if most[t] >= _WORTH * math.prod(working)]
+        if not pairs:
+            break
+        here, then = [first + t for t, _ in pairs], [other for _, other in pairs]
+        pictures, depths = (torch.stack(part) for part in zip(*map(picture_of, then), strict=True))
+        moves, wanted = enlarged(found.still[then]) == 0, lacks[[t for t, _ in pairs]]
+        seen = warp_to_path(pictures, depths, _part(source, then), _part(target, here), moves, wanted)
+        for (t, other), colours, offered in zip(pairs, seen.video, seen.mask, strict=True):
+            _take(colours, offered, video[t], mask[t], total[t], weight[t])
+            sees[t, other] = 0
+    return replace(own, video=torch.where(weight > 0, total / weight, video), mask=mask)
+
+
+def steady(
+    raw: Float[Tensor, "T 3 H W"],
+    measurement: Measurement,
+    gathered: Bool[Tensor, "T 1 H W"],
+    z: Float[Tensor, "T H W"],
+    source: CameraPath,
+    target: CameraPath,
+    reach: int,
+) -> Float[Tensor, "T 3 H W"]:
+    """A generated video whose frames agree on what is painted: such pixels become means along the camera's motion.
+
+    A small model paints the same place anew in every frame, which flickers. What the `reach` frames on either side
+    painted there, or took from others, is warped to the frame's camera, and counts as far as it is `_like` what the
+    frame has. All that is not painted stays as it is. raw in [0, 1]. measurement: what is known, `gathered`: what of it
+    other frames saw. z: depth of the clip, from the source cameras, which are in one world with the target's, see
+    `Gathered`.
+    """
+    painted = ~measurement.mask
+    if reach < 1 or not painted.any():
+        return raw
+    depth = depth_of_all(z, source, target)
+    video, others = torch.where(gathered, measurement.video, raw), ~(painted | gathered)[:, 0]
+    total, weight = video.clone(), torch.ones_like(depth)[:, None]
+    for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
+        for now, then in _pairs(len(video), offset):
+            there = warp_to_path(video[then], depth[then], _part(target, then), _part(target, now), others[then])
+            like = _like(there.video, video[now], there.mask)
+            total[now] += like * there.video
+            weight[now] += like
+    return torch.where(painted, total / weight, raw)
+
+
+def depth_of_all(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Float[Tensor, "T H W"]:
+    """The clip's depth as the target cameras see it, see `warp_depth`, and where they see nothing of it filled in
+    smoothly, by disparity: a guess, but one that is the same from frame to frame."""
+    seen = warp_depth(z, source, target)
+    known = seen.isfinite()
+    near = seen[known].amin() if known.any() else seen.new_ones(())
+    inverse = torch.where(known, near / seen, 0.0)[:, None].expand(-1, 3, -1, -1).contiguous()
+    return near / fill_unknown(Measurement(inverse, known[:, None]))[:, 0].clamp_min(1e-4)
+
+
+def _like(
+    seen: Float[Tensor, "N 3 H W"], video: Float[Tensor, "N 3 H W"], usable: Bool[Tensor, "N 1 H W"]
+) -> Float[Tensor, "N 1 H W"]:
+    """How much pixels of `seen`, where `usable`, count beside those of `video`: the less the more colours differ around
+    them, as in a bilateral filter (Tomasi and Manduchi 1998). So things that move by themselves leave no ghosts."""
+    around = lambda values: F.avg_pool2d(F.avg_pool2d(values, (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))
+    both = usable.to(video)
+    differs = around((seen - video) * both) / around(both).clamp_min(1e-6)
+    return both * torch.exp(-(differs.abs().mean(1, keepdim=True) / _LIKE).square())
+
+
+def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H W"]:
+    """Which pixels of a clip show what stands still, as far as its depths tell: no other frame sees through it.
+
+    What moves leaves its place, and another frame then sees something farther away where it was. A step of depth
+    reaches one pixel, since outlines are not exact. The arguments are those of `warp_to_path`.
+    """
+    T, H, W = z.shape
+    still = torch.isfinite(z) & (z > 0)
+    z = torch.where(still, z, torch.inf)
+    nearest = -F.max_pool2d(-z[:, None], 3, 1, 1)
+    for offset in _offsets(T):
+        for now, then in _pairs(T, offset):
+            seen_from = invert_rigid(source.world_from_cam[then]) @ source.world_from_cam[now]
+            place = transform(seen_from, unproject(z[now].nan_to_num(posinf=0), source.K[now]))
+            at = torch.einsum("tij,thwj->thwi", source.K[then], place)
+            at = at[..., :2] / at[..., 2:].clamp_min(1e-6) * at.new_tensor([2 / W, 2 / H]) - 1
+            inside = (at.abs() <= 1).all(-1) & (place[..., 2] > 0)
+            behind = F.grid_sample(nearest[then], at, "nearest", "border", align_corners=False)[:, 0]
+            still[now] &= ~(inside & behind.isfinite() & (place[..., 2] < behind * (1 - _SEEN_THROUGH)))
+    # the rim of what moves is of it too
+    return F.max_pool2d((~still).float()[:, None], 3, 1, 1)[:, 0] == 0
+
+
+def ego_motion(
+    frames: Float[Tensor, "T 3 H W"], z: Float[Tensor, "T H W"], K: Float[Tensor, "T 3 3"]
+) -> CameraPath | None:
+    """The cameras of a clip in one world, that of the first frame, as its corners and their depths tell.
+
+    Corners are followed by optical flow, lifted by their depth, and the camera that sees them where they have got to
+    is found by robust least squares (Cauchy's loss): what moves by itself is outvoted. None where too few corners
+    agree. A camera whose picture stands still does so exactly. frames in [0, 1]; K in their pixels.
+    """
+    grey = [cv2.cvtColor(_picture(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
+    depth, lens = z.detach().cpu().double().numpy(), K.detach().cpu().double().numpy()
+    poses, anchor, motion = [np.eye(4)], 0, None
+    points = start = at = np.zeros((0, 2))
+    for t in range(1, len(grey)):
+        if motion is not None:
+            now, kept = _followed(grey[t - 1], grey[t], at)
+            motion = _motion(points[kept], start[kept], now, lens[t], motion)
+        if motion is None or t - anchor > _FOLLOWED:  # errors add up from anchor to anchor, not in between
+            anchor = t - 1
+            points, start = _corners(grey[anchor], depth[anchor], lens[anchor])
+            now, kept = _followed(grey[anchor], grey[t], start)
+            motion = _motion(points[kept], start[kept], now, lens[t], np.zeros(6))
+            if motion is None:
+                return None
+        points, start, at = points[kept], start[kept], now
+        poses.append(poses[anchor] @ np.linalg.inv(_matrix(motion)))
+    return CameraPath(torch.from_numpy(np.stack(poses)).to(z), K)
+
+
+def _corners(grey: np.ndarray, z: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of a frame whose depth is known: places in space N 3, and pixels N 2 with centres at whole numbers."""
+    found = cv2.goodFeaturesToTrack(grey, _CORNERS, 0.003, 4)
+    at = np.zeros((0, 2)) if found is None else found[:, 0].astype(np.float64)
+    column, row = at.round().astype(int).T
+    depth = z[row.clip(0, z.shape[0] - 1), column.clip(0, z.shape[1] - 1)]
+    usable = np.isfinite(depth) & (depth > 0)
+    at, depth = at[usable], depth[usable]
+    rays = np.concatenate([at + 0.5, np.ones((len(at), 1))], 1) @ np.linalg.inv(K).T
+    return rays * depth[:, None], at
+
+
+def _followed(a: np.ndarray, b: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where pixels N 2 of picture a are in b: those that optical flow leads there and back, and which they are."""
+    if not len(at):
+        return at, np.zeros(0, bool)
+    before = at[:, None].astype(np.float32)
+    after, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, before, None)  # type: ignore[call-overload]
+    again, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, after, None)  # type: ignore[call-overload]
+    kept = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (np.linalg.norm(again - before, axis=-1)[:, 0] < 0.5)
+    return after[kept, 0].astype(np.float64), kept
+
+
+def _motion(
+    points: np.ndarray, start: np.ndarray, at: np.ndarray, K: np.ndarray, guess: np.ndarray
+) -> np.ndarray | None:
+    """The rotation vector and shift that take `points` N 3 to where the camera with K sees them at pixels `at`."""
+    if len(points) < _FEWEST:
+        return None
+    if np.median(np.linalg.norm(at - start, axis=1)) < _STANDS:
+        return np.zeros(6)
+    scale = float(np.median(points[:, 2]))  # so that shifts and angles are of one size
+
+    def off(motion: np.ndarray) -> np.ndarray:
+        there = (Rotation.from_rotvec(motion[:3]).apply(points / scale) + motion[3:]) @ K.T
+        return there[:, :2] / np.maximum(there[:, 2:], 1e-3) - (at + 0.5)
+
+    # from the motion until the frame before the way is short; the loss outvotes what moves by itself
+    guess = guess / np.array([1, 1, 1, scale, scale, scale])
+    found = least_squares(lambda motion: off(motion).ravel(), guess, loss="cauchy", f_scale=0.5).x
+    if (np.linalg.norm(off(found), axis=1) < _WITHIN).sum() < max(_FEWEST, _AGREEING * len(points)):
+        return None
+    return found * np.array([1, 1, 1, scale, scale, scale])
+
+
+def _matrix(motion: np.ndarray) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec(motion[:3]).as_matrix(), motion[3:]
+    return pose
+
+
+def _offsets(frames: int) -> list[int]:
+    """How far away the other frames are, the nearest first, before and after alike."""
+    distances = [distance for distance in _DISTANCES if distance < frames]
+    return [sign * distance for distance in distances for sign in (-1, 1)]
+
+
+def _pairs(frames: int, offset: int) -> list[tuple[slice, slice]]:
+    """Slices (now, then) with then = now + offset, a few frames at once."""
+    first, last = max(0, -offset), min(frames, frames - offset)
+    starts = range(first, last, _AT_ONCE)
+    return [(slice(a, min(a + _AT_ONCE, last)), slice(a + offset, min(a + _AT_ONCE, last) + offset)) for a in starts]
+
+
+def _part(path: CameraPath, span: slice | list[int]) -> CameraPath:
+    return CameraPath(path.world_from_cam[span], path.K[span])
+
+
+def _picture(frame: Tensor) -> np.ndarray:
+    return np.ascontiguousarray((255 * frame).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def _agrees(found: Tensor, known: Tensor, both: Tensor) -> Bool[Tensor, "1 H W"]:
+    """Where two pictures 3 H W differ little around a place, over the pixels that both have."""
+    if not both.any():
+        return torch.zeros_like(both)
+    a, b = (np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy(), np.float32) for picture in (found, known))
+    return torch.from_numpy(agreement(a, b, both[0].cpu().numpy()) < _AGREES)[None].to(both.device)

@@ -1,0 +1,1 @@
+"""The object to be replaced, in every frame. True is the object."""

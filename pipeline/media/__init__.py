@@ -1,0 +1,1 @@
+"""Videos, files, arrays and the cache."""

@@ -1,0 +1,1 @@
+"""The table of models, where they are, what they need."""

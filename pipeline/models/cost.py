@@ -1,0 +1,151 @@
+"""How much computing a render takes, from a model's configuration, and how fast a device computes.
+
+The work of the VAE is counted by running its own class on PyTorch's meta device, where shapes are all there is: neither
+weights nor memory are needed. A time made of it is an estimate, and whoever shows it should say so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import InputError
+from pipeline.models import table as models
+
+IMAGE_TOKENS = 257  # of CLIP ViT-H/14 at 224x224
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations (a multiplication and an addition are two) of the parts of a render.
+
+    encode, decode: one pass of the VAE over the clip. velocity: one pass of the transformer, without guidance.
+    """
+
+    encode: float
+    velocity: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Operations a second that a device reaches: in the transformer's precision, and in the VAE's (float32)."""
+
+    transformer: float
+    vae: float
+
+
+def work_of(ref: str, frames: int, size: tuple[int, int]) -> Work | None:
+    """The work for a clip of frames (4n + 1) at size = (h, w); None where the model's configuration is not at hand.
+
+    ref: as for `models.resolve`. Nothing is downloaded.
+    """
+    configs = _configs(ref)
+    if configs is None:
+        return None
+    return count(*configs, frames, size)
+
+
+def count(
+    transformer: dict[str, Any], vae: dict[str, Any], text_tokens: int, frames: int, size: tuple[int, int]
+) -> Work:
+    """As `work_of`, from the configurations of a WanTransformer3DModel and an AutoencoderKLWan."""
+    groups, area = (frames - 1) // 4, size[0] * size[1]
+    cells = (groups + 1) * area // vae.get("scale_factor_spatial", 8) ** 2
+    # linear in the groups of four frames, and in the area but for the attention in the VAE's middle, which is little
+    config = json.dumps({name: value for name, value in vae.items() if not name.startswith("_")})
+    (encode, decode), (more_encode, more_decode) = (_count_vae(config, 4 * n + 1) for n in (1, 2))
+    return Work(
+        encode=area * (encode + (groups - 1) * (more_encode - encode)),
+        velocity=transformer_flops(transformer, cells, text_tokens),
+        decode=area * (decode + (groups - 1) * (more_decode - decode)),
+    )
+
+
+def transformer_flops(config: dict[str, Any], cells: int, text_tokens: int) -> float:
+    """Operations of one pass of a WanTransformer3DModel of that configuration over t x h x w latent cells."""
+    width = config["num_attention_heads"] * config.get("attention_head_dim", 128)
+    patch = math.prod(config.get("patch_size", (1, 2, 2)))
+    n = cells // patch
+    images = IMAGE_TOKENS if config.get("image_dim") is not None else 0
+    context = text_tokens + images
+    products = n * (6 * width**2 + 2 * width * config["ffn_dim"]) + 2 * context * width**2
+    attention = 2 * n * (n + context) * width
+    ends = n * patch * width * (config["in_channels"] + config.get("out_channels", 16))
+    ends += text_tokens * (config.get("text_dim", 4096) * width + width**2)
+    return 2.0 * (config["num_layers"] * (products + attention) + ends)
+
+
+def seconds_of(work: Work, pace: Pace, *, steps: int, passes: int = 2, encodes: int = 4) -> float:
+    """Time that the work of a render takes at a pace. passes: of the transformer in a step, 2 with guidance."""
+    return steps * passes * work.velocity / pace.transformer + (encodes * work.encode + work.decode) / pace.vae
+
+
+def measure_pace(device: torch.device | str, dtype: torch.dtype, *, seconds: float = 0.5) -> Pace:
+    """The pace of matrix products in dtype and of convolutions in float32 on a device, measured for that long each."""
+    device = torch.device(device)
+    side = 4096 if device.type == "cuda" else 768
+    a = torch.randn(side, side, device=device).to(dtype)
+    channels, cells = (96, 128) if device.type == "cuda" else (32, 48)
+    x = torch.randn(1, channels, 4, cells, cells, device=device)
+    kernel = torch.randn(channels, channels, 3, 3, 3, device=device)
+    convolution = 2 * kernel.numel() * 2 * (cells - 2) ** 2
+    return Pace(
+        _rate(lambda: a @ a, 2 * side**3, device, seconds),
+        _rate(lambda: torch.nn.functional.conv3d(x, kernel), convolution, device, seconds),
+    )
+
+
+def _rate(work: Any, operations: float, device: torch.device, seconds: float) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    work()  # warms up
+    wait()
+    begun, done = time.perf_counter(), 0
+    while (taken := time.perf_counter() - begun) < seconds:
+        for _ in range(4):
+            work()
+        wait()
+        done += 4
+    return operations * done / taken
+
+
+def _configs(ref: str) -> tuple[dict[str, Any], dict[str, Any], int] | None:
+    """Configurations of transformer and VAE, and the number of text tokens."""
+    spec = models.find(ref)
+    if spec is not None and spec.configs:
+        return dict(spec.configs["transformer"]), dict(spec.configs["vae"]), 512
+    try:
+        folder = Path(models.resolve(ref))
+        read = lambda name: json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+        settings = folder / "recapture.json"
+        given = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        return read("transformer"), read("vae"), given.get("text_tokens", 512)
+    except (InputError, OSError, ValueError):
+        return None
+
+
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def _count_vae(config: str, frames: int) -> tuple[float, float]:
+    """Operations a pixel of a frame's area to encode and to decode so many frames, at 64x64."""
+    from diffusers import AutoencoderKLWan  # pyright: ignore[reportPrivateImportUsage]
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        vae: Any = AutoencoderKLWan.from_config(json.loads(config))
+        vae.eval()
+        with FlopCounterMode(display=False) as encode:
+            z = vae.encode(torch.zeros(1, 3, frames, 64, 64)).latent_dist.mode()
+        with FlopCounterMode(display=False) as decode:
+            vae.decode(z)
+    return encode.get_total_flops() / 64**2, decode.get_total_flops() / 64**2

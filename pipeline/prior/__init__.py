@@ -1,0 +1,1 @@
+"""The frozen video diffusion model."""

@@ -1,0 +1,1 @@
+"""The procedural world, whose true second view is known."""
