@@ -18,9 +18,12 @@ with suppress(ImportError):  # on a shared GPU it must come before anything that
 
 from pipeline import InputError
 from pipeline.known.first_frame import inpaint
-from pipeline.models import table as models
+from pipeline.models import hub
 from pipeline.models.caption import caption
-from pipeline.render.render import analyse, fill, find_depth, render, warm
+from pipeline.render.analysis import analyse, find_depth
+from pipeline.render.loaded import warm
+from pipeline.render.render import render
+from pipeline.render.worker import fill
 from ui import zerogpu
 from ui.jobs import JobStore
 from ui.layout import build, launch_options
@@ -40,7 +43,7 @@ def main() -> None:
     add("--share", action="store_true", default=None, help="make a public link through Gradio")
     args = parser.parse_args()
     if args.backbone is None:
-        args.backbone, why = models.default_backbone()
+        args.backbone, why = hub.default_backbone()
         print(why, flush=True)
 
     work = {
@@ -69,7 +72,7 @@ def main() -> None:
 
 def _warm(backbone: str) -> None:
     try:
-        if Path(models.resolve(backbone)).is_dir():  # a download waits until somebody wants the model
+        if Path(hub.resolve(backbone)).is_dir():  # a download waits until somebody wants the model
             warm(backbone)
     except InputError as error:  # whoever asks for it will be told
         logging.getLogger(__name__).warning("%s", error)

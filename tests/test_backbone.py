@@ -14,17 +14,11 @@ from pipeline import InputError
 from pipeline.method.latent_mask import difference_mask
 from pipeline.method.sampler import flow_sigmas, sample
 from pipeline.method.solvers import dds, dds_cg
-from pipeline.models import table as models
-from pipeline.prior.backbone import (
-    Backbone,
-    LatentRgb,
-    Settings,
-    default_dtype,
-    fit_latent_rgb,
-    group_mask,
-    load_backbone,
-    vocabulary_of,
-)
+from pipeline.models import hub, table
+from pipeline.prior.backbone import Backbone, group_mask
+from pipeline.prior.load import default_dtype, load_backbone
+from pipeline.prior.preview import fit_latent_rgb
+from pipeline.prior.settings import LatentRgb, Settings, vocabulary_of
 
 T, H, W = 9, 32, 48
 PROMPT, NEGATIVE = "A red cube &amp; a  blue ball", "camera moves"
@@ -335,18 +329,18 @@ def test_the_real_transformer_has_the_known_size():
 
 
 def test_models_resolve(tmp_path, tiny_backbone_folder):
-    assert models.resolve("wan2.1-fun-1.3b-inp") == models.MODELS["wan2.1-fun-1.3b-inp"].ref
-    assert models.resolve("someone/some-model_1.0") == "someone/some-model_1.0"
-    assert models.resolve(str(tiny_backbone_folder)) == str(tiny_backbone_folder.resolve())
+    assert hub.resolve("wan2.1-fun-1.3b-inp") == table.MODELS["wan2.1-fun-1.3b-inp"].ref
+    assert hub.resolve("someone/some-model_1.0") == "someone/some-model_1.0"
+    assert hub.resolve(str(tiny_backbone_folder)) == str(tiny_backbone_folder.resolve())
     for ref in ("nonsense", "", "a/b/c", "owner/"):
         with pytest.raises(InputError, match=r"nano, wan2\.1-fun-1\.3b-inp"):
-            models.resolve(ref)
+            hub.resolve(ref)
     with pytest.raises(InputError, match=r"model_index\.json"):
-        models.resolve(str(tmp_path))
+        hub.resolve(str(tmp_path))
 
 
 def test_every_model_names_its_licence_and_size():
-    for name, spec in models.MODELS.items():
+    for name, spec in table.MODELS.items():
         assert spec.name == name and spec.licence and spec.note and spec.role
         assert spec.local == (not spec.download_bytes)
 

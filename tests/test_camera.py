@@ -10,13 +10,13 @@ from pipeline.camera.geometry import (
     default_intrinsics,
     follow,
     invert_rigid,
-    preset_motion,
     project,
     scale_intrinsics,
     static_path,
     transform,
     unproject,
 )
+from pipeline.world.cameras import preset_motion
 
 DISTANCE = 3.0
 

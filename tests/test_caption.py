@@ -9,20 +9,19 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.cli.commands import main
+from pipeline.__main__ import main
 from pipeline.media.video import Clip, write_video
-from pipeline.models import caption
-from pipeline.models import table as models
+from pipeline.models import caption, hub, table
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "</s>", "<image>"]
 WORDS = [*SPECIAL, "a", "red", "ball", "on", "the", "grass", "near", "two", "trees"]
 
 
 def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(table.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]"}
     special["additional_special_tokens"] = ["</s>", "<image>"]
@@ -111,22 +110,22 @@ def test_the_words_depend_on_the_picture(blip):
     assert caption.caption(picture, str(blip), device="cpu").words.split() == wanted
 
 
-@pytest.mark.parametrize("spec", models.of_role("captions"), ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", table.of_role("captions"), ids=lambda spec: spec.name)
 def test_a_model_that_is_not_here_is_named_with_what_gets_it(spec, nothing_cached):
     with pytest.raises(InputError, match="write the prompt yourself") as raised:
         caption.caption(torch.zeros(3, 8, 8), spec.name, [spec.name])
-    assert models.command_for(spec) in str(raised.value) and spec.title in str(raised.value)
+    assert hub.command_for(spec) in str(raised.value) and spec.title in str(raised.value)
 
 
 def test_terms_are_accepted_first(nothing_cached):
-    for ref in ("blip-2", models.MODELS["blip-2"].ref):
+    for ref in ("blip-2", table.MODELS["blip-2"].ref):
         with pytest.raises(InputError, match=r"research only.*--accept blip-2"):
             caption.caption(torch.zeros(3, 8, 8), ref)
 
 
 def test_the_default_is_what_suits_the_machine(monkeypatch):
     here: set[str] = set()
-    monkeypatch.setattr(models, "at_hand", lambda ref: Path(ref) if ref in here else None)
+    monkeypatch.setattr(hub, "at_hand", lambda ref: Path(ref) if ref in here else None)
     gigabytes = 0
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gigabytes > 0)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from synthetic import write_clip, write_depth
 
-from pipeline.cli.commands import _Progress, main
+from pipeline.__main__ import main
+from pipeline.cli.progress import _Progress
 from pipeline.media.video import probe
-from pipeline.render.render import RenderRequest
+from pipeline.render.request import RenderRequest
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models import cost
-from pipeline.models import table as models
+from pipeline.models import cost, table
 from pipeline.models.cost import Pace, Work
 
 
@@ -28,14 +27,14 @@ def test_the_published_sizes():
     from diffusers import WanTransformer3DModel
 
     with torch.device("meta"):
-        net = WanTransformer3DModel.from_config(dict(models.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]))
+        net = WanTransformer3DModel.from_config(dict(table.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]))
     assert sum(p.numel() for p in net.parameters()) == 1_564_428_608
 
 
 def test_the_vae_is_counted_small_and_scaled():
     from diffusers import AutoencoderKLWan
 
-    config = json.loads((models.ROOT / models.MODELS["nano"].ref / "vae" / "config.json").read_text())
+    config = json.loads((table.ROOT / table.MODELS["nano"].ref / "vae" / "config.json").read_text())
     with torch.device("meta"), torch.no_grad():
         vae = AutoencoderKLWan.from_config(config)
         with FlopCounterMode(display=False) as encode:

@@ -14,16 +14,16 @@ import torch
 from pipeline import InputError
 from pipeline.depth.estimate import (
     Depth,
-    DepthNet,
     HubDepth,
     _in_windows,
     align_disparity,
     estimate_depth,
-    load_depth,
-    load_depth_model,
     resize_depth,
     subject_distance,
 )
+from pipeline.depth.files import load_depth
+from pipeline.depth.load import load_depth_model
+from pipeline.depth.network import DepthNet
 from pipeline.media.video import Clip, write_video
 
 TINY = (8, 8, 8, 8, 16)
@@ -145,7 +145,8 @@ def test_without_a_hub_the_remedy_is_named(monkeypatch):
 
 def test_the_shipped_network_finds_the_depth_of_unseen_scenes():
     from pipeline.training.depth import affine_disparity
-    from pipeline.world.scenes import FAR, render_sample
+    from pipeline.world.raycast import FAR
+    from pipeline.world.scenes import render_sample
 
     model = load_depth_model(str(SHIPPED))
     errors, flat, steps = [], [], []

@@ -23,7 +23,8 @@ from pipeline.depth.depthcrafter import (
     predict,
     windows,
 )
-from pipeline.depth.estimate import Depth, estimate, estimate_depth, load_depth_model
+from pipeline.depth.estimate import Depth, estimate, estimate_depth
+from pipeline.depth.load import load_depth_model
 
 # scheduler/scheduler_config.json of stabilityai/stable-video-diffusion-img2vid-xt
 SCHEDULER = {
@@ -310,7 +311,7 @@ def test_too_little_memory_names_the_remedy(model, monkeypatch):
 
 
 def test_terms_are_accepted_before_anything_else():
-    from pipeline.render.render import RenderRequest
+    from pipeline.render.request import RenderRequest
 
     for ref in ("depthcrafter", "tencent/DepthCrafter"):
         with pytest.raises(InputError, match=r"academic.*--accept depthcrafter"):
@@ -348,7 +349,7 @@ def test_the_command_line_accepts_by_name_and_says_what_is_missing(
 ):
     from synthetic import write_clip
 
-    from pipeline.cli.commands import main
+    from pipeline.__main__ import main
 
     given = [str(write_clip(tmp_path / "clip.mp4")), "--backbone", str(tiny_backbone_folder)]
     command = ["warp", *given, "--depth-model", "depthcrafter", "--output", str(tmp_path / "out.mp4")]
@@ -367,7 +368,9 @@ def test_the_command_line_accepts_by_name_and_says_what_is_missing(
 def test_an_analysis_shows_the_steps_and_keeps_the_depth(folder, tmp_path, tiny_backbone_folder, monkeypatch):
     from synthetic import write_clip
 
-    from pipeline.render.render import Analysis, RenderRequest, StageEvent, analyse
+    from pipeline.render.analysis import Analysis, analyse
+    from pipeline.render.events import StageEvent
+    from pipeline.render.request import RenderRequest
 
     monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
     clip_file = str(write_clip(tmp_path / "clip.mp4"))

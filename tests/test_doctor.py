@@ -5,20 +5,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.__main__ import main
 from pipeline.cli import doctor
-from pipeline.cli.commands import main
 from pipeline.cli.doctor import whereabouts
-from pipeline.models import memory
-from pipeline.models import table as models
+from pipeline.models import hub, memory, table
 from pipeline.models.table import MODELS
-from pipeline.prior.backbone import skeleton
+from pipeline.prior.load import skeleton
 
 WAN = MODELS["wan2.1-fun-1.3b-inp"]
 GIB = 2**30
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub_cache(tmp_path, monkeypatch):
     """An empty cache of the hub, offline."""
     from huggingface_hub import constants
 
@@ -27,7 +26,7 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def store(hub, ref: str, files: dict[str, bytes | None], commit: str | None = None):
+def store(hub_cache, ref: str, files: dict[str, bytes | None], commit: str | None = None):
     """Files of a model as the hub's cache holds them; None: a file whose download has not ended."""
     folder = hub / f"models--{ref.replace('/', '--')}"
     snapshot = folder / "snapshots" / (commit or "0" * 40)
@@ -48,35 +47,35 @@ def store(hub, ref: str, files: dict[str, bytes | None], commit: str | None = No
 DEPTH, TINY, LORA = (MODELS[name] for name in ("depth-anything-v2-small", "taew2.1", "causvid-lora"))
 
 
-def test_what_is_in_the_hubs_cache(hub):
+def test_what_is_in_the_hubs_cache(hub_cache):
     assert whereabouts(DEPTH) == ("absent", 0, [])
     revision = DEPTH.parts[0].revision
     files: dict[str, bytes | None] = {"config.json": b"{}", "preprocessor_config.json": b"{}"}
-    store(hub, DEPTH.ref, files, revision)
+    store(hub_cache, DEPTH.ref, files, revision)
     assert whereabouts(DEPTH) == ("partial", 4, ["model.safetensors"])
-    store(hub, DEPTH.ref, files | {"model.safetensors": b"w" * 1000}, revision)
+    store(hub_cache, DEPTH.ref, files | {"model.safetensors": b"w" * 1000}, revision)
     assert whereabouts(DEPTH) == ("complete", 1004, [])
 
 
 @pytest.mark.parametrize("spec", [TINY, LORA], ids=lambda spec: spec.name)
-def test_models_of_one_file(hub, spec):
+def test_models_of_one_file(hub_cache, spec):
     (file,) = spec.parts[0].files
-    store(hub, spec.ref, {"other.safetensors": b"another of the same repository"})
+    store(hub_cache, spec.ref, {"other.safetensors": b"another of the same repository"})
     assert whereabouts(spec) == ("absent", 0, [])
-    store(hub, spec.ref, {file: b"w" * 10})
-    assert whereabouts(spec) == ("complete", 10, []) and models.in_cache(spec)
+    store(hub_cache, spec.ref, {file: b"w" * 10})
+    assert whereabouts(spec) == ("complete", 10, []) and hub.in_cache(spec)
 
 
-def test_parts_and_shards_count_one_by_one(hub):
+def test_parts_and_shards_count_one_by_one(hub_cache):
     vae = WAN.parts[2]
-    store(hub, vae.repo, {"vae/config.json": b"{}", "vae/m-00001-of-00002.safetensors": b"w" * 10}, vae.revision)
+    store(hub_cache, vae.repo, {"vae/config.json": b"{}", "vae/m-00001-of-00002.safetensors": b"w" * 10}, vae.revision)
     state, size, missing = whereabouts(WAN)
     assert (state, size) == ("partial", 12) and "m-00002-of-00002.safetensors" in missing
     assert "vae/*.json" not in missing and "text_encoder/*.safetensors" in missing
 
 
-def test_a_download_that_has_not_ended_is_partial(hub):
-    store(hub, TINY.ref, {"taew2_1.safetensors": None})
+def test_a_download_that_has_not_ended_is_partial(hub_cache):
+    store(hub_cache, TINY.ref, {"taew2_1.safetensors": None})
     assert whereabouts(TINY)[:2] == ("partial", 4)
 
 
@@ -118,7 +117,7 @@ def test_what_requirements_want(tmp_path):
     file.write_text("torch>=2.0  # any\n\nno-such-package-at-all>=1\ntqdm>1000\n")
     unmet = doctor._unmet(file)
     assert unmet[0] == "no-such-package-at-all is not installed" and unmet[1].startswith("tqdm is ") and len(unmet) == 2
-    assert doctor._unmet(models.ROOT / "requirements.txt") == []
+    assert doctor._unmet(table.ROOT / "requirements.txt") == []
 
 
 def test_nothing_is_waited_for_long():
@@ -128,7 +127,7 @@ def test_nothing_is_waited_for_long():
     assert doctor._in_background(lambda: "found")(5) == "found"
 
 
-def test_the_hub_is_not_asked_when_offline(hub, monkeypatch):
+def test_the_hub_is_not_asked_when_offline(hub_cache, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked"))
@@ -142,7 +141,7 @@ def test_durations():
 
 
 @pytest.mark.slow
-def test_the_whole_examination(hub, capsys):
+def test_the_whole_examination(hub_cache, capsys):
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["hub"]["state"] == "offline"
@@ -152,19 +151,19 @@ def test_the_whole_examination(hub, capsys):
     assert {model["name"]: model["state"] for model in found["models"]} == {
         spec.name: "complete" if spec.local else "absent" for spec in MODELS.values()
     }
-    assert not hub.exists()  # nothing was fetched
+    assert not hub_cache.exists()  # nothing was fetched
 
     text = doctor.report(found)
     commands = [missing["get"] for missing in found["missing"]]
-    assert models.command_for(WAN) in commands and models.command_for(LORA) in commands
-    assert not set(commands) & {models.command_for(spec) for spec in models.of_role("metric")}
+    assert hub.command_for(WAN) in commands and hub.command_for(LORA) in commands
+    assert not set(commands) & {hub.command_for(spec) for spec in table.of_role("metric")}
     assert all(len(line) <= 92 or line.strip() in commands for line in text.splitlines())
     for word in ("nano", WAN.name, "offline mode", "cores", "libx264", *commands):
         assert word in text
 
 
-def test_without_the_small_models_it_says_so_and_fails(hub, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(models, "ROOT", tmp_path)
+def test_without_the_small_models_it_says_so_and_fails(hub_cache, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(table, "ROOT", tmp_path)
     (tmp_path / "requirements.txt").write_text("torch\n")
     monkeypatch.setattr(doctor.cost, "work_of", lambda *_: None)
     assert main(["doctor"]) == 1

@@ -12,24 +12,25 @@ import pytest
 import torch
 from synthetic import write_depth
 
-import pipeline.render.render as room
 from pipeline import InputError
-from pipeline.cli.commands import main
+from pipeline.__main__ import main
 from pipeline.known import first_frame
 from pipeline.known.first_frame import inpaint, locate
 from pipeline.media.video import Clip, write_video
-from pipeline.models import table as models
-from pipeline.render.render import DoneEvent, FailedEvent, RenderRequest, StageEvent, render
+from pipeline.models import hub, table
+from pipeline.render.events import DoneEvent, FailedEvent, StageEvent
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
 
 SIZE = (64, 96)
 
 
 def clip_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "ball"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(table.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
@@ -172,10 +173,10 @@ def test_the_model_works_at_its_own_size(model, monkeypatch):
 def test_weights_that_are_not_here_are_named_with_what_gets_them(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    for spec in models.of_role("first frame"):
+    for spec in table.of_role("first frame"):
         with pytest.raises(InputError, match="or give a picture of it") as raised:
             locate(spec.name)
-        assert models.command_for(spec) in str(raised.value) and spec.title in str(raised.value)
+        assert hub.command_for(spec) in str(raised.value) and spec.title in str(raised.value)
     with pytest.raises(InputError, match="hf download someone/no-such-inpainting"):
         locate("someone/no-such-inpainting")
 
@@ -193,7 +194,7 @@ def test_a_restricted_licence_has_to_be_accepted():
         RenderRequest("clip.mp4", first_frame_model="flux-fill")
     assert "not be used commercially" in str(raised.value) and "33.7 GB" in str(raised.value)
     with pytest.raises(InputError, match="--accept flux-fill"):
-        RenderRequest("clip.mp4", first_frame_model=models.MODELS["flux-fill"].ref)
+        RenderRequest("clip.mp4", first_frame_model=table.MODELS["flux-fill"].ref)
     request = RenderRequest("clip.mp4", first_frame_model="flux-fill", accepted=("flux-fill",))
     assert "accepted" not in json.loads(request.to_json()), "everyone accepts for themselves"
     with pytest.raises(InputError, match="--accept"):
@@ -226,7 +227,7 @@ def request_(tmp_path, tiny_backbone_folder, sd_folder, monkeypatch) -> RenderRe
 def few_steps(monkeypatch):
     from functools import partial
 
-    monkeypatch.setattr(room, "inpaint", partial(inpaint, steps=2))
+    monkeypatch.setattr("pipeline.render.render.inpaint", partial(inpaint, steps=2))
 
 
 def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
@@ -250,7 +251,7 @@ def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
 
 
 def test_a_complete_first_frame_needs_no_model(request_, tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "inpaint", lambda *_, **__: pytest.fail("it is complete"))
+    monkeypatch.setattr("pipeline.render.render.inpaint", lambda *_, **__: pytest.fail("it is complete"))
     *_, last = render(replace(request_, mask=None), tmp_path / "out")
     assert isinstance(last, DoneEvent), last
     assert last.result.report["first_frame"]["from"] == "the clip"

@@ -14,11 +14,13 @@ from PIL import Image
 from synthetic import frames, write_clip
 
 from pipeline import InputError
+from pipeline.__main__ import main
 from pipeline.camera.geometry import PRESETS
-from pipeline.cli.commands import main
 from pipeline.evaluation import folders
 from pipeline.evaluation.folders import evaluate, exchanged, read_prompts, sources_of
-from pipeline.render.render import DoneEvent, RenderRequest, render
+from pipeline.render.events import DoneEvent
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
 
 COUNT, SIZE = 6, (51, 75)
 
@@ -241,7 +243,7 @@ def test_what_cannot_be_used_is_left_out_and_said(flat, tiny_backbone_folder, tm
 
 
 def test_without_prompts_and_captioner_the_remedy_is_named(flat, tiny_backbone_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.models.table.at_hand", lambda ref: None)
+    monkeypatch.setattr("pipeline.models.hub.at_hand", lambda ref: None)
     with pytest.raises(InputError, match=r'--prompts prompts\.json, such as \{"two": \[.*not on this machine'):
         evaluate("replace", sources_of(flat), str(tiny_backbone_folder), **ask_of(tiny_backbone_folder, tmp_path, []))
     monkeypatch.setattr(

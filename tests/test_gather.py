@@ -15,21 +15,17 @@ from synthetic import write_clip
 
 from pipeline.camera.geometry import CameraPath, default_intrinsics, scale_intrinsics, static_path
 from pipeline.camera.moves import preset_move
-from pipeline.known.gather import at_size, ego_motion, from_other_frames, gather, standing, steady
-from pipeline.known.warp import Measurement, warp_to_path
+from pipeline.finish.steady import steady
+from pipeline.known.ego_motion import ego_motion
+from pipeline.known.gather import at_size, from_other_frames, gather, standing
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_to_path
 from pipeline.media.video import Clip, read_video, write_video
-from pipeline.render.render import (
-    DoneEvent,
-    RenderRequest,
-    analyse,
-    cameras_of,
-    hide,
-    measure,
-    render,
-    replaced_place,
-    see_elsewhere,
-    wants_other_frames,
-)
+from pipeline.render.analysis import analyse, hide
+from pipeline.render.events import DoneEvent
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import cameras_of, measure, replaced_place, see_elsewhere, wants_other_frames
 
 T, H, W = 9, 96, 144
 WALL, CARD, HALF = 8.0, 4.0, 0.7

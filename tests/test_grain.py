@@ -11,7 +11,10 @@ from pipeline.camera.geometry import CameraPath, default_intrinsics, static_path
 from pipeline.evaluation.metrics import texture_distance
 from pipeline.finish.grain import match_grain
 from pipeline.media.video import Clip, read_video, write_video
-from pipeline.render.render import GRAINED, DoneEvent, RenderRequest, render
+from pipeline.render.events import DoneEvent
+from pipeline.render.render import render
+from pipeline.render.report import GRAINED
+from pipeline.render.request import RenderRequest
 
 T, H, W = 3, 120, 180
 SOFT = 3.0

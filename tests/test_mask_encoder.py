@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import InputError
-from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, preset_motion, static_path
+from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, static_path
 from pipeline.known.warp import warp_to_path
-from pipeline.prior.backbone import load_backbone
+from pipeline.prior.load import load_backbone
 from pipeline.prior.mask_encoder import MaskEncoder
 from pipeline.training.mask_encoder import Pairs, predict, random_path, seen_again, structural
 from pipeline.world import dataset
+from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import render_sample
 
 NANO = dict(dim_mult=[1, 2, 4], num_res_blocks=1, temporal_downsample=[True, True], patch_size=2)

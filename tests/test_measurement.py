@@ -11,12 +11,16 @@ from pipeline.camera.geometry import (
     follow,
     invert_rigid,
     pixel_rays,
-    preset_motion,
     project,
     static_path,
     transform,
 )
-from pipeline.known.warp import Measurement, composite, fill_unknown, see_behind, warp_depth, warp_to_path
+from pipeline.finish.composite import composite
+from pipeline.known.behind import see_behind
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
+from pipeline.world.cameras import preset_motion
 
 H, W, T = 96, 160, 3
 K = default_intrinsics(H, W, T)

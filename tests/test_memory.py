@@ -19,13 +19,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline import InputError
-from pipeline.cli.commands import main
-from pipeline.known.warp import Measurement
+from pipeline.__main__ import main
+from pipeline.known.measurement import Measurement
+from pipeline.method.problem import prepare, solve
 from pipeline.models import memory
 from pipeline.models.memory import MODES, WHOLE, choose, model_size, need, needs
 from pipeline.models.table import MODELS as TABLE
-from pipeline.prior.backbone import FEW_STEPS, Backbone, load_backbone, skeleton
-from pipeline.render.render import RenderRequest, prepare, solve, with_previews
+from pipeline.prior.backbone import Backbone
+from pipeline.prior.fast import FEW_STEPS
+from pipeline.prior.load import load_backbone, skeleton
+from pipeline.render.request import RenderRequest
+from pipeline.render.worker import with_previews
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 T, H, W = 9, 32, 48
@@ -440,12 +444,12 @@ def write_lora(folder: Path, width: int, layers: int) -> Path:
 @pytest.mark.parametrize("name", ["whole", "offload", "groups"])
 def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_path, monkeypatch, name):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES[name])
-    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.fast.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     lora = write_lora(tmp_path, 24, 2)
     (part,) = TABLE[FEW_STEPS.model].parts
     spec = replace(TABLE[FEW_STEPS.model], parts=(replace(part, files=(lora.name,)),))
     monkeypatch.setitem(TABLE, FEW_STEPS.model, spec)
-    monkeypatch.setattr("pipeline.models.table.download", lambda asked, _: (tmp_path,) if asked is spec else ())
+    monkeypatch.setattr("pipeline.models.hub.download", lambda asked, _: (tmp_path,) if asked is spec else ())
     plain = result_of(backbone, replace(REQUEST, steps=2, guidance_scale=1.0))
     changed = result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,), steps=2))
     assert backbone.passes.asked == 2 and (changed - plain).norm() > 1e-4 * plain.norm()
@@ -457,13 +461,13 @@ def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_pat
 
 def test_the_few_step_lora_is_refused_in_eight_bits(tiny_backbone_folder, monkeypatch):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES["fp8"])
-    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.fast.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     with pytest.raises(InputError, match="8 bits"):
         result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
 
 
 def test_a_missing_peft_is_said(backbone, monkeypatch):
-    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.fast.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     monkeypatch.setattr("pipeline.prior.backbone.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install peft"):
         result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))

@@ -6,11 +6,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from pipeline import InputError
-from pipeline.camera.geometry import follow, invert_rigid, preset_motion
+from pipeline.camera.geometry import follow, invert_rigid
 from pipeline.depth.estimate import Depth, subject_distance
-from pipeline.evaluation.metrics import FEWEST_INLIERS, camera_error, motion_smoothness, psnr, ssim, texture_distance
+from pipeline.evaluation.metrics import FEWEST_INLIERS, camera_error, motion_smoothness, texture_distance
 from pipeline.evaluation.scenes import measure_sample
 from pipeline.evaluation.scores import METRICS, Case, measure, world_case
+from pipeline.media.quality import psnr, ssim
+from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import render_sample
 
 

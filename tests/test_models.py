@@ -17,9 +17,10 @@ from conftest import make_backbone
 from safetensors.torch import load_file, save_file
 
 from pipeline import InputError
-from pipeline.cli.commands import main
-from pipeline.models import table as models
-from pipeline.prior.backbone import _fetch, diffusers_key, load_backbone, load_original, original_config, skeleton
+from pipeline.__main__ import main
+from pipeline.models import hub, table
+from pipeline.prior.load import _fetch, load_backbone, skeleton
+from pipeline.prior.wan_layout import diffusers_key, load_original, original_config
 
 CONFIGS = Path(__file__).parent / "configs"
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -295,7 +296,7 @@ def test_the_image_encoder_of_the_hub_brings_a_projection_that_is_not_used(pair,
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path) -> Path:
+def hub_cache(monkeypatch, tmp_path) -> Path:
     """An empty cache, and a hub that is never asked."""
     import huggingface_hub
     from huggingface_hub import constants
@@ -312,7 +313,7 @@ def hub(monkeypatch, tmp_path) -> Path:
     return cache
 
 
-def put(cache: Path, part: models.Part, source: Path) -> Path:
+def put(cache: Path, part: table.Part, source: Path) -> Path:
     """Files into a cache as the hub's client keeps them, links to blobs left aside."""
     revision = part.revision or "0" * 40
     repository = cache / f"models--{part.repo.replace('/', '--')}"
@@ -326,58 +327,58 @@ def put(cache: Path, part: models.Part, source: Path) -> Path:
     return folder
 
 
-def fill(cache: Path, spec: models.ModelSpec, source: Path) -> None:
+def fill(cache: Path, spec: table.ModelSpec, source: Path) -> None:
     for part in spec.parts:
         put(cache, part, source)
 
 
-FUN = models.MODELS["wan2.1-fun-1.3b-inp"]
+FUN = table.MODELS["wan2.1-fun-1.3b-inp"]
 
 
-def test_the_default_model_loads_from_parts_of_three_repositories(hub, pair):
-    fill(hub, FUN, pair[1])
-    assert models.in_cache(FUN) and len({part.repo for part in FUN.parts}) == 3
+def test_the_default_model_loads_from_parts_of_three_repositories(hub_cache, pair):
+    fill(hub_cache, FUN, pair[1])
+    assert hub.in_cache(FUN) and len({part.repo for part in FUN.parts}) == 3
     backbone = load_backbone(FUN.name, **CPU)
     assert backbone.has_image_branch and backbone.image_encoder is not None
     assert (backbone.name, backbone.frames, backbone.steps, backbone.shift) == (FUN.name, 81, 50, 3.0)
-    assert models.loading(FUN.name) == f"Loading the model {FUN.name}"
+    assert hub.loading(FUN.name) == f"Loading the model {FUN.name}"
     assert _fetch(FUN.ref) == _fetch(FUN.name)  # its hub id means the same
 
 
-def test_what_is_not_in_the_cache_is_named_with_size_and_command(hub, pair):
-    fill(hub, FUN, pair[1])
-    shutil.rmtree(hub / "models--Wan-AI--Wan2.2-TI2V-5B-Diffusers")
-    assert not models.in_cache(FUN)
-    assert models.loading(FUN.name) == f"Downloading the model {FUN.name} (11.4 GB, Apache-2.0), then loading it"
+def test_what_is_not_in_the_cache_is_named_with_size_and_command(hub_cache, pair):
+    fill(hub_cache, FUN, pair[1])
+    shutil.rmtree(hub_cache / "models--Wan-AI--Wan2.2-TI2V-5B-Diffusers")
+    assert not hub.in_cache(FUN)
+    assert hub.loading(FUN.name) == f"Downloading the model {FUN.name} (11.4 GB, Apache-2.0), then loading it"
     message = r"11\.4 GB are missing.*python -m pipeline models --download wan2\.1-fun-1\.3b-inp\..*no network"
     with pytest.raises(InputError, match=message):
         load_backbone(FUN.name, **CPU)
 
 
-def test_a_part_counts_only_when_it_is_whole(hub, tmp_path):
-    part = models.Part("a/b", ("config.json", "*.safetensors"), 1)
+def test_a_part_counts_only_when_it_is_whole(hub_cache, tmp_path):
+    part = table.Part("a/b", ("config.json", "*.safetensors"), 1)
     for name in ("config.json", "m-00001-of-00003.safetensors", "m-00002-of-00003.safetensors"):
         (tmp_path / name).write_text("{}")
-    assert models.cached(part) is None
-    folder = put(hub, part, tmp_path)
-    assert models.cached(part) is None
+    assert hub.cached(part) is None
+    folder = put(hub_cache, part, tmp_path)
+    assert hub.cached(part) is None
     (folder / "m-00003-of-00003.safetensors").write_text("")
-    assert models.cached(part) == folder
+    assert hub.cached(part) == folder
     (folder / "config.json").unlink()
-    assert models.cached(part) is None
-    assert models.cached(models.Part("a/b", ("*.safetensors",), 1, revision="1" * 40)) is None
+    assert hub.cached(part) is None
+    assert hub.cached(table.Part("a/b", ("*.safetensors",), 1, revision="1" * 40)) is None
 
 
-def test_a_lone_original_transformer_takes_the_encoders_from_the_cache(hub, pair, tmp_path):
+def test_a_lone_original_transformer_takes_the_encoders_from_the_cache(hub_cache, pair, tmp_path):
     for file in ("config.json", "diffusion_pytorch_model.safetensors"):
         shutil.copy(pair[1] / file, tmp_path)
     (tmp_path / "Wan2.1_VAE.pth").write_bytes(b"a pickle")
     with pytest.raises(InputError, match=r"Wan-AI/Wan2\.2-TI2V-5B-Diffusers.*hf download"):
         load_backbone(str(tmp_path), **CPU)
-    for part in models.WAN_ENCODERS:
-        put(hub, part, pair[1])
+    for part in table.WAN_ENCODERS:
+        put(hub_cache, part, pair[1])
     root, folders = _fetch(str(tmp_path))
-    assert folders["transformer"] == root == tmp_path and folders["vae"].is_relative_to(hub)
+    assert folders["transformer"] == root == tmp_path and folders["vae"].is_relative_to(hub_cache)
     assert load_backbone(str(tmp_path), **CPU).has_image_branch
 
 
@@ -386,7 +387,7 @@ def test_offline_with_a_filled_cache(pair, tmp_path):
     cache = tmp_path / "hub"
     fill(cache, FUN, pair[1])
     code = (
-        "import sys, torch\nfrom pipeline.backbone import load_backbone\n"
+        "import sys, torch\nfrom pipeline.prior.load import load_backbone\n"
         "for name in sys.argv[1:]:\n    print(load_backbone(name, device='cpu', dtype=torch.float32).name)"
     )
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -397,13 +398,13 @@ def test_offline_with_a_filled_cache(pair, tmp_path):
     assert "InputError: The model 'wan2.1-fun-14b-inp' is not on this machine; 32.8 GB are missing" in done.stderr
 
 
-def test_a_full_disk_is_noticed_before_the_download(hub, monkeypatch):
-    monkeypatch.setattr(models.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 10**9))
+def test_a_full_disk_is_noticed_before_the_download(hub_cache, monkeypatch):
+    monkeypatch.setattr(table.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 10**9))
     with pytest.raises(InputError, match=r"needs 16\.3 GB on the disk, and 1\.0 GB are free.*HF_HOME"):
-        models.download(FUN)
+        hub.download(FUN)
 
 
-def test_gated_models_say_where_to_log_in(monkeypatch, hub):
+def test_gated_models_say_where_to_log_in(monkeypatch, hub_cache):
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
@@ -416,35 +417,35 @@ def test_gated_models_say_where_to_log_in(monkeypatch, hub):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(InputError, match=r"huggingface\.co/black-forest-labs/FLUX\.1-Fill-dev.*hf auth login"):
-        models.download(models.MODELS["flux-fill"], ["flux-fill"])
+        hub.download(table.MODELS["flux-fill"], ["flux-fill"])
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_terms_are_accepted_before_anything_is_fetched(hub):
+def test_terms_are_accepted_before_anything_is_fetched(hub_cache):
     for name in ("depthcrafter", "flux-fill", "blip-2"):
-        spec = models.MODELS[name]
+        spec = table.MODELS[name]
         with pytest.raises(InputError, match=f"accept its terms.*--accept {name}") as caught:
-            models.download(spec)
+            hub.download(spec)
         assert spec.terms in str(caught.value)
-        models.check_accepted(spec.ref, [name])
+        table.check_accepted(spec.ref, [name])
         with pytest.raises(InputError, match="accept its terms"):
-            models.check_accepted(spec.ref.upper(), ["another"])
-    models.check_accepted("nano", [])
-    models.check_accepted("someone/else", [])
+            table.check_accepted(spec.ref.upper(), ["another"])
+    table.check_accepted("nano", [])
+    table.check_accepted("someone/else", [])
 
 
 def test_the_table_is_complete():
-    assert {spec.role for spec in models.MODELS.values()} == set(models.ROLES)
-    for name, spec in models.MODELS.items():
+    assert {spec.role for spec in table.MODELS.values()} == set(table.ROLES)
+    for name, spec in table.MODELS.items():
         assert spec.name == name and spec.classes and spec.licence and spec.note
         assert spec.local != bool(spec.parts) and spec.local == (spec.download_bytes == 0)
         assert all(part.files and part.download_bytes > 0 for part in spec.parts)
         assert not any(pattern.endswith((".bin", ".pt", ".pth")) for part in spec.parts for pattern in part.files)
         free = spec.licence in ("Apache-2.0", "MIT", "BSD-3-Clause")
         assert free != bool(spec.terms), "what a licence forbids has to be said, and accepted"
-    for spec in models.of_role("backbone"):
+    for spec in table.of_role("backbone"):
         if not spec.local:
             parts = [component for part in spec.parts for component in part.components]
             wanted = [
@@ -471,17 +472,17 @@ def test_download_sizes_are_those_of_the_weights():
         if name.startswith("wan"):
             parts += (("umt5-xxl-encoder", 2), ("wan2.1-vae", 4), ("svd-image-encoder", 2))
         weights = sum(PUBLISHED[config][1] * each for config, each in parts)
-        assert math.isclose(models.MODELS[name].download_bytes, weights, rel_tol=0.01)
+        assert math.isclose(table.MODELS[name].download_bytes, weights, rel_tol=0.01)
     # of rank 32 and 16 bits, for eight layers as wide as the model and two of the feed-forward network in each block
     lora = 30 * 32 * 2 * (8 * (1536 + 1536) + 2 * (1536 + 8960))
-    assert math.isclose(models.MODELS["causvid-lora"].download_bytes, lora, rel_tol=0.01)
+    assert math.isclose(table.MODELS["causvid-lora"].download_bytes, lora, rel_tol=0.01)
 
 
 @pytest.mark.parametrize("name", ["wan2.1-fun-1.3b-inp", "wan2.1-fun-14b-inp", "wan2.1-i2v-14b-480p"])
 def test_the_configurations_of_the_table_are_the_published_ones(name):
     transformer = "wan2.1-fun-1.3b-inp-transformer" if "1.3b" in name else "wan2.1-i2v-14b-transformer"
     published = (transformer, "wan2.1-vae", "umt5-xxl-encoder", "clip-vit-h-vision")
-    parts = skeleton(models.MODELS[name])
+    parts = skeleton(table.MODELS[name])
     for part, config in zip(("transformer", "vae", "text_encoder", "image_encoder"), published, strict=True):
         found = [parameter.numel() for parameter in parts[part].parameters()]
         assert (len(found), sum(found)) == PUBLISHED[config][:2]
@@ -494,41 +495,41 @@ def test_models_of_wan_2_2_say_why_not(tmp_path):
         "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "first frame clean",
     }.items():
         with pytest.raises(InputError, match=f"not served: .*{reason}.*wan2.1-fun-1.3b-inp"):
-            models.resolve(ref)
+            hub.resolve(ref)
     (tmp_path / "high_noise_model").mkdir()
     with pytest.raises(InputError, match="two transformers"):
-        models.resolve(str(tmp_path))
+        hub.resolve(str(tmp_path))
 
 
 def test_models_of_other_roles_are_no_backbones():
     with pytest.raises(InputError, match="is for masks, not a video model"):
         load_backbone("sam2-hiera-tiny", **CPU)
-    from pipeline.depth.estimate import load_depth_model
+    from pipeline.depth.load import load_depth_model
 
     with pytest.raises(InputError, match="is for masks, not for depth"):
         load_depth_model("sam2-hiera-tiny")
 
 
-def test_the_default_backbone_needs_a_gpu_and_its_weights(hub, pair):
-    name, why = models.default_backbone(cuda=False)
+def test_the_default_backbone_needs_a_gpu_and_its_weights(hub_cache, pair):
+    name, why = hub.default_backbone(cuda=False)
     assert name == "nano" and "no CUDA GPU" in why
-    name, why = models.default_backbone(cuda=True)
+    name, why = hub.default_backbone(cuda=True)
     assert name == "nano" and "16.3 GB, Apache-2.0" in why
     assert why.endswith("python -m pipeline models --download wan2.1-fun-1.3b-inp")
-    fill(hub, FUN, pair[1])
-    assert models.default_backbone(cuda=True)[0] == FUN.name
+    fill(hub_cache, FUN, pair[1])
+    assert hub.default_backbone(cuda=True)[0] == FUN.name
 
 
-def test_the_command_prints_the_table_and_gets_models(hub, pair, capsys):
-    fill(hub, FUN, pair[1])
+def test_the_command_prints_the_table_and_gets_models(hub_cache, pair, capsys):
+    fill(hub_cache, FUN, pair[1])
     assert main(["models"]) == 0
     said = capsys.readouterr().out
     rows = {line.split()[0]: line for line in said.splitlines() if line and not line.startswith(" ")}
     assert rows["wan2.1-fun-1.3b-inp"].split() == ["wan2.1-fun-1.3b-inp", "backbone", "Apache-2.0", "16.3", "GB", "yes"]
     assert rows["depthcrafter"].endswith("4.5 GB    no") and "comes with the program" in rows["nano"]
-    assert models.MODELS["depthcrafter"].terms in said
+    assert table.MODELS["depthcrafter"].terms in said
     assert main(["models", "--download", FUN.name]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(models.cached(part)) for part in FUN.parts]
+    assert capsys.readouterr().out.splitlines() == [str(hub.cached(part)) for part in FUN.parts]
     assert main(["models", "--download", "depthcrafter"]) == 2
     assert "--accept depthcrafter" in capsys.readouterr().err
     assert main(["models", "--download", "depthcrafter", "--accept", "depthcrafter"]) == 2

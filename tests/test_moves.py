@@ -6,15 +6,7 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.camera.geometry import (
-    PRESETS,
-    default_intrinsics,
-    invert_rigid,
-    preset_motion,
-    project,
-    static_path,
-    transform,
-)
+from pipeline.camera.geometry import PRESETS, default_intrinsics, invert_rigid, project, static_path, transform
 from pipeline.camera.moves import (
     MOVES,
     SPEEDS,
@@ -26,6 +18,7 @@ from pipeline.camera.moves import (
     sample_move,
     target_path,
 )
+from pipeline.world.cameras import preset_motion
 
 FOV = 55.0
 WINDING = Move(

@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.nano import mean_with_error
 from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
-from pipeline.known.warp import fill_unknown
+from pipeline.known.fill import fill_unknown
+from pipeline.media.quality import psnr
 from pipeline.media.video import Clip, probe, write_video
-from pipeline.models.table import resolve
-from pipeline.render.render import DoneEvent, RenderRequest, get_backbone, render, windows_of
+from pipeline.method.problem import windows_of
+from pipeline.models.hub import resolve
+from pipeline.render.events import DoneEvent
+from pipeline.render.loaded import get_backbone
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
 from pipeline.world.dataset import TRAIN_FROM
 from pipeline.world.scenes import render_sample
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pipeline import InputError
 from pipeline.evaluation import perceptual
 from pipeline.evaluation.scores import FVD_WEIGHTS, METRICS, Case, absent, fvd, measure, set_features
-from pipeline.known.warp import Measurement
-from pipeline.models import table as models
+from pipeline.known.measurement import Measurement
+from pipeline.models import table
 
 BLOCK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = ["a", "red", "ball", "rolls", "yes", "no", "Yes", "No"]
@@ -122,12 +122,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 def here(folders, monkeypatch) -> dict[str, Path]:
     """The tiny weights stand where the real ones would."""
     there = dict(folders)
-    monkeypatch.setattr(models, "at_hand", lambda ref: there.get(ref))
+    monkeypatch.setattr(hub, "at_hand", lambda ref: there.get(ref))
     return there
 
 
 def test_there_are_weights_of_each_model_in_the_table(folders):
-    assert set(folders) == {spec.name for spec in models.of_role("metric")}
+    assert set(folders) == {spec.name for spec in table.of_role("metric")}
     assert {metric.weights for metric in METRICS.values()} | {FVD_WEIGHTS} == {*folders, None}
 
 
@@ -146,7 +146,7 @@ def test_vgg16_has_the_names_and_sizes_of_the_published_weights():
     classifier = sum(n * m + m for n, m in ((25088, 4096), (4096, 4096), (4096, 1000)))
     parameters = sum(math.prod(shape) for shape in found.values()) + classifier
     assert parameters == 138_357_544  # of vgg16 as published
-    assert 0 < models.MODELS["vgg16"].download_bytes - 4 * parameters < 10_000
+    assert 0 < table.MODELS["vgg16"].download_bytes - 4 * parameters < 10_000
 
 
 def test_download_sizes_are_those_of_the_weights():
@@ -182,7 +182,7 @@ def test_download_sizes_are_those_of_the_weights():
         }
     for name, (network, each) in published.items():
         weights = each * sum(parameter.numel() for parameter in network.parameters())
-        assert weights == pytest.approx(models.MODELS[name].download_bytes, rel=0.01), name
+        assert weights == pytest.approx(table.MODELS[name].download_bytes, rel=0.01), name
 
 
 def test_the_linear_layers_are_those_of_lpips():
@@ -402,7 +402,7 @@ def case(**changes) -> Case:
 
 def test_all_of_it(here):
     """Everything that has weights, where they are at hand and their terms accepted."""
-    named = [spec.name for spec in models.of_role("metric")]
+    named = [spec.name for spec in table.of_role("metric")]
     weighed = [name for name, metric in METRICS.items() if metric.weights]
     whole = case(truth=video(2, 5), prompt="a red ball")
     figures = measure(whole, weighed, accepted=named)
@@ -422,7 +422,7 @@ def test_all_of_it(here):
 def test_what_is_not_here_is_absent_and_said(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    missing = absent([spec.name for spec in models.of_role("metric")])
+    missing = absent([spec.name for spec in table.of_role("metric")])
     assert set(missing) == {name for name, metric in METRICS.items() if metric.weights} | {"fvd"}
     assert missing["lpips_holes"] == "python -m pipeline models --download vgg16"
     assert missing["fvd"] == "python -m pipeline models --download videomae-base --accept videomae-base"

@@ -7,28 +7,30 @@ import pytest
 import torch
 from synthetic import write_clip, write_depth
 
-import pipeline.render.render as room
 from pipeline import InputError
 from pipeline.camera.moves import Keyframe, Move, preset_move
 from pipeline.depth.estimate import Depth
-from pipeline.known.warp import Measurement
-from pipeline.media.video import probe, read_video, resize
+from pipeline.known.measurement import Measurement
+from pipeline.media.video import probe, read_video, resize, to_uint8
+from pipeline.method.guidance import guidance_scale_of
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
+from pipeline.method.problem import _pad, prepare, solve
 from pipeline.method.sampler import flow_sigmas, sample
 from pipeline.method.solvers import SOLVERS, dds
-from pipeline.render.render import (
-    Analysis,
-    DoneEvent,
-    FailedEvent,
-    RenderRequest,
-    StageEvent,
-    StepEvent,
-    WarpEvent,
-    analyse,
+from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.events import DoneEvent, FailedEvent, StageEvent, StepEvent, WarpEvent
+from pipeline.render.loaded import get_backbone
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import (
+    _frames_words,
+    _warp,
     at_moment,
     measure,
     path_warnings,
-    render,
+    preview,
+    show_holes,
+    with_depth,
 )
 
 
@@ -173,9 +175,9 @@ def test_depth_is_estimated_once_for_a_clip(request_, tmp_path, monkeypatch):
         yield Depth(2 + resize(frames, size).mean(1), False)
 
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr(room, "estimate", estimate)
-    monkeypatch.setattr(room, "_load_depth_model", lambda ref: None)
-    monkeypatch.setattr(room.get_backbone(request_.backbone), "depth", str(tmp_path / "model"))
+    monkeypatch.setattr("pipeline.render.analysis.estimate", estimate)
+    monkeypatch.setattr("pipeline.render.analysis._load_depth_model", lambda ref: None)
+    monkeypatch.setattr(get_backbone(request_.backbone), "depth", str(tmp_path / "model"))
     request = replace(request_, depth=None)
     first, again = analysed(request), analysed(replace(request, camera="dolly-in"))
     assert torch.equal(first.depth.z, again.depth.z)
@@ -274,13 +276,13 @@ def test_other_ways_end_with_a_video(request_, tmp_path, changes):
 @pytest.fixture
 def solved(request_):
     """The solution of a changed request, and how many steps it took."""
-    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
     measurement = measure(analysis, request_)
 
     def solve(**changes):
         request = replace(request_, steps=3, **changes)
-        problem = room.prepare(backbone, measurement, analysis.clip.frames, request, target=analysis.clip.frames)
-        steps = list(room.solve(backbone, problem, request))
+        problem = prepare(backbone, measurement, analysis.clip.frames, request, target=analysis.clip.frames)
+        steps = list(solve(backbone, problem, request))
         assert not steps[-1].z.requires_grad
         return steps[-1].z, len(steps)
 
@@ -321,7 +323,7 @@ def test_any_number_of_frames(request_, tmp_path, frames, model):
 
 
 def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, monkeypatch):
-    backbone = room.get_backbone(request_.backbone)
+    backbone = get_backbone(request_.backbone)
     seen, velocity = [], backbone.velocity
     monkeypatch.setattr(
         backbone,
@@ -343,9 +345,9 @@ def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, 
 
 
 def test_the_guidance_scale_follows_the_task_and_equal_prompts_need_none(request_, monkeypatch):
-    backbone = room.get_backbone(request_.backbone)
+    backbone = get_backbone(request_.backbone)
     monkeypatch.setattr(backbone, "settings", replace(backbone.settings, replace_guidance_scale=7.0))
-    scale = lambda **given: room.guidance_scale_of(replace(request_, **given), backbone)
+    scale = lambda **given: guidance_scale_of(replace(request_, **given), backbone)
     assert scale(prompt="a ball") == backbone.guidance_scale == 3
     assert scale(prompt="a ball", mask="m.png") == 7 and scale(prompt="a ball", mask="m.png", remove=True) == 3
     assert scale(prompt="a ball", mask="m.png", guidance_scale=2.0) == 2
@@ -356,20 +358,20 @@ def test_the_guidance_scale_follows_the_task_and_equal_prompts_need_none(request
 
 
 def test_equal_prompts_are_not_computed_twice(request_, monkeypatch):
-    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
-    problem = room.prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
+    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
+    problem = prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
     calls = []
     forward = backbone.transformer.forward
     monkeypatch.setattr(backbone.transformer, "forward", lambda **given: calls.append(1) or forward(**given))
     for prompts in ({"prompt": "a"}, {"prompt": "a", "negative_prompt": "a"}):
-        *_, last = room.solve(backbone, problem, replace(request_, **prompts))
+        *_, last = solve(backbone, problem, replace(request_, **prompts))
         assert last.z.isfinite().all()
     assert len(calls) == 3 * backbone.steps
 
 
 def test_a_clip_no_longer_than_the_model_is_sampled_as_a_whole(request_):
-    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
-    problem = room.prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
+    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
+    problem = prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
     prompt, negative = backbone.embed(request_.prompt), backbone.embed("")
 
     def velocity(z, sigma):
@@ -380,7 +382,7 @@ def test_a_clip_no_longer_than_the_model_is_sampled_as_a_whole(request_):
 
     sigmas = flow_sigmas(backbone.steps, backbone.shift)
     *_, plain = sample(velocity, problem.noise, sigmas, consistency)
-    *_, found = room.solve(backbone, problem, request_)
+    *_, found = solve(backbone, problem, request_)
     assert torch.equal(found.z, plain.z)
 
 
@@ -405,7 +407,9 @@ def test_more_frames_than_the_clip_has(request_, tmp_path):
 
 def test_without_a_move_the_source_comes_back_untouched(request_, tmp_path, monkeypatch):
     written = {}
-    monkeypatch.setattr(room, "write_video", lambda path, clip, **_: written.update({path.name: clip.frames}))
+    monkeypatch.setattr(
+        "pipeline.render.render.write_video", lambda path, clip, **_: written.update({path.name: clip.frames})
+    )
     request = replace(request_, amount=0)
     events = finished(request, tmp_path)
     assert torch.equal(written["result.mp4"], analysed(request).full.frames)
@@ -421,7 +425,7 @@ def test_without_compositing_the_result_is_the_models_own(request_, tmp_path):
 
 
 def test_closing_the_generator_stops_the_render(request_, tmp_path, monkeypatch):
-    backbone = room.get_backbone(request_.backbone)
+    backbone = get_backbone(request_.backbone)
     calls = []
     velocity = backbone.velocity
     monkeypatch.setattr(backbone, "velocity", lambda *a, **k: calls.append(1) or velocity(*a, **k))
@@ -453,7 +457,7 @@ def test_a_path_that_shows_nothing_is_refused(request_, tmp_path, monkeypatch):
     def nothing(frames, z, source, target, hidden):
         return Measurement(torch.zeros_like(frames), torch.zeros_like(frames[:, :1], dtype=torch.bool))
 
-    monkeypatch.setattr(room, "warp_to_path", nothing)
+    monkeypatch.setattr("pipeline.render.view.warp_to_path", nothing)
     assert "smaller amount" in failure(request_, tmp_path)
 
 
@@ -467,18 +471,18 @@ def test_memory_that_runs_out_ends_in_a_message(request_, tmp_path, monkeypatch)
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(room.get_backbone(request_.backbone), "velocity", full)
+    monkeypatch.setattr(get_backbone(request_.backbone), "velocity", full)
     assert "fewer frames" in failure(request_, tmp_path)
 
 
 def test_strength_decides_where_sampling_starts(request_):
-    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
+    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
     measurement = measure(analysis, request_)
 
     def steps(strength: float, **changes):
         request = replace(request_, steps=10, strength=strength, **changes)
-        problem = room.prepare(backbone, measurement, analysis.clip.frames, request)
-        return problem, list(room.solve(backbone, problem, request))
+        problem = prepare(backbone, measurement, analysis.clip.frames, request)
+        return problem, list(solve(backbone, problem, request))
 
     _, whole = steps(1.0)
     assert len(whole) == 10 and whole[0].sigma == 1
@@ -492,19 +496,19 @@ def test_strength_decides_where_sampling_starts(request_):
 
 
 def test_the_model_is_shown_filled_holes_if_it_was_trained_so(request_, monkeypatch):
-    backbone, analysis = room.get_backbone(request_.backbone), analysed(request_)
-    measurement = room.with_depth(measure(analysis, request_), analysis, request_)
-    grey = room.prepare(backbone, measurement, analysis.clip.frames, request_).condition
+    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
+    measurement = with_depth(measure(analysis, request_), analysis, request_)
+    grey = prepare(backbone, measurement, analysis.clip.frames, request_).condition
     monkeypatch.setattr(backbone, "settings", replace(backbone.settings, fill_condition=True))
-    problem = room.prepare(backbone, measurement, analysis.clip.frames, request_)
+    problem = prepare(backbone, measurement, analysis.clip.frames, request_)
     assert torch.equal(problem.condition[:4], grey[:4]) and not torch.equal(problem.condition[4:], grey[4:])
     assert torch.equal(problem.condition[4:], problem.y_full)
     # the model by itself is shown the same
-    alone = room.prepare(backbone, measurement, analysis.clip.frames, replace(request_, solver="none"))
+    alone = prepare(backbone, measurement, analysis.clip.frames, replace(request_, solver="none"))
     assert torch.equal(alone.condition, problem.condition)
-    flat = room.prepare(backbone, replace(measurement, z=None), analysis.clip.frames, request_)
+    flat = prepare(backbone, replace(measurement, z=None), analysis.clip.frames, request_)
     assert not torch.equal(flat.condition, problem.condition)
-    again = backbone.condition(room._pad(measurement.video), room._pad(measurement.mask).float())
+    again = backbone.condition(_pad(measurement.video), _pad(measurement.mask).float())
     assert torch.allclose(again, flat.condition, atol=1e-5)
 
 
@@ -577,9 +581,9 @@ def test_the_default_latent_mask_follows_the_camera_and_not_its_name(request_, t
 def test_one_frame_of_the_warp_is_that_of_the_whole(request_):
     analysis = analysed(request_)
     request = replace(request_, camera="arc-dolly-zoom", amount=20)
-    whole = room.to_uint8(room.show_holes(measure(analysis, request)))
+    whole = to_uint8(show_holes(measure(analysis, request)))
     for moment, frame in ((0.0, 0), (0.5, 2), (1.0, 4), (7.0, 4)):
-        assert np.array_equal(room.preview(analysis, request, moment), whole[frame])
+        assert np.array_equal(preview(analysis, request, moment), whole[frame])
 
 
 @pytest.mark.parametrize(
@@ -594,7 +598,7 @@ def test_one_frame_of_the_warp_is_that_of_the_whole(request_):
 def test_paths_that_go_wrong_are_warned_of(request_, keyframes, words):
     analysis = with_wall(analysed(request_))
     request = own(request_, *keyframes)
-    known = room._warp(analysis, request, (32, 48), slice(None)).mask.float().mean(dim=(1, 2, 3))
+    known = _warp(analysis, request, (32, 48), slice(None)).mask.float().mean(dim=(1, 2, 3))
     assert any(words in warning for warning in path_warnings(analysis, request, known))
 
 
@@ -608,7 +612,7 @@ def test_a_mild_path_is_not_warned_of(request_):
 def test_frames_are_named_in_words():
     hit = torch.zeros(9, dtype=torch.bool)
     hit[2] = True
-    assert room._frames_words(hit) == "in frame 3 of 9"
+    assert _frames_words(hit) == "in frame 3 of 9"
     hit[5] = True
-    assert room._frames_words(hit) == "between frames 3 and 6 of 9"
-    assert room._frames_words(torch.ones(4, dtype=torch.bool)) == "all along"
+    assert _frames_words(hit) == "between frames 3 and 6 of 9"
+    assert _frames_words(torch.ones(4, dtype=torch.bool)) == "all along"

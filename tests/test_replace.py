@@ -11,11 +11,17 @@ import torch
 from PIL import Image
 from synthetic import write_depth
 
-import pipeline.render.render as room
 from pipeline import InputError
-from pipeline.cli.commands import main
+from pipeline.__main__ import main
 from pipeline.media.video import Clip, read_video, write_video
-from pipeline.render.render import Analysis, DoneEvent, FailedEvent, RenderRequest, analyse, hide, measure, render
+from pipeline.method.problem import prepare, solve
+from pipeline.render.analysis import Analysis, analyse, hide
+from pipeline.render.events import DoneEvent, FailedEvent
+from pipeline.render.loaded import get_backbone
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import measure
+from pipeline.render.worker import fill
 
 FRAMES, SIZE = 9, (64, 96)
 
@@ -94,9 +100,9 @@ def test_the_clip_outside_of_the_object_is_what_is_measured(request_):
 def test_nothing_outside_of_the_object_changes(request_, tmp_path, monkeypatch):
     """Before video compression: bit for bit, but for the soft seam around what is replaced."""
     written = {}
-    write = room.write_video
+    write = write_video
     keep = lambda path, clip, **options: written.update({path.name: clip.frames}) or write(path, clip, **options)
-    monkeypatch.setattr(room, "write_video", keep)
+    monkeypatch.setattr("pipeline.render.render.write_video", keep)
     figures = report(replace(request_, latent_mask="reference"), tmp_path)
     source, result = written["source.mp4"], written["result.mp4"]
     mask = torch.from_numpy(np.load(request_.mask)["mask"])
@@ -107,10 +113,10 @@ def test_nothing_outside_of_the_object_changes(request_, tmp_path, monkeypatch):
 
 
 def test_the_reference_mask_is_the_training_free_one_where_the_camera_stands(request_):
-    analysis, backbone = hidden(request_), room.get_backbone(request_.backbone)
+    analysis, backbone = hidden(request_), get_backbone(request_.backbone)
     measurement, clip = measure(analysis, request_), analysis.clip.frames
     prepared = [
-        room.prepare(backbone, measurement, clip, replace(request_, latent_mask=name), target=clip, still=True)
+        prepare(backbone, measurement, clip, replace(request_, latent_mask=name), target=clip, still=True)
         for name in ("training-free", "reference")
     ]
     assert torch.equal(prepared[0].h, prepared[1].h)
@@ -127,14 +133,14 @@ def test_a_new_path_and_a_new_object_in_one_render(request_, tmp_path):
 def test_the_prompt_is_followed_where_the_object_is_to_stand_and_nowhere_else(request_, tmp_path):
     """Along a new path other places are unknown too: a red ball is not to spread over them."""
     request = replace(request_, camera="orbit-left", amount=10, steps=1, solver="none")
-    analysis, backbone = hidden(request), room.get_backbone(request.backbone)
+    analysis, backbone = hidden(request), get_backbone(request.backbone)
     measurement, clip = measure(analysis, request), analysis.clip.frames
     object_ = torch.from_numpy(np.load(request.mask)["mask"])
 
     def solved(prompt, place, **given):
         asked = replace(request, prompt=prompt, **given)
-        problem = room.prepare(backbone, measurement, clip, asked, place=place)
-        (step,) = room.solve(backbone, problem, asked)
+        problem = prepare(backbone, measurement, clip, asked, place=place)
+        (step,) = solve(backbone, problem, asked)
         return problem.place, step.z
 
     place, ball = solved("a red ball", object_)
@@ -156,7 +162,7 @@ def test_the_prompt_is_followed_where_the_object_is_to_stand_and_nowhere_else(re
 
     # and so in a render, which knows the place: where the new cameras would see the object
     asked = []
-    work = room.fill
+    work = fill
     keep = lambda *given: asked.append(given[5]) or work(*given)  # its place
     given = replace(request, solver="dds", prompt="a red ball")
     *_, done = render(given, tmp_path / "new", fill=keep)

@@ -6,8 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pipeline.method.sampler import flow_sigmas, sample, time_travel, window_weights, windowed, windows, within
+from pipeline.method.sampler import flow_sigmas, sample, time_travel, within
 from pipeline.method.solvers import dds
+from pipeline.method.windows import window_weights, windowed, windows
 
 SHAPE = (4, 3, 5, 6)
 

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from pipeline import InputError
-from pipeline.masks import follow as segment
-from pipeline.masks.follow import complete, fill_holes, grow, load_mask, load_sam2, propagate, track_with_sam2
+from pipeline.masks.files import load_mask
+from pipeline.masks.flow import propagate
+from pipeline.masks.follow import follow, follower
+from pipeline.masks.sam2 import load_sam2, track_with_sam2
+from pipeline.masks.shape import complete, fill_holes, grow
 from pipeline.media.video import Clip, write_video
-from pipeline.models import table as models
+from pipeline.models import hub
 
 SIZE = (40, 60)
 
@@ -298,11 +301,11 @@ def test_damaged_and_missing_files_are_named(tmp_path, name):
 
 def test_weights_that_are_fetched_while_the_app_runs_are_used(tmp_path, monkeypatch):
     here = []
-    monkeypatch.setattr(models, "at_hand", lambda ref: here[0] if here else None)
-    assert segment.follower() == "optical flow"
+    monkeypatch.setattr(hub, "at_hand", lambda ref: here[0] if here else None)
+    assert follower() == "optical flow"
     tiny_sam2().save_pretrained(tmp_path)
     here.append(tmp_path)
-    assert segment.follower() == "SAM 2"
+    assert follower() == "SAM 2"
 
 
 def test_a_dot_is_completed_to_the_object():
@@ -321,9 +324,9 @@ def test_a_dot_is_completed_to_the_object():
 
 def test_without_weights_of_sam2_optical_flow_follows(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert segment.follower() == "optical flow"
+    assert follower() == "optical flow"
     ring = square() & ~square(top=14, left=19, side=8)
     clip = torch.where(ring, 0.9, 0.3).expand(3, 3, *SIZE).clone()
-    *_, mask = segment.follow(clip, {1: ring})
+    *_, mask = follow(clip, {1: ring})
     assert torch.equal(mask[1], ring), "what was painted stays as it was"
     assert mask[0, 18, 23] and mask[2, 18, 23], "what is surrounded is filled in the other frames"

@@ -17,7 +17,8 @@ from pipeline.evaluation import judge as classifier
 from pipeline.training import Muon, check_gradients, orthogonalised, prior, text, vae
 from pipeline.training.photos import load_photos, photo_clip
 from pipeline.world.dataset import Stored, load, render_to
-from pipeline.world.scenes import COMPOUNDS, SHAPES, render_sample
+from pipeline.world.objects import COMPOUNDS, SHAPES
+from pipeline.world.scenes import render_sample
 from pipeline.world.textures import COLOURS
 
 NANO = Path(__file__).parents[1] / "assets" / "nano"

@@ -22,9 +22,17 @@ from pipeline import InputError
 from pipeline.camera.moves import MOVES
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
 from pipeline.method.solvers import SCHEDULES, SOLVERS
-from pipeline.render.render import DoneEvent, FailedEvent, RenderRequest, RenderResult, StageEvent, StepEvent
-from ui import layout, media, widgets
+from pipeline.render.analysis import Analysis
+from pipeline.render.events import DoneEvent, FailedEvent, RenderResult, StageEvent, StepEvent
+from pipeline.render.request import RenderRequest
+from ui import media, widgets
+from ui.analyses import Analyses
+from ui.controls import _advanced, amount_slider, depth_choices, request_from, values_from
+from ui.examples import find_examples
 from ui.jobs import MAX_WAITING, JobStore
+from ui.result import figures_html, public_report
+from ui.terms import chosen_model, terms_classes, terms_html
+from ui.words import change_words
 
 PREVIEW = np.zeros((2, 4, 6, 3), np.uint8)
 
@@ -268,7 +276,7 @@ def test_close_stops_and_removes(make_store, clip):
 
 def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
     with gr.Blocks():
-        controls, _ = layout._advanced()
+        controls, _ = _advanced()
     tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
     tables["latent_mask"] = [
         "",
@@ -279,14 +287,14 @@ def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
         assert all(label != value for label, value in controls[name].choices if value != "tanh")
     own = {"iterations": 3, "step_size": 0.5, "tau": 0.2, "phi": "exp", "schedule": "rising"}
     request = RenderRequest("a.mp4", amount=20.0, solver="repaint", **own)
-    assert layout.request_from(layout.values_from(request), request.backbone) == request
+    assert request_from(values_from(request), request.backbone) == request
 
 
 def test_request_and_controls_meet():
     request = RenderRequest(clip="a.mp4", camera="dolly-in", amount=12.0, size=(128, 208), steps=4, prompt="a ball")
-    assert layout.request_from(layout.values_from(request), request.backbone) == request
-    assert layout.request_from({"clip": "a.mp4", "gamma": "0,5", "steps": "12"}, "nano").gamma == 0.5
-    plain = layout.request_from({"clip": "a.mp4", "frames": None, "prompt": "", "height": None, "width": None}, "nano")
+    assert request_from(values_from(request), request.backbone) == request
+    assert request_from({"clip": "a.mp4", "gamma": "0,5", "steps": "12"}, "nano").gamma == 0.5
+    plain = request_from({"clip": "a.mp4", "frames": None, "prompt": "", "height": None, "width": None}, "nano")
     assert plain == RenderRequest(clip="a.mp4")
 
 
@@ -306,42 +314,42 @@ def test_request_and_controls_meet():
 )
 def test_wrong_controls_are_input_errors(values, words):
     with pytest.raises(InputError, match=words):
-        layout.request_from({"clip": "a.mp4"} | values, "nano")
+        request_from({"clip": "a.mp4"} | values, "nano")
 
 
 def test_models_with_terms_are_accepted_by_name():
     values = {"clip": "a.mp4", "amount": 12.0, "first_frame_model": "flux-fill", "fast": "lora"}
     for accepted in ((), ("flux-fill",), ("causvid-lora", "depthcrafter")):
         with pytest.raises(InputError, match="accept its terms"):
-            layout.request_from(values | {"accepted": accepted}, "nano")
-    request = layout.request_from(values | {"accepted": ("flux-fill", "causvid-lora")}, "nano")
+            request_from(values | {"accepted": accepted}, "nano")
+    request = request_from(values | {"accepted": ("flux-fill", "causvid-lora")}, "nano")
     assert request.first_frame_model == "flux-fill" and request.accepted == ("flux-fill", "causvid-lora")
-    assert layout.request_from(layout.values_from(request), "nano") == request
-    left = layout.request_from(values | {"first_frame_model": "", "fast": "off"}, "nano")
-    assert left.first_frame_model is None and layout.values_from(left)["first_frame_model"] == ""
+    assert request_from(values_from(request), "nano") == request
+    left = request_from(values | {"first_frame_model": "", "fast": "off"}, "nano")
+    assert left.first_frame_model is None and values_from(left)["first_frame_model"] == ""
     for model, words in (("flux-fill", "commercially"), ("sdxl-inpaint", "RAIL"), ("causvid-lora", "alike")):
-        assert words in layout.terms_html(model) and "rc-away" not in layout.terms_classes(model)
+        assert words in terms_html(model) and "rc-away" not in terms_classes(model)
     for choice in ("", None, "off", "cache", "nano", "depth-anything-v2-small"):
-        assert layout.terms_html(layout.chosen_model(choice)) == ""
-    assert layout.chosen_model("lora") == "causvid-lora"
+        assert terms_html(chosen_model(choice)) == ""
+    assert chosen_model("lora") == "causvid-lora"
 
 
 def test_a_space_allows_less(monkeypatch):
     asked = {"clip": "a.mp4", "frames": "90", "height": "480", "width": "832"}
-    assert layout.request_from(asked | {"steps": "60"}, "nano").steps == 60
+    assert request_from(asked | {"steps": "60"}, "nano").steps == 60
     monkeypatch.setenv("SPACE_ID", "somebody/recapture")
     for values, words in ((asked, "Frames: 90 is too many here; give up to 81"), ({"steps": "60"}, "up to 50")):
         with pytest.raises(InputError, match=words):
-            layout.request_from({"clip": "a.mp4"} | values, "nano")
-    assert layout.request_from(asked | {"frames": "81", "steps": "50"}, "nano").frames == 81
+            request_from({"clip": "a.mp4"} | values, "nano")
+    assert request_from(asked | {"frames": "81", "steps": "50"}, "nano").frames == 81
 
 
 @pytest.mark.parametrize("camera", MOVES)
 def test_amount_slider_stays_in_range(camera):
     low, high = MOVES[camera].range
-    assert layout.amount_slider(camera)["value"] == MOVES[camera].default
-    assert layout.amount_slider(camera, high + 1)["value"] == high
-    assert layout.amount_slider(camera, low - 1)["value"] == low
+    assert amount_slider(camera)["value"] == MOVES[camera].default
+    assert amount_slider(camera, high + 1)["value"] == high
+    assert amount_slider(camera, low - 1)["value"] == low
 
 
 def test_examples_are_found_with_their_requests(tmp_path):
@@ -350,7 +358,7 @@ def test_examples_are_found_with_their_requests(tmp_path):
     described = RenderRequest(clip="elsewhere.mp4", camera="dolly-out", prompt="a blue box")
     (tmp_path / "blue-box.json").write_text(described.to_json())
     (tmp_path / "red_ball.json").write_text("not JSON")
-    examples = layout.find_examples(tmp_path)
+    examples = find_examples(tmp_path)
     assert examples == [
         ("Blue box", replace(described, clip=str(tmp_path / "blue-box.mp4")), True),
         ("Red ball", RenderRequest(clip=str(tmp_path / "red_ball.mp4")), False),
@@ -362,7 +370,7 @@ def test_visitors_do_not_see_places_on_the_server():
     assert "/tmp" not in words and "/srv" not in words and "clip.mp4 has no video." in words
     assert widgets.without_paths("480x832, 3 / 4 and 24/7") == "480x832, 3 / 4 and 24/7"
     report = {"request": {"clip": "/srv/jobs/clip.mp4", "depth": None}, "depth": {"from": "/srv/d.npz"}, "seed": 3}
-    public = layout.public_report(stand_in(report=report))
+    public = public_report(stand_in(report=report))
     assert "/srv" not in json.dumps(public) and public["seed"] == 3
 
 
@@ -375,19 +383,19 @@ def test_figures_in_plain_words():
         "first_frame": {"from": "inpainted by a model"},
         "notes": ["<script>alert(1)</script>"],
     }
-    html = layout.figures_html(report)
+    html = figures_html(report)
     assert all(
         figure in html for figure in ("Inpainted by a model", "12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps")
     )
     assert "<script>" not in html
-    assert layout.figures_html({}).startswith("<dl")
+    assert figures_html({}).startswith("<dl")
 
 
 def test_a_result_says_what_was_changed():
     request = {"camera": "orbit-left", "amount": None, "move": None, "mask": None}
-    html = layout.figures_html({"request": request | {"clip": "My walk.mp4"}, "amount": 20.0})
+    html = figures_html({"request": request | {"clip": "My walk.mp4"}, "amount": 20.0})
     assert "Orbit left, 20 degrees" in html and "<dd>My walk.mp4</dd>" in html
-    words = lambda **changes: layout.change_words({"request": request | changes, "amount": 0.0})
+    words = lambda **changes: change_words({"request": request | changes, "amount": 0.0})
     assert words(move={"keyframes": []}) == "Your own camera path"
     replaced = {"camera": "still", "mask": "m.npz", "prompt": "a red cube"}
     assert words(**replaced) == "No move (as filmed), an object replaced: “a red cube”"
@@ -450,9 +458,9 @@ def test_analyses_are_kept_and_shared():
         calls.append(request)
         yield StageEvent("depth", "Estimating depth", 0.5)
         nothing: Any = None
-        yield layout.Analysis(*[nothing] * 8)
+        yield Analysis(*[nothing] * 8)
 
-    analyses = layout.Analyses(analyse, keep=2)
+    analyses = Analyses(analyse, keep=2)
     request = RenderRequest(clip="a.mp4")
     assert analyses.get(request) is None
     list(analyses.find(request))
@@ -465,19 +473,19 @@ def test_analyses_are_kept_and_shared():
 
 
 def test_the_depth_model_and_what_is_accepted_reach_the_request(clip):
-    values = layout.values_from(RenderRequest(clip=clip))
-    assert values["depth_model"] == "" and layout.request_from(values, "nano").depth_model is None
+    values = values_from(RenderRequest(clip=clip))
+    assert values["depth_model"] == "" and request_from(values, "nano").depth_model is None
     with pytest.raises(InputError, match="academic"):
-        layout.request_from(values | {"depth_model": "depthcrafter"}, "nano")
-    request = layout.request_from(values | {"depth_model": "depthcrafter", "accepted": ("depthcrafter",)}, "nano")
+        request_from(values | {"depth_model": "depthcrafter"}, "nano")
+    request = request_from(values | {"depth_model": "depthcrafter", "accepted": ("depthcrafter",)}, "nano")
     assert request.accepted == ("depthcrafter",)
-    assert layout.request_from(layout.values_from(request), "nano") == request
-    assert layout.Analyses.key(request) != layout.Analyses.key(replace(request, depth_model=None))
+    assert request_from(values_from(request), "nano") == request
+    assert Analyses.key(request) != Analyses.key(replace(request, depth_model=None))
 
 
 def test_only_the_hosts_depth_models_are_offered(tmp_path):
-    names = [value for _, value in layout.depth_choices()]
+    names = [value for _, value in depth_choices()]
     assert names[0] == "" and {"depthcrafter", "depth-anything-v2-small"} < set(names)
-    (label, value) = layout.depth_choices(str(tmp_path))[-1]
+    (label, value) = depth_choices(str(tmp_path))[-1]
     assert value == str(tmp_path) and label == tmp_path.name
-    assert "academic" in layout.terms_html("depthcrafter") and not layout.terms_html("depth-anything-v2-small")
+    assert "academic" in terms_html("depthcrafter") and not terms_html("depth-anything-v2-small")

@@ -10,19 +10,13 @@ import pytest
 import torch
 
 from pipeline.camera.geometry import CameraPath, project, transform, unproject
-from pipeline.evaluation.metrics import psnr
 from pipeline.known.warp import warp_to_path
-from pipeline.world.scenes import (
-    CAMERAS,
-    FAR,
-    PLACES,
-    SHAPES,
-    make_scene,
-    render_sample,
-    render_view,
-    source_path,
-    target_path,
-)
+from pipeline.media.quality import psnr
+from pipeline.world.cameras import CAMERAS, source_path, target_path
+from pipeline.world.objects import SHAPES
+from pipeline.world.places import PLACES
+from pipeline.world.raycast import FAR, render_view
+from pipeline.world.scenes import make_scene, render_sample
 from pipeline.world.textures import KINDS, SIZE, make_texture, natural_palette
 
 small_sample = partial(render_sample, frames=5, size=(48, 80), supersample=1)

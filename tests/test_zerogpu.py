@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from synthetic import write_clip
 
-from pipeline.models import cost
-from pipeline.models import table as models
-from pipeline.render import render
-from pipeline.render.render import RenderRequest
+from pipeline.models import cost, table
+from pipeline.render.loaded import warm
+from pipeline.render.request import RenderRequest
+from pipeline.render.worker import fill
 from ui import zerogpu
 
 pytest.importorskip("spaces")
@@ -109,13 +109,13 @@ def test_what_is_loaded_stays_whole(space):
 
 def test_elsewhere_nothing_is_wrapped():
     assert not zerogpu.ACTIVE
-    assert zerogpu.lend(render.warm, 5) is render.warm
-    assert zerogpu.on_gpu(render.fill, zerogpu.fill_seconds) is render.fill
+    assert zerogpu.lend(warm, 5) is warm
+    assert zerogpu.on_gpu(fill, zerogpu.fill_seconds) is fill
 
 
 def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
     wan = SimpleNamespace(
-        transformer=SimpleNamespace(config=models.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]),
+        transformer=SimpleNamespace(config=table.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]),
         vae=SimpleNamespace(config={"_class_name": "AutoencoderKLWan"}),
         settings=SimpleNamespace(text_tokens=512), guidance_scale=5.0, steps=50,
     )  # fmt: skip

@@ -79,8 +79,12 @@ from spaces.zero.torch import patching  # noqa: E402
 from starlette.datastructures import Headers  # noqa: E402
 
 from pipeline import InputError  # noqa: E402
-from pipeline.render import render  # noqa: E402
-from pipeline.render.render import Analysis, DoneEvent, RenderRequest, StageEvent, StepEvent  # noqa: E402
+from pipeline.render.analysis import Analysis, analyse, find_depth  # noqa: E402
+from pipeline.render.events import DoneEvent, StageEvent, StepEvent  # noqa: E402
+from pipeline.render.loaded import _load_depth_model, get_backbone, warm  # noqa: E402
+from pipeline.render.render import render  # noqa: E402
+from pipeline.render.request import RenderRequest  # noqa: E402
+from pipeline.render.worker import fill  # noqa: E402
 from ui import zerogpu  # noqa: E402
 from ui.jobs import JobStore  # noqa: E402
 
@@ -90,7 +94,7 @@ def move(callback=None):
     assert not torch.cuda.is_available(), "the emulation ends in the worker"
     for fake, original in patching.cuda_aliases.items():
         fake.data = original
-    render.get_backbone(BACKBONE).device = torch.device("cpu")
+    get_backbone(BACKBONE).device = torch.device("cpu")
 
 
 border.init = lambda uuid: os.environ.update(CUDA_VISIBLE_DEVICES=uuid)
@@ -135,16 +139,16 @@ def told(work) -> list[str]:
 
 def main() -> dict:
     out: dict = {"cuda in the space": torch.cuda.is_available()}
-    render.warm(BACKBONE)
-    backbone = render.get_backbone(BACKBONE)
-    parts = [backbone.vae, backbone.transformer, backbone.text_encoder, render._load_depth_model(DEPTH)]
+    warm(BACKBONE)
+    backbone = get_backbone(BACKBONE)
+    parts = [backbone.vae, backbone.transformer, backbone.text_encoder, _load_depth_model(DEPTH)]
     out["device"] = str(backbone.device)
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
     tensors += [backbone._mean, backbone._scale]
     out["not on the GPU"] = sum(tensor not in patching.cuda_aliases for tensor in tensors)
 
-    find_depth = zerogpu.on_gpu(render.find_depth, zerogpu.depth_seconds)
-    work = {"find_depth": find_depth, "fill": zerogpu.on_gpu(render.fill, zerogpu.fill_seconds)}
+    lent_depth = zerogpu.on_gpu(find_depth, zerogpu.depth_seconds)
+    work = {"find_depth": lent_depth, "fill": zerogpu.on_gpu(fill, zerogpu.fill_seconds)}
     lent = zerogpu.on_gpu(broken, lambda kind: 7)
     a = RenderRequest(CLIP_A, backbone=BACKBONE, prompt="a red ball", seed=1, steps=200, size=(32, 48), frames=5)
     b = RenderRequest(CLIP_B, backbone=BACKBONE, prompt="a blue cube", seed=2, steps=6, size=(32, 48), frames=5)
@@ -153,7 +157,7 @@ def main() -> dict:
     both, left = threading.Barrier(2, timeout=300), {}
 
     def leave():
-        events = render.render(a, folder / "a", **work)
+        events = render(a, folder / "a", **work)
         steps = 0
         for event in events:
             if isinstance(event, StepEvent):
@@ -168,7 +172,7 @@ def main() -> dict:
 
     def stay(name: str, wait: bool):
         last, seen = None, []
-        for event in render.render(b, folder / name, keep=folder / name, **work):
+        for event in render(b, folder / name, keep=folder / name, **work):
             if isinstance(event, StepEvent) and wait and event.index == 1:
                 both.wait()
             seen.append(type(event).__name__)
@@ -188,7 +192,7 @@ def main() -> dict:
     Allocator.calls.clear()
 
     # the same as jobs of the store
-    store = JobStore(partial(render.render, **work), root=folder / "jobs")
+    store = JobStore(partial(render, **work), root=folder / "jobs")
     ann, bob = (as_visitor(token, lambda r=r: store.submit(r)) for token, r in (("ann", a), ("bob", b)))
     for view in store.follow(ann):
         if view.step == 2:
@@ -202,8 +206,8 @@ def main() -> dict:
     out["job calls"] = list(Allocator.calls)
 
     # what an analysis is made of stays here; only the depth is found elsewhere
-    (*_, analysis) = as_visitor("cid", lambda: list(render.analyse(RenderRequest(CLIP_A, backbone=BACKBONE, frames=9),
-                                                                   find_depth=find_depth)))  # fmt: skip
+    (*_, analysis) = as_visitor("cid", lambda: list(analyse(RenderRequest(CLIP_A, backbone=BACKBONE, frames=9),
+                                                                   find_depth=lent_depth)))  # fmt: skip
     assert isinstance(analysis, Analysis)
     out["analysis"] = [analysis.depth.z.device.type, analysis.clip.frames.device.type, list(analysis.depth.z.shape)]
     out["told"] = {kind: told(lambda kind=kind: list(lent(kind))) for kind in ("input", "memory", "fault", "killed")}
@@ -212,11 +216,11 @@ def main() -> dict:
     out["suggested"] = as_visitor("ann", lambda: suggest("a ball", by="ann"))
     out["told"]["plain"] = told(lambda: suggest("", by="ann"))
     # what was loaded in this thread is still there, and stays as it is
-    out["depth models"] = render._load_depth_model.cache_info().currsize
+    out["depth models"] = _load_depth_model.cache_info().currsize
     for name, given in (("memory", {"memory": "tiles"}), ("compiled", {"compile": True})):
-        (*_, failed) = render.render(replace(b, **given), folder / name, **work)
+        (*_, failed) = render(replace(b, **given), folder / name, **work)
         out[f"refused {name}"] = failed.message
-    out["same backbone"] = render.get_backbone(BACKBONE) is backbone
+    out["same backbone"] = get_backbone(BACKBONE) is backbone
     out["told"]["quota"] = as_visitor("poor", lambda: told(lambda: list(lent("quota"))))
     return out
 

@@ -22,15 +22,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import InputError
-from pipeline.render.render import (
-    DoneEvent,
-    FailedEvent,
-    RenderEvent,
-    RenderRequest,
-    RenderResult,
-    StageEvent,
-    StepEvent,
-)
+from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent
+from pipeline.render.request import RenderRequest
 
 log = logging.getLogger(__name__)
 

@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
-import threading
-import uuid
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,429 +14,46 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.camera.files import FORMATS, read_moves, write_move
-from pipeline.camera.moves import MOVES, Move, fov_of
-from pipeline.media.cache import content_key
-from pipeline.method.latent_mask import LATENT_MASKS, PHI
-from pipeline.method.solvers import SCHEDULES, SOLVERS
-from pipeline.models import table as models
+from pipeline.camera.moves import MOVES, fov_of
+from pipeline.media.video import size_of, to_uint8
+from pipeline.models import table
 from pipeline.models.caption import Caption, caption
-from pipeline.models.memory import CHOICES as MEMORY
-from pipeline.prior.backbone import FAST, FEW_STEPS, vocabulary_of
-from pipeline.render import render
-from pipeline.render.render import CONDITIONS, Analysis, RenderRequest, RenderResult, StageEvent
+from pipeline.prior.settings import vocabulary_of
+from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.events import RenderResult, StageEvent
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import measure, move_of, path_warnings, show_holes, wants_other_frames
+from pipeline.render.view import preview as preview_frame
 from ui import mask_editor, media, widgets
-from ui.jobs import JobStore, JobView
+from ui.analyses import Analyse, Analyses
+from ui.camera_tab import editor_scene, editor_value
+from ui.controls import (
+    BEFORE_RENDER,
+    CHANGES,
+    DEFAULTS,
+    EMPTY_CLOUD,
+    _advanced,
+    _number,
+    amount_slider,
+    depth_choices,
+    frames_of,
+    limits,
+    request_from,
+    values_from,
+)
+from ui.examples import find_examples
+from ui.jobs import JobStore
+from ui.result import figures_html, public_report
+from ui.terms import ask_terms, chosen_model, terms_classes, terms_html
 from ui.theme import CSS, theme
-
-log = logging.getLogger(__name__)
+from ui.words import analysis_words, preview_words, progress_words, share_words
 
 NAME = "Recapture"
-Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
 Describe = Callable[[Tensor], Caption]
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
-DEPTH_SUFFIXES = [".npz", ".exr"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
-NO_MASK = "Say first what is to be replaced: paint over it on the tab Replace an object, then press Follow."
-NO_CLIP = "Choose a clip first: upload a video or press an example."
-EMPTY_CLOUD = "Your clip appears here as a point cloud, with the camera path in it."
 EMPTY_DEPTH = "Depth of the clip"
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
-CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
-BEFORE_RENDER = {"first_frame_model": None, "fast": "off"}  # whose terms nobody has to accept for an analysis
 EMPTY_PREVIEW = "While a render runs, you see it form here."
-NUMBERS: dict[str, tuple[str, type]] = {
-    "steps": ("Steps", int),
-    "guidance_scale": ("Guidance scale", float),
-    "strength": ("Start from σ", float),
-    "seed": ("Seed", int),
-    "gamma": ("Gamma", float),
-    "iterations": ("Solver iterations", int),
-    "step_size": ("Solver step size", float),
-    "tau": ("Temperature of φ", float),
-    "guide_from": ("Guided from σ", float),
-    "guide_until": ("Guided until σ", float),
-    "frames": ("Frames", int),
-    "start": ("First frame", int),
-    "stride": ("Every n-th frame", int),
-    "height": ("Working height", int),
-    "width": ("Working width", int),
-    "fov": ("Field of view (degrees)", float),
-    "seam": ("Soft seam (percent)", float),
-}
-CHOICES: dict[str, dict[str, str]] = {
-    "latent_mask": {name: kind.label for name, kind in LATENT_MASKS.items()},
-    "solver": {name: solver.label for name, solver in SOLVERS.items()},
-    "schedule": {"constant": "The same throughout", "falling": "More at high noise", "rising": "More at low noise"},
-    "phi": {"wiener": "Wiener, x² / (1 + x²)", "exp": "1 − exp(−x)", "tanh": "tanh(x)", "ratio": "x / (1 + x)",
-            "quantile": "Linear, clamped", "minmax": "Linear"},
-    "condition": {"warp": "The warped clip", "first-frame": "Its first frame", "none": "Nothing"},
-    "fast": {"off": "Off: full quality", "cache": "Skip what changes little", "lora": "Few steps (LoRA)"},
-    "memory": {"auto": "Automatic", "whole": "All on the GPU", "offload": "Parts in turn",
-               "tiles": "Parts in turn, in tiles", "fp8": "8 bits", "groups": "Block by block",
-               "fp8-groups": "Block by block, 8 bits"},
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a visitor may ask of a server: megabytes of a file, frames, pixels of the longer side, sampling steps."""
-
-    megabytes: int = 500
-    frames: int = 1025
-    side: int = 1920
-    steps: int = 1000
-
-
-def limits() -> Limits:
-    """Those of this machine: tighter on a Space, where everybody's renders wait for one another."""
-    return Limits(megabytes=200, frames=81, side=832, steps=50) if os.environ.get("SPACE_ID") else Limits()
-
-
-class Analyses:
-    """The last few analyses, so that another camera move costs no second one. One analysis runs at a time."""
-
-    def __init__(self, analyse: Analyse, keep: int = 4):
-        self._analyse = analyse
-        self._kept: OrderedDict[tuple, Analysis] = OrderedDict()
-        self._keep = keep
-        self._running = threading.Lock()
-        self._hidden: tuple[tuple, Analysis] | None = None
-
-    def hidden(self, request: RenderRequest, analysis: Analysis) -> Analysis:
-        """The analysis without what the request replaces."""
-        names = ("mask", "invert", "grow", "remove", "first_frame")
-        key = (self.key(request), *(getattr(request, name) for name in names))
-        if self._hidden is None or self._hidden[0] != key:
-            (*_, found) = render.hide(analysis, request)
-            assert isinstance(found, Analysis), "hiding ends with an analysis"
-            self._hidden = key, found
-        return self._hidden[1]
-
-    @staticmethod
-    def key(request: RenderRequest) -> tuple:
-        """What an analysis depends on."""
-        return tuple(
-            getattr(request, name)
-            for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "depth_model", "backbone")
-        )
-
-    def get(self, request: RenderRequest) -> Analysis | None:
-        return self._kept.get(self.key(request))
-
-    def find(self, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
-        """Stage events, then the analysis; at once if it is at hand."""
-        while not self._running.acquire(timeout=1.0):
-            yield StageEvent("waiting", "Waiting for another clip's analysis to finish …", 0.0)
-        try:
-            known = self.get(request)
-            if known is not None:
-                self._kept.move_to_end(self.key(request))
-                yield known
-                return
-            for event in self._analyse(request):
-                if isinstance(event, Analysis):
-                    self._kept[self.key(request)] = event
-                    while len(self._kept) > self._keep:
-                        self._kept.popitem(last=False)
-                yield event
-        finally:
-            self._running.release()
-
-
-def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
-    """The request that the controls' values mean. An empty field means the default."""
-    if not values.get("clip"):
-        raise InputError(NO_CLIP)
-    allowed = limits()
-    given = {name: value for name, value in values.items() if value not in (None, "")}
-    given["move"] = own_move(given.get("move"))
-    given["accepted"] = tuple(given.get("accepted", ()))
-    change, mask = given.pop("change", "camera"), given.pop("mask", None)
-    if change == "camera":
-        given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}
-    if change == "object":
-        given |= {"camera": "still", "amount": None, "move": None}
-    for name, (label, kind) in NUMBERS.items():
-        if name in given:
-            given[name] = _number(given[name], label, kind)
-    height, width = given.pop("height", None), given.pop("width", None)
-    if (height is None) != (width is None):
-        raise InputError("Working size: give both a height and a width, or neither.")
-    if height and width:
-        if max(height, width) > allowed.side:
-            raise InputError(f"Working size: {height} x {width} is too large; give sides up to {allowed.side}.")
-        given["size"] = (height, width)
-    for name in ("frames", "steps"):
-        if given.get(name, 1) > (most := getattr(allowed, name)):
-            hint = ", or every n-th frame with Every n-th" if name == "frames" else ""
-            raise InputError(f"{NUMBERS[name][0]}: {given[name]} is too many here; give up to {most}{hint}.")
-    if change == "camera":
-        return RenderRequest(**given, backbone=backbone)
-    if mask is None:
-        raise InputError(NO_MASK)
-    request = RenderRequest(**given, mask=mask["path"], backbone=backbone)
-    if mask["of"] != frames_of(request):
-        raise InputError("The mask belongs to other frames of the clip; press Follow through the clip again.")
-    return request
-
-
-def frames_of(request: RenderRequest) -> tuple:
-    """What a mask belongs to: a clip, and which of its frames are used, and how they are cut.
-
-    The clip counts by its content, since Gradio keeps copies of the files that it shows.
-    """
-    clip = Path(request.clip)
-    content = _clip_key(clip, clip.stat().st_mtime_ns) if clip.is_file() else request.clip
-    return content, request.start, request.stride, request.frames, request.size
-
-
-@lru_cache(maxsize=64)
-def _clip_key(clip: Path, changed: int) -> str:
-    return content_key(clip)
-
-
-def _number(value: Any, label: str, kind: type) -> int | float:
-    try:
-        number = float(str(value).replace(",", "."))
-        if kind is int and number != int(number):
-            raise ValueError
-        return kind(number)
-    except (ValueError, OverflowError) as error:
-        raise InputError(f"{label}: {value!r} is not a {'whole ' if kind is int else ''}number.") from error
-
-
-def own_move(editor: dict[str, Any] | None) -> Move | None:
-    """The visitor's own path in the value of the camera editor; None while it shows a named move."""
-    return Move.from_dict(editor.get("move")) if editor and editor.get("own") else None
-
-
-def values_from(request: RenderRequest) -> dict[str, Any]:
-    """The controls' values that mean this request."""
-    without = ("backbone", "size", "mask_frame")
-    values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
-    for name in ("first_frame_model", "latent_mask"):
-        values[name] = values[name] or ""
-    values["height"], values["width"] = request.size or (None, None)
-    values["depth_model"] = request.depth_model or ""
-    values["mask"] = {"path": request.mask, "of": frames_of(request)} if request.mask else None
-    values["change"] = "camera" if not request.mask else "object" if request.camera == "still" else "both"
-    if request.move is not None and request.mask:
-        values["change"] = "both"
-    values["move"] = editor_value({"empty": EMPTY_CLOUD}, request.move, own=True)
-    for name in NUMBERS:
-        values[name] = (
-            "" if values[name] is None else f"{values[name]:g}" if NUMBERS[name][1] is float else str(values[name])
-        )
-    if request.amount is None:
-        values["amount"] = MOVES[request.camera].default
-    return values
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """The terms of what is chosen in a dropdown, and the box that accepts them; put away where there are none."""
-
-    choice: gr.Dropdown
-    column: gr.Column
-    words: gr.HTML
-    box: gr.Checkbox
-
-
-def ask_terms(choice: gr.Dropdown, elem_id: str) -> Terms:
-    """The place for the terms of what is chosen in a dropdown, below it."""
-    model = chosen_model(choice.value)
-    with gr.Column(elem_classes=terms_classes(model), elem_id=f"{elem_id}-terms") as column:
-        words = gr.HTML(terms_html(model))
-        box = gr.Checkbox(label="I accept these terms", elem_id=f"{elem_id}-accept")
-    return Terms(choice, column, words, box)
-
-
-def chosen_model(choice: Any) -> str:
-    """The model that a choice in a dropdown means; the fast mode of that name is one."""
-    return FEW_STEPS.model if choice == "lora" else choice or ""
-
-
-def depth_choices(extra: str | None = None) -> list[tuple[str, str]]:
-    """(label, value) of the depth models of the page; the empty one is what comes with the backbone."""
-    named = [(f"{spec.name} · {spec.note}", spec.name) for spec in models.of_role("depth")]
-    choices = [("What comes with the model", ""), *named]
-    if extra and extra not in dict(named).values():
-        choices.append((Path(extra).name if Path(extra).is_dir() else extra, extra))
-    return choices
-
-
-def terms_html(model: str | None) -> str:
-    """What has to be accepted before a model's first use; empty if nothing has to be."""
-    spec = models.find(model) if model else None
-    if spec is None or not spec.terms:
-        return ""
-    size = f"About {models.size(spec.download_bytes)} are fetched once, and nothing before you have ticked the box."
-    return f'<p class="rc-caption">{escape(spec.terms)} ({escape(spec.licence)}.) {size}</p>'
-
-
-def terms_classes(model: str | None) -> list[str]:
-    return ["rc-terms"] if terms_html(model) else ["rc-terms", "rc-away"]
-
-
-def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
-    """Range, unit and value of the amount slider for a camera move."""
-    preset = MOVES[camera]
-    low, high = preset.range
-    how = f"{preset.unit} of the distance to the subject" if preset.unit == "percent" else preset.unit
-    value = preset.default if amount is None else min(high, max(low, amount))
-    return {
-        "minimum": low,
-        "maximum": high if high > low else low + 1,  # a slider needs a range; one without a choice is put away
-        "value": value,
-        "label": f"How far, in {how}",
-        "visible": high > low,
-    }
-
-
-def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
-    """(title, request, described) of every clip in the folder; a JSON request of the same name describes it."""
-    examples = []
-    for clip in sorted(folder.glob("*.mp4")):
-        request = RenderRequest(clip=str(clip))
-        file, described = clip.with_suffix(".json"), False
-        if file.exists():
-            try:
-                request = RenderRequest.from_json(file.read_text(encoding="utf-8"))
-                mask = str(folder / request.mask) if request.mask else None
-                request, described = replace(request, clip=str(clip), mask=mask), True
-            except InputError as error:
-                log.warning("%s: %s", file.name, error)
-        examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request, described))
-    return examples
-
-
-def editor_scene(analysis: Analysis, folder: Path) -> dict[str, Any]:
-    """What the camera editor shows whatever the path is; writes the point clouds into folder."""
-    frames, _, height, width = analysis.clip.frames.shape
-    clouds = []
-    for number, content in enumerate(media.cloud_files(analysis)):
-        (folder / f"cloud-{number}.bin").write_bytes(content)
-        clouds.append(widgets.file_url(folder / f"cloud-{number}.bin"))
-    return {
-        "clouds": clouds,
-        "plotly": widgets.file_url(widgets.plotly_script()),
-        "width": width,
-        "height": height,
-        "fov": fov_of(analysis.source, (height, width)),
-        "frames": frames,
-        "fps": analysis.fps,
-    }
-
-
-def editor_value(shown: dict[str, Any], move: Move | None, *, own: bool) -> dict[str, Any]:
-    """The camera editor's value: what it shows, and a path that takes the place of the one it has, if there is one."""
-    rest = {name: value for name, value in shown.items() if name not in ("move", "own", "serial", "download")}
-    return rest | ({"move": move.to_dict(), "own": own, "serial": uuid.uuid4().hex} if move else {"own": False})
-
-
-def duration_words(seconds: float) -> str:
-    if seconds < 1.5:
-        return "about a second"
-    if seconds < 90:
-        return f"about {round(seconds)} seconds"
-    return f"about {round(seconds / 60)} minutes"
-
-
-def preview_words(by: str) -> str:
-    return f'<p class="rc-caption">Preview by {escape(by)}.</p>' if by else ""
-
-
-def share_words(share: float, other_frames: bool) -> str:
-    """other_frames: whether what those saw is put in first."""
-    percent = 100 * share
-    if percent < 0.5:
-        return "Almost everything is seen by your clip from here."
-    by = "what other frames saw is put in, the model fills in the rest" if other_frames else "the model will fill it in"
-    return f"{percent:.0f} % of the picture is unknown from here (checkered): {by}."
-
-
-def progress_words(view: JobView) -> str:
-    left = f" · {duration_words(view.seconds_left)} left" if view.seconds_left is not None else ""
-    return view.message + left
-
-
-def change_words(report: dict[str, Any]) -> str:
-    """What a render changed of its clip, as its report tells: "Orbit left, 20 degrees, an object removed"."""
-    request, words = report.get("request") or {}, []
-    if request.get("move"):
-        words.append("Your own camera path")
-    elif preset := MOVES.get(request.get("camera", "")):
-        amount = report.get("amount")
-        words.append(f"{preset.label}, {amount:g} {preset.unit}" if amount else preset.label)
-    if request.get("mask"):
-        what = "the surroundings" if request.get("invert") else "an object"
-        if request.get("remove"):
-            words.append(f"{what} removed")
-        else:
-            words.append(f"{what} replaced" + (f": “{request['prompt']}”" if request.get("prompt") else ""))
-    return ", ".join(words)
-
-
-def figures_html(report: dict[str, Any]) -> str:
-    """The figures of a report in plain words; what a report lacks is left out."""
-
-    def at(*path: str) -> Any:
-        value: Any = report
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def row(title: str, figure: str, note: str = "") -> str:
-        small = f"<small>{escape(note)}</small>" if note else ""
-        return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
-
-    rows = []
-    if name := at("request", "clip"):
-        rows.append(row("Your clip", name))
-    if changed := change_words(report):
-        rows.append(row("What was changed", changed))
-    if (unknown := at("unknown")) is not None:
-        rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
-    if elsewhere := at("from_other_frames"):
-        rows.append(row("Seen by other frames", f"{100 * elsewhere:.1f} %", "of the picture, and taken from there"))
-    raw, kept = at("measurement", "raw"), at("measurement", "composited")
-    if raw:
-        decibels = "equal" if raw.get("psnr") is None else f"{raw['psnr']:.1f} dB"
-        note = "PSNR where your clip is known, before it is put back"
-        if kept:
-            note += ", " + ("equal" if kept.get("psnr") is None else f"{kept['psnr']:.1f} dB") + " after"
-        rows.append(row("Faithful to your clip", decibels, note))
-        if raw.get("ssim") is not None:
-            after = f", {kept['ssim']:.3f} after" if kept and kept.get("ssim") is not None else ""
-            rows.append(row("Structure kept", f"{raw['ssim']:.3f}", f"SSIM in the same place, 1 is equal{after}"))
-    if source := at("first_frame", "from"):
-        rows.append(row("First frame", source[0].upper() + source[1:]))
-    if (total := at("seconds", "total")) is not None:
-        sampling = at("seconds", "sample")
-        note = f"of which {sampling:.1f} s in {at('steps')} steps" if sampling is not None else ""
-        rows.append(row("Time taken", f"{total:.1f} s", note))
-    if (count := at("frames", "count")) and (size := at("sizes", "result")):
-        worked = at("sizes", "working")
-        note = f"the model worked at {worked[1]} × {worked[0]}" if worked else ""
-        rows.append(row("Video", f"{count} frames, {size[1]} × {size[0]}", note))
-    if at("seed") is not None:
-        rows.append(row("Seed", str(at("seed")), "the same settings and seed give the same video"))
-    notes = "".join(f'<p class="rc-caption">{escape(note)}</p>' for note in at("notes") or [])
-    return f'<dl class="rc-figures">{"".join(rows)}</dl>{notes}'
-
-
-def public_report(result: RenderResult) -> dict[str, Any]:
-    """The report without the places of files on the server: those are nobody's business."""
-    report = dict(result.report)
-    request = dict(report.get("request") or {})
-    for name in ("clip", "depth", "mask", "first_frame"):
-        if request.get(name):
-            request[name] = Path(request[name]).name
-    if report.get("request"):
-        report["request"] = request
-    if isinstance(report.get("depth"), dict) and report["depth"].get("from"):
-        report["depth"] = report["depth"] | {"from": Path(report["depth"]["from"]).name}
-    return report
 
 
 def build(
@@ -451,7 +61,7 @@ def build(
     store: JobStore,
     *,
     examples: Path,
-    analyse: Analyse = render.analyse,
+    analyse: Analyse = analyse,
     describe: Describe = caption,
     depth_model: str | None = None,
 ) -> gr.Blocks:
@@ -461,7 +71,7 @@ def build(
     table joins the choices. Visitors choose among these only: what a server fetches and reads is its host's to say.
     """
     analyses = Analyses(analyse)
-    if depth_model and (spec := models.find(depth_model)):
+    if depth_model and (spec := table.find(depth_model)):
         depth_model = spec.name
     found = find_examples(examples)
     gr.set_static_paths([widgets.plotly_script()])
@@ -654,7 +264,7 @@ def build(
                         analysis_status: widgets.status_html(analysis_words(event), "done"),
                         analysis_notes: f'<p class="rc-caption">{escape(" ".join(event.notes))}</p>',
                         analyse_button: button_on,
-                        editor: editor_value(standing, render.move_of(request, event), own=request.move is not None),
+                        editor: editor_value(standing, move_of(request, event), own=request.move is not None),
                         depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
                     }
             except Exception as error:
@@ -705,17 +315,16 @@ def build(
                             analysis = event
                 assert analysis is not None, "an analysis ends with its result or an error"
                 analysis = analyses.hidden(request, analysis)
-                measurement = render.measure(analysis, request)
+                measurement = measure(analysis, request)
                 unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
-                frames = render.to_uint8(render.show_holes(measurement))
+                frames = to_uint8(show_holes(measurement))
                 file = store.new_folder() / "warp.webp"
                 file.write_bytes(media.loop_webp(frames, analysis.fps))
                 warnings = "".join(
-                    widgets.status_html(words, "warning")
-                    for words in render.path_warnings(analysis, request, 1 - unknown)
+                    widgets.status_html(words, "warning") for words in path_warnings(analysis, request, 1 - unknown)
                 )
                 words = widgets.status_html(
-                    share_words(unknown.mean().item(), render.wants_other_frames(analysis, request, measurement))
+                    share_words(unknown.mean().item(), wants_other_frames(analysis, request, measurement))
                 )
                 yield {
                     warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
@@ -734,7 +343,7 @@ def build(
                 request = camera_request(tuple(given.values()))
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
-                    given["move"] = editor_value(standing, render.move_of(request, analysis), own=False)
+                    given["move"] = editor_value(standing, move_of(request, analysis), own=False)
             except InputError:  # no clip yet, or a setting is wrong, and its message stands already
                 pass
             yield {editor: given["move"]}
@@ -746,7 +355,7 @@ def build(
                 request = warp_request(values)
                 analysis = analyses.get(request)
                 if known is not None and analysis is not None:
-                    picture = render.preview(analyses.hidden(request, analysis), request, float(event.at))
+                    picture = preview_frame(analyses.hidden(request, analysis), request, float(event.at))
                     yield {warp: {"url": media.picture_url(picture), "alt": "One frame of your clip from the new path"}}
             except (InputError, TypeError, ValueError) as error:
                 yield {warp_status: widgets.status_html(widgets.failure_words(error), "error")}
@@ -763,9 +372,9 @@ def build(
                     raise InputError("Analyse the clip again first: its frames decide how many cameras are written.")
                 name = str(event.format)
                 content = write_move(
-                    name, render.move_of(request, analysis), frames=len(analysis.clip.frames),
-                    own_fov=fov_of(analysis.source, render.size_of(analysis.clip.frames)),
-                    size=render.size_of(analysis.full.frames),
+                    name, move_of(request, analysis), frames=len(analysis.clip.frames),
+                    own_fov=fov_of(analysis.source, size_of(analysis.clip.frames)),
+                    size=size_of(analysis.full.frames),
                 )  # fmt: skip
                 file = store.new_folder() / f"camera-path-{name}{FORMATS[name][1]}"
                 file.write_bytes(content)
@@ -953,81 +562,6 @@ def build(
 
     page.queue(default_concurrency_limit=None)
     return page
-
-
-def _advanced() -> tuple[dict[str, Any], list[Terms]]:
-    """The settings most people leave alone, by their names in a RenderRequest; and the terms of models among them."""
-    controls: dict[str, Any] = {}
-
-    def numbers(*names: str, placeholder: str = "Automatic") -> None:
-        # Text fields: a number field of Gradio cannot be empty, and shows 0 where nothing was given.
-        with gr.Row(elem_classes="rc-fields"):
-            for name in names:
-                default = DEFAULTS.get(name)
-                controls[name] = gr.Textbox(
-                    label=NUMBERS[name][0], value="" if default is None else f"{default:g}", lines=1, max_lines=1,
-                    placeholder="55" if name == "fov" else placeholder, max_length=20, min_width=110,
-                    elem_id=f"set-{name}",
-                )  # fmt: skip
-
-    def choice(name: str, label: str, names: Iterable[str]) -> None:
-        automatic = [("Automatic", "")] if DEFAULTS[name] is None else []
-        options = automatic + [(CHOICES[name].get(option, option), option) for option in names]
-        value = DEFAULTS[name] or ""
-        controls[name] = gr.Dropdown(options, value=value, label=label, min_width=160, elem_id=f"set-{name}")
-
-    numbers("steps", "guidance_scale", "strength", "seed")
-    controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
-    with gr.Row(elem_classes="rc-fields"):
-        # those that need the wanted video, which a new camera path never has, are left out
-        choice("latent_mask", "Latent mask", [name for name, kind in LATENT_MASKS.items() if not kind.needs_target])
-        choice("phi", "φ of the latent mask", PHI)
-        choice("condition", "The model is shown", CONDITIONS)
-    with gr.Row(elem_classes="rc-fields"):
-        choice("solver", "Data consistency", SOLVERS)
-        choice("schedule", "Solver iterations over σ", SCHEDULES)
-    numbers("gamma", "iterations", "step_size", "tau")
-    numbers("guide_from", "guide_until")
-    with gr.Row(elem_classes="rc-fields"):
-        choice("fast", "Fast mode", FAST)
-        choice("memory", "GPU memory", MEMORY)
-    terms = [ask_terms(controls["fast"], "fast")]
-    numbers("frames", "start", "stride")
-    numbers("height", "width", "fov", "seam")
-    own = [
-        ("The video model's own", ""),
-        *((f"Inpainted by {spec.title}", spec.name) for spec in models.of_role("first frame")),
-    ]
-    model = controls["first_frame_model"] = gr.Dropdown(
-        own, value="", label="What is unknown of the first frame", elem_id="set-first_frame_model"
-    )
-    terms.append(ask_terms(model, "first-frame"))
-    controls["other_frames"] = gr.Checkbox(
-        value=DEFAULTS["other_frames"], label="What a frame does not see, take from frames that do", elem_id="set-other"
-    )
-    controls["composite"] = gr.Checkbox(
-        value=DEFAULTS["composite"], label="Keep what your clip shows untouched, at its full resolution"
-    )
-    controls["grain"] = gr.Checkbox(
-        value=DEFAULTS["grain"], label="Give what is painted there the grain of what is filmed", elem_id="set-grain"
-    )
-    controls["depth"] = gr.File(
-        label="Depth of your own (npz or EXR)",
-        file_types=DEPTH_SUFFIXES,
-        type="filepath",
-        height=140,
-        elem_id="set-depth",
-    )
-    return controls, terms
-
-
-def analysis_words(analysis: Analysis) -> str:
-    """What was found, in a sentence."""
-    frames, _, height, width = analysis.clip.frames.shape
-    seconds = frames / max(analysis.fps, 0.1)
-    return (
-        f"Ready: {frames} frames, {seconds:.1f} seconds, worked on at {width} × {height}. In the depth, near is bright."
-    )
 
 
 def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:

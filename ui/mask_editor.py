@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from pipeline import InputError
-from pipeline.masks.follow import complete, follow, grow
-from pipeline.media.video import resize
-from pipeline.render.render import Analysis, read_mask, size_of, to_uint8
+from pipeline.masks.follow import follow
+from pipeline.masks.shape import complete, grow
+from pipeline.media.video import resize, size_of, to_uint8
+from pipeline.render.analysis import Analysis, read_mask
 from ui import media, widgets
 
 EMPTY = "The object, followed through your clip, appears here."

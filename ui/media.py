@@ -10,7 +10,8 @@ import av
 import numpy as np
 from PIL import Image
 
-from pipeline.render.render import Analysis, to_uint8
+from pipeline.media.video import to_uint8
+from pipeline.render.analysis import Analysis
 
 MAX_LOOP_WIDTH = 480
 MAX_LOOP_FRAMES = 49

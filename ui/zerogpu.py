@@ -18,8 +18,11 @@ import numpy as np
 import torch
 
 from pipeline import InputError
+from pipeline.method.guidance import guidance_scale_of, steps_of
 from pipeline.models import cost
-from pipeline.render.render import FailedEvent, RenderRequest, StageEvent, get_backbone, guidance_scale_of, steps_of
+from pipeline.render.events import FailedEvent, StageEvent
+from pipeline.render.loaded import get_backbone
+from pipeline.render.request import RenderRequest
 
 try:
     import spaces

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from einops import einsum, repeat
 from jaxtyping import Float
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline import InputError
@@ -55,15 +54,6 @@ PRESETS: dict[str, Preset] = {
     "dolly-out": Preset("Dolly out", "percent", (0.0, 100.0), 30.0),
 }
 
-# Axis (x, y, z) of the camera's turn about the subject. A positive turn about +y (down) carries a camera that stands
-# in front of the subject to its left, a positive turn about +x carries it down.
-_ORBIT_AXIS = {
-    "orbit-left": (0.0, 1.0, 0.0),
-    "orbit-right": (0.0, -1.0, 0.0),
-    "orbit-up": (-1.0, 0.0, 0.0),
-    "orbit-down": (1.0, 0.0, 0.0),
-}
-
 
 def default_intrinsics(height: int, width: int, frames: int, fov_degrees: float = 55.0) -> Float[Tensor, "T 3 3"]:
     """Intrinsics of a pinhole camera with square pixels whose axis meets the middle of the image.
@@ -88,39 +78,6 @@ def scale_intrinsics(
 def static_path(K: Float[Tensor, "T 3 3"]) -> CameraPath:
     """A camera that stands still at the identity: the world is the first camera."""
     return CameraPath(repeat(torch.eye(4, dtype=K.dtype, device=K.device), "i j -> t i j", t=len(K)).clone(), K)
-
-
-def preset_motion(name: str, amount: float | None, frames: int, distance: float) -> Float[Tensor, "T 4 4"]:
-    """The motion source_cam_from_target_cam of a preset, linear over the frames; frame 0 is exactly the identity.
-
-    Orbits turn by `amount` degrees about the point at `distance` on the optical axis and keep looking at it; dollies
-    move by `amount` percent of `distance` along the axis. `amount=None` is the preset's default. A clip of a single
-    frame gets the end pose, so that the move shows. Raises InputError for an unknown name, an amount that is not finite
-    or out of the preset's range, and a distance that is not a positive finite number.
-    """
-    if name not in PRESETS:
-        raise InputError(f"camera {name!r} is unknown: choose one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    low, high = preset.range
-    amount = preset.default if amount is None else float(amount)
-    if not low <= amount <= high:  # also refuses NaN
-        raise InputError(f"amount {amount:g} for {name}: give {preset.unit} from {low:g} to {high:g}")
-    if not (math.isfinite(distance) and distance > 0):
-        raise InputError(f"subject distance {distance}: give a positive number, in the unit of the depth")
-    if frames < 1:
-        raise InputError(f"{frames} frames: a camera path needs at least one")
-
-    progress = torch.linspace(0, 1, frames, dtype=torch.float64) if frames > 1 else torch.ones(1, dtype=torch.float64)
-    motion = repeat(torch.eye(4, dtype=torch.float64), "i j -> t i j", t=frames).clone()
-    if name in _ORBIT_AXIS:
-        angles = progress * math.radians(amount)
-        turns = Rotation.from_rotvec(angles[:, None].numpy() * [_ORBIT_AXIS[name]])
-        pivot = torch.tensor([0.0, 0.0, distance], dtype=torch.float64)
-        motion[:, :3, :3] = torch.from_numpy(turns.as_matrix())
-        motion[:, :3, 3] = pivot - motion[:, :3, :3] @ pivot
-    else:
-        motion[:, 2, 3] = progress * distance * (amount / 100) * (1 if name == "dolly-in" else -1)
-    return motion.float()
 
 
 def follow(source: CameraPath, motion: Float[Tensor, "T 4 4"]) -> CameraPath:

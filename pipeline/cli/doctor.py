@@ -25,11 +25,14 @@ import torch
 from pipeline import InputError
 from pipeline.media.cache import cache_folder
 from pipeline.media.video import Clip, working_size, write_video
-from pipeline.models import cost, memory
-from pipeline.models import table as models
+from pipeline.models import cost, hub, memory, table
 from pipeline.models.table import MODELS, ModelSpec
-from pipeline.prior.backbone import Settings, default_dtype, read_settings, skeleton
-from pipeline.render.render import DoneEvent, FailedEvent, RenderRequest, render, warm
+from pipeline.prior.load import default_dtype, skeleton
+from pipeline.prior.settings import Settings, read_settings
+from pipeline.render.events import DoneEvent, FailedEvent
+from pipeline.render.loaded import warm
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
 
 HUB_SECONDS = 3.0
 TRIAL_STEPS = 2
@@ -61,7 +64,7 @@ def examine() -> dict[str, Any]:
     found["hub"] = hub(HUB_SECONDS) or {"state": "not reachable", "endpoint": _endpoint(), "seconds": HUB_SECONDS}
     device = "cuda" if found["gpus"] else "cpu"
     pace = cost.measure_pace(device, default_dtype(device)) if not found["machine"]["zerogpu"] else None
-    found["runs"] = [_prospect(spec, found, pace) for spec in models.of_role("backbone")]
+    found["runs"] = [_prospect(spec, found, pace) for spec in table.of_role("backbone")]
     found["missing"] = _missing(found)
     return found
 
@@ -198,23 +201,23 @@ def _model(spec: ModelSpec) -> dict[str, Any]:
         "state": state,
         "bytes": size,
         "missing": missing,
-        "get": None if spec.local or state == "complete" else models.command_for(spec),
+        "get": None if spec.local or state == "complete" else hub.command_for(spec),
     }
 
 
 def whereabouts(spec: ModelSpec) -> tuple[str, int, list[str]]:
     """("complete" | "partial" | "absent", bytes on this machine, missing files) of a model."""
     if spec.folder is not None:
-        folder = models.ROOT / spec.folder
+        folder = table.ROOT / spec.folder
         missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
         return ("absent" if missing else "complete"), _bytes(folder.rglob("*")), missing
     size, lacking = 0, []
     for part in spec.parts:
-        folder = models.snapshot(part)
+        folder = hub.snapshot(part)
         if folder is not None:
             size += _bytes(path for pattern in part.files for path in folder.glob(pattern))
-        if models.cached(part) is None:
-            lacking += part.files if folder is None else models.lacking(folder, part.files)
+        if hub.cached(part) is None:
+            lacking += part.files if folder is None else hub.lacking(folder, part.files)
             size += _bytes(_stored(part.repo).glob("blobs/*.incomplete"))
     return ("partial" if size else "absent") if lacking else "complete", size, lacking if size else []
 
@@ -241,7 +244,7 @@ def _trial() -> dict[str, Any]:
             begun = time.perf_counter()
             warm("nano")
             loading = time.perf_counter() - begun
-            settings = read_settings(Path(models.resolve("nano")))
+            settings = read_settings(Path(hub.resolve("nano")))
             write_video(folder / "clip.mp4", _clip(settings.frames))
             request = RenderRequest(str(folder / "clip.mp4"), steps=TRIAL_STEPS)
             for event in render(request, folder / "out"):
@@ -298,7 +301,7 @@ def _prospect(spec: ModelSpec, found: dict[str, Any], pace: cost.Pace | None) ->
         return run | {name: trial[name] for name in ("size", "frames", "steps", "seconds")} | {
             "how": how, "verdict": "runs",
         }  # fmt: skip
-    folder = models.at_hand(spec.name)
+    folder = hub.at_hand(spec.name)
     settings = Settings() if folder is None else read_settings(folder)
     size = working_size(*WANTED, pixels=settings.pixels, multiple=16)
     run |= {"size": list(size), "frames": settings.frames, "steps": settings.steps}
@@ -320,8 +323,8 @@ def memory_words(size: memory.ModelSize, gpu: dict[str, Any] | None, machine: di
         needed = (size.transformer // memory.BYTES) * default_dtype("cpu").itemsize + size.vae
         needed += 2 * (size.text + size.image)  # which are float32 there
         if needed < machine["memory free"]:
-            return {"verdict": f"too slow without a GPU, and would take {models.size(needed)} of memory", "memory": []}
-        return {"verdict": f"needs a GPU; too large for the memory ({models.size(needed)} of weights)", "memory": []}
+            return {"verdict": f"too slow without a GPU, and would take {table.size(needed)} of memory", "memory": []}
+        return {"verdict": f"needs a GPU; too large for the memory ({table.size(needed)} of weights)", "memory": []}
     ways = []
     for frames in CLIPS:
         try:
@@ -335,7 +338,7 @@ def memory_words(size: memory.ModelSize, gpu: dict[str, Any] | None, machine: di
 
 def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
     missing = []
-    if lacking := _unmet(models.ROOT / "requirements.txt"):
+    if lacking := _unmet(table.ROOT / "requirements.txt"):
         missing.append({"what": ", ".join(lacking), "get": "python -m pip install -r requirements.txt"})
     if not found["gpus"] and torch.version.cuda is None and shutil.which("nvidia-smi"):
         get = "python -m pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu128"
@@ -344,10 +347,10 @@ def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
         if model["state"] == "complete" or model["role"] == "metric":  # nothing is rendered with those
             continue
         left = model["download"] - model["bytes"]
-        what = f"{model['name']} ({model['role']}, {model['licence']}), {models.size(max(left, 0))} to fetch"
+        what = f"{model['name']} ({model['role']}, {model['licence']}), {table.size(max(left, 0))} to fetch"
         room = found["disks"][0]
         if left > room["free"]:
-            what += f", but only {models.size(room['free'])} free at {room['folder']}: set HF_HOME to a larger disk"
+            what += f", but only {table.size(room['free'])} free at {room['folder']}: set HF_HOME to a larger disk"
         get = model["get"] or "git checkout -- assets/nano"
         missing.append({"what": what, "get": get})
     for codec in found["video"]["cannot"]:
@@ -394,15 +397,15 @@ def report(found: dict[str, Any], columns: int = 92) -> str:
         ("Python", software["python"]),
         ("packages", ", ".join(versions)),
         ("processor", f"{machine['cores']} cores, {machine['system']}, bfloat16 {_yes(machine['bfloat16'])}"),
-        ("memory", f"{models.size(machine['memory free'])} free of {models.size(machine['memory'])}"),
+        ("memory", f"{table.size(machine['memory free'])} free of {table.size(machine['memory'])}"),
     ]
     for gpu in found["gpus"]:
         able = f"bfloat16 {_yes(gpu['bfloat16'])}, float8 {_yes(gpu['float8'])}"
-        room = f"{models.size(gpu['memory free'])} free of {models.size(gpu['memory'])}"
+        room = f"{table.size(gpu['memory free'])} free of {table.size(gpu['memory'])}"
         rows.append(("GPU", f"{gpu['name']}, {room}, compute capability {gpu['capability']}, {able}"))
     if not found["gpus"]:
         rows.append(("GPU", "lent for one call at a time (ZeroGPU)" if machine["zerogpu"] else "none"))
-    rows += [(disk["what"], f"{models.size(disk['free'])} free at {disk['folder']}") for disk in found["disks"]]
+    rows += [(disk["what"], f"{table.size(disk['free'])} free at {disk['folder']}") for disk in found["disks"]]
     rows.append(("video", f"reads {', '.join(video['reads'])}; writes {', '.join(video['writes'])}"))
     states = {"offline": "offline mode (HF_HUB_OFFLINE)", "reachable": f"reachable in {hub['seconds']:.1f} s"}
     rows.append(("hub", f"{hub['endpoint']}: {states.get(hub['state'], hub['state'])}"))
@@ -423,9 +426,9 @@ def report(found: dict[str, Any], columns: int = 92) -> str:
 
 def _model_words(model: dict[str, Any]) -> str:
     here = {
-        "complete": f"here, {models.size(model['bytes'])}",
-        "partial": f"only in part here, {models.size(model['bytes'])} of {models.size(model['download'])}",
-        "absent": f"not here, {models.size(model['download'])} to fetch" if model["download"] else "not here",
+        "complete": f"here, {table.size(model['bytes'])}",
+        "partial": f"only in part here, {table.size(model['bytes'])} of {table.size(model['download'])}",
+        "absent": f"not here, {table.size(model['download'])} to fetch" if model["download"] else "not here",
     }[model["state"]]
     missing = f"; without {', '.join(model['missing'][:4])}" if model["missing"] else ""
     return f"{model['role']}, {model['licence']}: {here}{missing}"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.media.video import resize
-from pipeline.models import table as models
+from pipeline.models import hub, table
 
 WINDOW, OVERLAP = 110, 25  # frames that are denoised together, and how many of them the next window shares
 STEPS = 5
@@ -249,8 +249,8 @@ def load_depthcrafter(folder: Path | None = None, device: torch.device | str = "
 
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     if folder is None:
-        spec = models.MODELS["depthcrafter"]
-        unet, base = models.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
+        spec = table.MODELS["depthcrafter"]
+        unet, base = hub.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
     else:
         unet, base = folder / "unet", folder
 

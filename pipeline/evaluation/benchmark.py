@@ -22,30 +22,26 @@ import torch
 from torch.nn import functional as F
 
 from pipeline import InputError
-from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, preset_motion, static_path
+from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, static_path
 from pipeline.depth.estimate import resize_depth
-from pipeline.known.warp import Measurement, warp_to_path
-from pipeline.media.video import Clip, resize, write_video
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_to_path
+from pipeline.media.video import Clip, resize, size_of, write_video
+from pipeline.method.problem import Problem, prepare, solve
 from pipeline.method.solvers import dds
 from pipeline.models import memory
 from pipeline.models.table import MODELS, of_role
 from pipeline.prior import backbone as module
-from pipeline.prior.backbone import FEW_STEPS, Backbone, Settings
-from pipeline.render.render import (
-    Analysis,
-    DoneEvent,
-    FailedEvent,
-    Problem,
-    RenderRequest,
-    analyse,
-    get_backbone,
-    measure,
-    prepare,
-    preview,
-    render,
-    size_of,
-    solve,
-)
+from pipeline.prior.backbone import Backbone
+from pipeline.prior.fast import FEW_STEPS
+from pipeline.prior.settings import Settings
+from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.events import DoneEvent, FailedEvent
+from pipeline.render.loaded import get_backbone
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import measure, preview
+from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import Sample, render_sample
 
 FRAMES, HEIGHT, WIDTH = 17, 480, 832

@@ -19,8 +19,10 @@ from PIL import Image
 from pipeline import InputError
 from pipeline.evaluation import rows as store
 from pipeline.evaluation.scenes import DEFAULT
-from pipeline.media.video import read_video, resize
-from pipeline.render.render import DoneEvent, RenderRequest, render, to_uint8
+from pipeline.media.video import read_video, resize, to_uint8
+from pipeline.render.events import DoneEvent
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = "crab-on-sand"

@@ -33,26 +33,22 @@ from pipeline import InputError
 from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
-from pipeline.evaluation.metrics import psnr
 from pipeline.evaluation.scenes import SETTINGS, method_of
-from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
+from pipeline.media.files import make_writable
+from pipeline.media.quality import psnr
 from pipeline.media.video import pictures_of
 from pipeline.prior.backbone import Backbone
-from pipeline.render.render import (
-    Analysis,
-    RenderRequest,
-    StageEvent,
-    analyse,
+from pipeline.render.analysis import Analysis, analyse, find_depth, hide
+from pipeline.render.events import StageEvent
+from pipeline.render.loaded import depth_model_of, get_backbone, release_depth_model
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import (
     cameras_of,
-    depth_model_of,
     depth_of_seen,
-    fill,
-    find_depth,
-    get_backbone,
-    hide,
-    make_writable,
     measure,
-    release_depth_model,
     replaced_place,
     see_elsewhere,
     stands_still,
@@ -60,6 +56,7 @@ from pipeline.render.render import (
     wants_other_frames,
     with_depth,
 )
+from pipeline.render.worker import fill
 
 TASKS = ("camera", "replace", "cycle")
 VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"}

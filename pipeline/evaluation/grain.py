@@ -19,16 +19,19 @@ import torch
 
 from pipeline.camera.geometry import CameraPath, scale_intrinsics
 from pipeline.depth.estimate import resize_depth
-from pipeline.evaluation.metrics import flicker, psnr, texture_distance
+from pipeline.evaluation.metrics import flicker, texture_distance
 from pipeline.evaluation.nano import SIZE, mean_with_error
 from pipeline.evaluation.scenes import BASE, measure_sample, move_of, recapture_sample
+from pipeline.finish.composite import composite
 from pipeline.finish.grain import match_grain
 from pipeline.known.gather import depth_of_all
-from pipeline.known.warp import composite
+from pipeline.media.quality import psnr
 from pipeline.media.video import resize
 from pipeline.prior.backbone import Backbone
-from pipeline.render.render import get_backbone, seam_of
-from pipeline.world.scenes import View, render_sample
+from pipeline.render.loaded import get_backbone
+from pipeline.render.request import seam_of
+from pipeline.world.raycast import View
+from pipeline.world.scenes import render_sample
 
 TIMES = 3  # as large as the model works
 LEAST = 0.02  # share of the picture that is unknown

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from pipeline.training import Muon
 from pipeline.training.prior import short_name
-from pipeline.world.scenes import SHAPES, object_name, render_sample
+from pipeline.world.objects import SHAPES, object_name
+from pipeline.world.scenes import render_sample
 from pipeline.world.textures import COLOURS
 
 SIDE, VIEWS = 48, 4  # pixels of a cut-out; frames that are looked at

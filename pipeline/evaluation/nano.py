@@ -24,29 +24,31 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.depth.estimate import DepthModel, estimate_depth, load_depth, load_depth_model
+from pipeline.depth.estimate import DepthModel, estimate_depth
+from pipeline.depth.files import load_depth
+from pipeline.depth.load import load_depth_model
 from pipeline.evaluation import judge as classifier
-from pipeline.evaluation.metrics import flicker, psnr
+from pipeline.evaluation.metrics import flicker
 from pipeline.evaluation.rows import mean, with_error
 from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
-from pipeline.known.warp import Measurement, composite
-from pipeline.masks.follow import grow
-from pipeline.media.video import Clip, crop_to_aspect, read_video, resize, write_video
-from pipeline.models.table import resolve
-from pipeline.prior.backbone import Backbone, read_settings
-from pipeline.render.render import (
-    DoneEvent,
-    RenderRequest,
-    get_backbone,
-    prepare,
-    render,
-    seam_of,
-    show_holes,
-    solve,
-    to_uint8,
-)
+from pipeline.finish.composite import composite
+from pipeline.known.measurement import Measurement
+from pipeline.masks.shape import grow
+from pipeline.media.quality import psnr
+from pipeline.media.video import Clip, crop_to_aspect, read_video, resize, to_uint8, write_video
+from pipeline.method.problem import prepare, solve
+from pipeline.models.hub import resolve
+from pipeline.prior.backbone import Backbone
+from pipeline.prior.settings import read_settings
+from pipeline.render.events import DoneEvent
+from pipeline.render.loaded import get_backbone
+from pipeline.render.render import render
+from pipeline.render.request import RenderRequest, seam_of
+from pipeline.render.view import show_holes
 from pipeline.training.depth import affine_disparity
-from pipeline.world.scenes import FAR, SHAPES, Sample, object_name, render_sample
+from pipeline.world.objects import SHAPES, object_name
+from pipeline.world.raycast import FAR
+from pipeline.world.scenes import Sample, render_sample
 from pipeline.world.textures import COLOURS
 
 FRAMES, SIZE = 17, (128, 208)

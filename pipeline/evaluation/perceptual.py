@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import InputError
-from pipeline.models import table as models
+from pipeline.models import hub, table
 
-LPIPS_LAYERS = models.ROOT / "assets" / "lpips" / "vgg.safetensors"
+LPIPS_LAYERS = table.ROOT / "assets" / "lpips" / "vgg.safetensors"
 AT_ONCE = 8  # frames that go through a network together
 FOLLOWED = 'These are frames of one video, in order. Does it show "{prompt}"? Answer with yes or no only.'
 REAL = (
@@ -91,7 +91,7 @@ def lpips(
     if a.shape != b.shape or (mask is not None and (mask.shape != (len(a), 1, *a.shape[2:]) or not mask.any())):
         raise InputError("LPIPS takes two videos of one shape, and a mask T 1 H W that is True somewhere.")
     device = _device(device)
-    network = _lpips(models.locate(model), device)
+    network = _lpips(hub.locate(model), device)
     total, count = 0.0, 0
     for i in range(0, len(a), AT_ONCE):
         some = slice(i, i + AT_ONCE)
@@ -128,7 +128,7 @@ def dino_features(
 ) -> Float[Tensor, "T D"]:
     """What DINO (arXiv 2104.14294) or DINOv2 (arXiv 2304.07193) says of each frame in [0, 1]: its class token, of
     length one. The shorter side is made 224 pixels, as VBench does."""
-    network = _network(models.locate(model), _device(device), ("vit", "dinov2"))
+    network = _network(hub.locate(model), _device(device), ("vit", "dinov2"))
     told = {"interpolate_pos_encoding": True} if network.config.model_type == "vit" else {}
     found = [network(x, **told).last_hidden_state[:, 0] for x in _batches(video, network, _IMAGENET, 224, crop=False)]
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
@@ -147,7 +147,7 @@ def clip_features(
     video: Float[Tensor, "T 3 H W"], model: str = "clip-vit-b32", *, device: Device = None
 ) -> Float[Tensor, "T D"]:
     """CLIP's (arXiv 2103.00020) embeddings of frames in [0, 1], of length one. Their middle square is looked at."""
-    network = _network(models.locate(model), _device(device), ("clip",))
+    network = _network(hub.locate(model), _device(device), ("clip",))
     side = network.config.vision_config.image_size
     found = [_pooled(network.get_image_features(pixel_values=x)) for x in _batches(video, network, _CLIP, side)]
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
@@ -162,7 +162,7 @@ def clip_score(
     The scale of OpenAI's CLIP is 100: then this is the CLIP score. With the model "pickscore" it is PickScore (arXiv
     2305.01569). Prompts are cut at 77 tokens.
     """
-    folder, device = models.locate(model), _device(device)
+    folder, device = hub.locate(model), _device(device)
     network = _network(folder, device, ("clip",))
     length = network.config.text_config.max_position_embeddings
     tokens = _tokenizer(folder)([prompt], truncation=True, max_length=length, return_tensors="pt").to(device)
@@ -194,7 +194,7 @@ def video_features(
     With `frechet` this is an FVD with VideoMAE's features, which look less at single frames than I3D's (arXiv
     2404.12391). There the features are those of a larger model, so the figures do not compare.
     """
-    network = _network(models.locate(model), _device(device), ("videomae",))
+    network = _network(hub.locate(model), _device(device), ("videomae",))
     config = network.config
     chosen = video[torch.linspace(0, len(video) - 1, config.num_frames).round().long()]
     shown = F.interpolate(chosen.float(), (config.image_size,) * 2, mode="bicubic", antialias=True, align_corners=False)
@@ -230,7 +230,7 @@ def yes_share(
 
     Nothing is drawn at random. It sees `ASKED_OF` frames, spread evenly.
     """
-    folder, device = models.locate(model), _device(device)
+    folder, device = hub.locate(model), _device(device)
     network, tokenizer, processor = _network(folder, device, ("qwen2_5_vl",)), _tokenizer(folder), _processor(folder)
     chosen = video[torch.linspace(0, len(video) - 1, ASKED_OF).round().long()]
     pictures = list((chosen.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())

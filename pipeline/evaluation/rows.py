@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline import InputError
 from pipeline.media.cache import content_key
-from pipeline.models import table as models
-from pipeline.render.render import writing
+from pipeline.media.files import writing
+from pipeline.models import hub
 
 Row = dict[str, Any]
 LEVEL = 0.95  # of the confidence intervals
@@ -26,7 +26,7 @@ LEVEL = 0.95  # of the confidence intervals
 
 def fingerprint(backbone_ref: str) -> str:
     """What the results depend on besides the request: figures of other weights must not mix with these."""
-    folder = Path(models.resolve(backbone_ref))
+    folder = Path(hub.resolve(backbone_ref))
     parts = [folder / name for name in ("vae", "transformer", "text_encoder", "mask_encoder", "recapture.json")]
     return content_key(*(part for part in parts if part.exists()))[:12] if folder.is_dir() else backbone_ref
 

@@ -24,12 +24,18 @@ from pipeline import InputError
 from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
+from pipeline.known.fill import fill_unknown
 from pipeline.known.gather import from_other_frames
-from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
+from pipeline.media.video import to_uint8
 from pipeline.method.latent_mask import LATENT_MASKS
+from pipeline.method.problem import prepare, solve
 from pipeline.method.solvers import SOLVERS
 from pipeline.prior.backbone import Backbone
-from pipeline.render.render import RenderRequest, get_backbone, prepare, show_holes, solve, steadied, to_uint8
+from pipeline.render.loaded import get_backbone
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import show_holes, steadied
 from pipeline.world.scenes import Sample, render_sample
 
 BASE = RenderRequest(clip="(world)", other_frames=False)  # every method gets the same measurement

@@ -22,9 +22,10 @@ from torch import Tensor
 from pipeline import InputError
 from pipeline.camera.geometry import CameraPath
 from pipeline.evaluation import perceptual
-from pipeline.evaluation.metrics import CameraError, camera_error, flicker, motion_smoothness, psnr, ssim
-from pipeline.known.warp import Measurement
-from pipeline.models import table as models
+from pipeline.evaluation.metrics import CameraError, camera_error, flicker, motion_smoothness
+from pipeline.known.measurement import Measurement
+from pipeline.media.quality import psnr, ssim
+from pipeline.models import hub, table
 from pipeline.world.scenes import Sample
 
 
@@ -253,7 +254,7 @@ def absent(accepted: Collection[str] = ()) -> dict[str, str]:
     """What cannot be measured here for want of weights, "fvd" included: the command that gets them, by metric."""
     wanted = {name: metric.weights for name, metric in METRICS.items()} | {"fvd": FVD_WEIGHTS}
     return {
-        name: models.command_for(models.MODELS[weights])
+        name: hub.command_for(table.MODELS[weights])
         for name, weights in wanted.items()
         if weights is not None and not _usable(weights, accepted)
     }
@@ -262,4 +263,4 @@ def absent(accepted: Collection[str] = ()) -> dict[str, str]:
 def _usable(weights: str | None, accepted: Collection[str]) -> bool:
     if weights is None:
         return True
-    return models.at_hand(weights) is not None and (not models.MODELS[weights].terms or weights in accepted)
+    return hub.at_hand(weights) is not None and (not table.MODELS[weights].terms or weights in accepted)

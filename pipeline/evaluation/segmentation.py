@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.masks.follow import load_mask, propagate
+from pipeline.masks.files import load_mask
+from pipeline.masks.flow import propagate
 from pipeline.media.video import read_video
 from pipeline.world.scenes import render_sample
 

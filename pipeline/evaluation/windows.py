@@ -20,13 +20,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.evaluation.metrics import flow_errors, psnr
+from pipeline.evaluation.metrics import flow_errors
 from pipeline.evaluation.nano import mean_with_error
 from pipeline.evaluation.scenes import BASE, measure_sample
-from pipeline.known.warp import Measurement
-from pipeline.method.sampler import windows
+from pipeline.known.measurement import Measurement
+from pipeline.media.quality import psnr
+from pipeline.method.problem import prepare, solve
+from pipeline.method.windows import windows
 from pipeline.prior.backbone import Backbone
-from pipeline.render.render import get_backbone, prepare, solve
+from pipeline.render.loaded import get_backbone
 from pipeline.world.scenes import Sample, render_sample
 
 ONE, CUT = "all at once", "clips of the model's length, joined"

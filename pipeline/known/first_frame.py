@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.known.warp import Measurement, fill_unknown
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
 from pipeline.media.video import resize, working_size
-from pipeline.models import table as models
+from pipeline.models import hub, table
 
 DEFAULT_PIXELS = 1024 * 1024  # at which a model works that does not say
 HEADROOM = 1.3  # of the memory of the weights, for what is computed with them
@@ -74,7 +75,7 @@ def inpaint(
 def locate(model: str) -> Path:
     """The folder of a model's weights on this machine. Raises `InputError` that says how to get them."""
     try:
-        return models.locate(model)
+        return hub.locate(model)
     except InputError as error:
         raise InputError(f"{error}; or leave the first frame to the video model, or give a picture of it.") from error
 
@@ -97,11 +98,11 @@ def _load(folder: Path, model: str, device: torch.device) -> Any:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"The image model {models.title_of(model)} cannot be loaded as an inpainting model: "
+            f"The image model {table.title_of(model)} cannot be loaded as an inpainting model: "
             f"{str(error).splitlines()[0]} Choose another, or download it again."
         ) from error
     if "mask_image" not in inspect.signature(pipe.__call__).parameters:
-        raise InputError(f"The image model {models.title_of(model)} does not inpaint; choose another.")
+        raise InputError(f"The image model {table.title_of(model)} does not inpaint; choose another.")
     pipe.set_progress_bar_config(disable=True)
     if device.type != "cuda":
         return pipe.to(device)

@@ -12,17 +12,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import least_squares
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath, invert_rigid, scale_intrinsics, transform, unproject
-from pipeline.known.warp import Measurement, agreement, fill_unknown, warp_depth, warp_to_path
+from pipeline.known.behind import agreement
+from pipeline.known.ego_motion import ego_motion
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.video import resize
 
 # Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
@@ -30,11 +31,6 @@ _DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 # A point that another frame looks through, onto something this much farther away, does not stand still.
 _SEEN_THROUGH = 0.05
 _AGREES = 0.05  # mean difference of two frames around a place up to which one may complete the other
-_CORNERS = 800
-_FEWEST, _AGREEING = 24, 0.4  # corners that must agree on a camera's motion, and their share
-_WITHIN = 1.5  # pixels that an agreeing corner may be off
-_FOLLOWED = 8  # frames through which the same corners are followed
-_STANDS = 0.3  # pixels; corners that move less on the median are those of a camera that stands still
 _AT_ONCE = 16  # frames that are warped together
 # At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
 # frame, and only for so large a share of it.
@@ -192,38 +188,6 @@ def at_size(
     return replace(own, video=torch.where(weight > 0, total / weight, video), mask=mask)
 
 
-def steady(
-    raw: Float[Tensor, "T 3 H W"],
-    measurement: Measurement,
-    gathered: Bool[Tensor, "T 1 H W"],
-    z: Float[Tensor, "T H W"],
-    source: CameraPath,
-    target: CameraPath,
-    reach: int,
-) -> Float[Tensor, "T 3 H W"]:
-    """A generated video whose frames agree on what is painted: such pixels become means along the camera's motion.
-
-    A small model paints the same place anew in every frame, which flickers. What the `reach` frames on either side
-    painted there, or took from others, is warped to the frame's camera, and counts as far as it is `_like` what the
-    frame has. All that is not painted stays as it is. raw in [0, 1]. measurement: what is known, `gathered`: what of it
-    other frames saw. z: depth of the clip, from the source cameras, which are in one world with the target's, see
-    `Gathered`.
-    """
-    painted = ~measurement.mask
-    if reach < 1 or not painted.any():
-        return raw
-    depth = depth_of_all(z, source, target)
-    video, others = torch.where(gathered, measurement.video, raw), ~(painted | gathered)[:, 0]
-    total, weight = video.clone(), torch.ones_like(depth)[:, None]
-    for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
-        for now, then in _pairs(len(video), offset):
-            there = warp_to_path(video[then], depth[then], _part(target, then), _part(target, now), others[then])
-            like = _like(there.video, video[now], there.mask)
-            total[now] += like * there.video
-            weight[now] += like
-    return torch.where(painted, total / weight, raw)
-
-
 def depth_of_all(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Float[Tensor, "T H W"]:
     """The clip's depth as the target cameras see it, see `warp_depth`, and where they see nothing of it filled in
     smoothly, by disparity: a guess, but one that is the same from frame to frame."""
@@ -268,86 +232,6 @@ def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H
     return F.max_pool2d((~still).float()[:, None], 3, 1, 1)[:, 0] == 0
 
 
-def ego_motion(
-    frames: Float[Tensor, "T 3 H W"], z: Float[Tensor, "T H W"], K: Float[Tensor, "T 3 3"]
-) -> CameraPath | None:
-    """The cameras of a clip in one world, that of the first frame, as its corners and their depths tell.
-
-    Corners are followed by optical flow, lifted by their depth, and the camera that sees them where they have got to
-    is found by robust least squares (Cauchy's loss): what moves by itself is outvoted. None where too few corners
-    agree. A camera whose picture stands still does so exactly. frames in [0, 1]; K in their pixels.
-    """
-    grey = [cv2.cvtColor(_picture(frame), cv2.COLOR_RGB2GRAY) for frame in frames]
-    depth, lens = z.detach().cpu().double().numpy(), K.detach().cpu().double().numpy()
-    poses, anchor, motion = [np.eye(4)], 0, None
-    points = start = at = np.zeros((0, 2))
-    for t in range(1, len(grey)):
-        if motion is not None:
-            now, kept = _followed(grey[t - 1], grey[t], at)
-            motion = _motion(points[kept], start[kept], now, lens[t], motion)
-        if motion is None or t - anchor > _FOLLOWED:  # errors add up from anchor to anchor, not in between
-            anchor = t - 1
-            points, start = _corners(grey[anchor], depth[anchor], lens[anchor])
-            now, kept = _followed(grey[anchor], grey[t], start)
-            motion = _motion(points[kept], start[kept], now, lens[t], np.zeros(6))
-            if motion is None:
-                return None
-        points, start, at = points[kept], start[kept], now
-        poses.append(poses[anchor] @ np.linalg.inv(_matrix(motion)))
-    return CameraPath(torch.from_numpy(np.stack(poses)).to(z), K)
-
-
-def _corners(grey: np.ndarray, z: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of a frame whose depth is known: places in space N 3, and pixels N 2 with centres at whole numbers."""
-    found = cv2.goodFeaturesToTrack(grey, _CORNERS, 0.003, 4)
-    at = np.zeros((0, 2)) if found is None else found[:, 0].astype(np.float64)
-    column, row = at.round().astype(int).T
-    depth = z[row.clip(0, z.shape[0] - 1), column.clip(0, z.shape[1] - 1)]
-    usable = np.isfinite(depth) & (depth > 0)
-    at, depth = at[usable], depth[usable]
-    rays = np.concatenate([at + 0.5, np.ones((len(at), 1))], 1) @ np.linalg.inv(K).T
-    return rays * depth[:, None], at
-
-
-def _followed(a: np.ndarray, b: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where pixels N 2 of picture a are in b: those that optical flow leads there and back, and which they are."""
-    if not len(at):
-        return at, np.zeros(0, bool)
-    before = at[:, None].astype(np.float32)
-    after, ok, _ = cv2.calcOpticalFlowPyrLK(a, b, before, None)  # type: ignore[call-overload]
-    again, ok_back, _ = cv2.calcOpticalFlowPyrLK(b, a, after, None)  # type: ignore[call-overload]
-    kept = (ok[:, 0] > 0) & (ok_back[:, 0] > 0) & (np.linalg.norm(again - before, axis=-1)[:, 0] < 0.5)
-    return after[kept, 0].astype(np.float64), kept
-
-
-def _motion(
-    points: np.ndarray, start: np.ndarray, at: np.ndarray, K: np.ndarray, guess: np.ndarray
-) -> np.ndarray | None:
-    """The rotation vector and shift that take `points` N 3 to where the camera with K sees them at pixels `at`."""
-    if len(points) < _FEWEST:
-        return None
-    if np.median(np.linalg.norm(at - start, axis=1)) < _STANDS:
-        return np.zeros(6)
-    scale = float(np.median(points[:, 2]))  # so that shifts and angles are of one size
-
-    def off(motion: np.ndarray) -> np.ndarray:
-        there = (Rotation.from_rotvec(motion[:3]).apply(points / scale) + motion[3:]) @ K.T
-        return there[:, :2] / np.maximum(there[:, 2:], 1e-3) - (at + 0.5)
-
-    # from the motion until the frame before the way is short; the loss outvotes what moves by itself
-    guess = guess / np.array([1, 1, 1, scale, scale, scale])
-    found = least_squares(lambda motion: off(motion).ravel(), guess, loss="cauchy", f_scale=0.5).x
-    if (np.linalg.norm(off(found), axis=1) < _WITHIN).sum() < max(_FEWEST, _AGREEING * len(points)):
-        return None
-    return found * np.array([1, 1, 1, scale, scale, scale])
-
-
-def _matrix(motion: np.ndarray) -> np.ndarray:
-    pose = np.eye(4)
-    pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec(motion[:3]).as_matrix(), motion[3:]
-    return pose
-
-
 def _offsets(frames: int) -> list[int]:
     """How far away the other frames are, the nearest first, before and after alike."""
     distances = [distance for distance in _DISTANCES if distance < frames]
@@ -363,10 +247,6 @@ def _pairs(frames: int, offset: int) -> list[tuple[slice, slice]]:
 
 def _part(path: CameraPath, span: slice | list[int]) -> CameraPath:
     return CameraPath(path.world_from_cam[span], path.K[span])
-
-
-def _picture(frame: Tensor) -> np.ndarray:
-    return np.ascontiguousarray((255 * frame).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 def _agrees(found: Tensor, known: Tensor, both: Tensor) -> Bool[Tensor, "1 H W"]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath, invert_rigid, transform, unproject
-from pipeline.media.video import resize
+from pipeline.known.measurement import Measurement
 
 # A source pixel claims the target pixels within its own square in the source image, grown by a quarter pixel: closed
 # surfaces where neighbouring slopes disagree a little. At outlines it keeps to its square, so that nothing grows fat.
@@ -27,20 +22,8 @@ _OPENING = 1.0
 _RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
 _MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
 _NOBODY = torch.iinfo(torch.int64).max
-_LAYERS = 7  # of depth, by which holes are filled
-_IN_FRONT = 0.1  # what is that share nearer than a hole lends it nothing
 _AT_ONCE = 16  # frames that are filled at once: a long clip should not take much more memory than itself
 _BLOCK = 2**17  # elements; of 2^13 ... 2^18 the fastest on two cores
-
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """`video`: T 3 H W, RGB in [0, 1], 0 where unobserved. `mask`: T 1 H W bool, True = observed. `z`: how far away
-    from the target cameras that is, nan where it is not known, None if it is not known at all; see `fill_unknown`."""
-
-    video: Float[Tensor, "T 3 H W"]
-    mask: Bool[Tensor, "T 1 H W"]
-    z: Float[Tensor, "T H W"] | None = None
 
 
 def warp_to_path(
@@ -264,182 +247,3 @@ def _slope(before: Tensor, w: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Te
     slope = torch.where((ahead_size < behind_size) | behind.isnan(), ahead, behind).nan_to_num_(0.0)
     nearer = torch.fmax(ahead, -behind).nan_to_num_(0.0)
     return slope, nearer, (behind_size > jump).byte() + 2 * (ahead_size > jump).byte()
-
-
-# --- what stood behind an object --------------------------------------------------------------------------------------
-
-_AGREES = 0.06  # mean difference of two aligned frames, around a place, up to which they show the same background
-_FEATURES = 1500  # corners that frames are aligned by
-
-
-def see_behind(
-    frames: Float[Tensor, "T 3 H W"], hidden: Bool[Tensor, "T H W"]
-) -> tuple[Float[Tensor, "T 3 H W"], Bool[Tensor, "T H W"]]:
-    """The clip with what is hidden taken from other frames that saw it, nearest in time first, and what is left hidden.
-
-    frames in [0, 1]; hidden: True where an object stands that is to go. Frames are aligned by a homography (corners
-    outside of the object, RANSAC), exact for a camera that stands, pans or zooms and for flat backgrounds; where two
-    aligned frames disagree around the hole, as they do under parallax, nothing is taken.
-    """
-    pictures = [np.ascontiguousarray(f.permute(1, 2, 0).cpu().numpy(), np.float32) for f in frames]
-    holes = [h.cpu().numpy() for h in hidden]
-    to_next = [
-        _homography(pictures[i], pictures[i + 1], holes[i], holes[i + 1]) for i in range(len(pictures) - 1)
-    ]  # None: the frames cannot be aligned, and nothing is carried across
-    filled, left = [p.copy() for p in pictures], [h.copy() for h in holes]
-    for t in range(len(pictures)):
-        order = sorted(range(len(pictures)), key=lambda s, t=t: (abs(s - t), s))
-        chains = {t: np.eye(3)}
-        for s in order[1:]:
-            if not left[t].any():
-                break
-            link = to_next[s] if s < t else to_next[s - 1]
-            beside = chains.get(s + 1 if s < t else s - 1)
-            if link is None or beside is None:
-                continue
-            chains[s] = beside @ (link if s < t else np.linalg.inv(link))
-            found, usable = _aligned(pictures[s], holes[s], chains[s])
-            agrees = agreement(found, pictures[t], usable & ~holes[t]) < _AGREES
-            take = left[t] & usable & agrees
-            filled[t][take] = found[take]
-            left[t] &= ~take
-    video = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in filled]).to(frames)
-    return video, torch.stack([torch.from_numpy(h) for h in left]).to(hidden.device)
-
-
-def _homography(a: np.ndarray, b: np.ndarray, hidden_a: np.ndarray, hidden_b: np.ndarray) -> np.ndarray | None:
-    """From pixels of a to pixels of b (3 3), of what is not hidden; the identity where the camera stood still."""
-    known = ~(hidden_a | hidden_b)
-    if known.sum() < 64:
-        return None
-    if np.abs(a - b).mean(-1)[known].mean() < 0.004:  # less than the noise of a compressed video
-        return np.eye(3)
-    grey = [cv2.cvtColor((255 * x).round().astype(np.uint8), cv2.COLOR_RGB2GRAY) for x in (a, b)]
-    corners = cv2.goodFeaturesToTrack(grey[0], _FEATURES, 0.01, 5, mask=(255 * ~hidden_a).astype(np.uint8))
-    if corners is None or len(corners) < 12:
-        return None
-    moved, ok, _ = cv2.calcOpticalFlowPyrLK(grey[0], grey[1], corners, None)  # type: ignore[call-overload]
-    ok = ok[:, 0] > 0
-    if ok.sum() < 12:
-        return None
-    matrix, inliers = cv2.findHomography(corners[ok], moved[ok], cv2.RANSAC, 1.0)
-    if matrix is None or inliers.mean() < 0.4:
-        return None
-    return matrix
-
-
-def _aligned(picture: np.ndarray, hidden: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A picture brought into another frame, and where it may be used there."""
-    if np.array_equal(matrix, np.eye(3)):
-        return picture, ~hidden
-    size = picture.shape[1], picture.shape[0]
-    found = cv2.warpPerspective(picture, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    usable = cv2.warpPerspective((~hidden).astype(np.float32), matrix, size, flags=cv2.INTER_LINEAR)
-    return found.clip(0, 1), usable > 0.999
-
-
-def agreement(a: np.ndarray, b: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of two pictures near each pixel, over what is known; infinite where nothing is near."""
-    sigma = max(4.0, min(known.shape) / 24)
-    weight = cv2.GaussianBlur(known.astype(np.float32), (0, 0), sigma)
-    # finer than the misalignment that can be seen, coarser than noise
-    difference = np.abs(cv2.GaussianBlur(np.where(known[..., None], a - b, 0), (0, 0), 1.0)).mean(-1)
-    near = cv2.GaussianBlur(np.where(known, difference, 0).astype(np.float32), (0, 0), sigma)
-    return np.where(weight > 1e-4, near / np.maximum(weight, 1e-4), np.inf)
-
-
-def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
-    """The video with its holes filled smoothly from their surroundings, frame by frame; known pixels are untouched.
-
-    Pull-push pyramid (Gortler et al., The Lumigraph, 1996). With `measurement.z` a hole takes nothing after what is
-    nearer than that which it shows: what a camera uncovers beside a thing was behind it (as Daribo and Pesquet-Popescu,
-    MMSP 2010, inpaint such holes). A frame without any known pixel becomes mid grey.
-    """
-    video, mask = measurement.video, measurement.mask
-    if mask.all():
-        return video
-    unknown = video.new_tensor(torch.nan)
-    z = unknown if measurement.z is None else measurement.z
-    z = torch.where(mask[:, 0], z, unknown)
-    place, layers = _layers(z, ~mask[:, 0])
-    filled = torch.empty_like(video)
-    for first in range(0, len(video), _AT_ONCE):
-        span = slice(first, first + _AT_ONCE)
-        colour, known, depth = video[span], mask[span].to(video.dtype), z[span, None].nan_to_num(torch.inf).log()
-        found = torch.zeros_like(colour)
-        for number, layer in enumerate(layers):
-            share = (1 - (place[span, None] - number).abs()).clamp_min(0)
-            if (share > 0).any():
-                lends = known * ((depth - layer) / _IN_FRONT + 1).clamp(1e-6, 1)
-                found += share * _pull_push(colour * lends, lends)
-        filled[span] = torch.where(mask[span], colour, found)
-    return filled
-
-
-def _layers(z: Float[Tensor, "T H W"], holes: Bool[Tensor, "T H W"]) -> tuple[Float[Tensor, "T H W"], list[float]]:
-    """How deep what holes show is, as a place among layers, and the log depths of these; z is nan in the holes.
-
-    A hole is as deep as the farther of what ends it in its row. Not in its column: there a wall stands behind the
-    ground, and does not go on below it. What opens towards the border of the picture was not hidden by anything: layer
-    0 takes after all that there is.
-    """
-    left, right = _last_known(z), _last_known(z.flip(-1)).flip(-1)
-    told = holes & (left > 0) & (right > 0)
-    if not told.any():
-        return torch.zeros_like(z), [-math.inf]
-    behind = torch.maximum(left, right).log()
-    sample = behind[told][:: max(1, int(told.sum()) >> 20)]
-    first, last = sample.quantile(sample.new_tensor([0.02, 0.98])).tolist()
-    place = 1 + ((behind - first) * ((_LAYERS - 1) / max(last - first, 1e-6))).clamp(0, _LAYERS - 1)
-    place = torch.where(told, place, 0.0)[:, None]
-    # no steps from row to row
-    around = lambda part: F.avg_pool2d(F.avg_pool2d(part, (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))
-    place = (around(place) / around(holes[:, None].to(z)).clamp_min(1e-6))[:, 0]
-    return torch.where(holes, place, 0.0), [-math.inf, *torch.linspace(first, last, _LAYERS).tolist()]
-
-
-def _last_known(z: Float[Tensor, "T H W"]) -> Float[Tensor, "T H W"]:
-    """The last finite value up to each pixel of a row, 0 where there is none."""
-    last = torch.where(z.isfinite(), torch.arange(z.shape[-1], device=z.device), -1).cummax(-1).values
-    return torch.where(last >= 0, z.gather(-1, last.clamp_min(0)), 0.0)
-
-
-def _pull_push(colour: Tensor, weight: Tensor) -> Tensor:
-    """Colours for all pixels from colours premultiplied by weights in [0, 1]."""
-    H, W = colour.shape[-2:]
-    if H == 1 and W == 1:
-        return torch.where(weight > 0, colour / weight.clamp_min(1e-8), 0.5)
-    # Pull: means over 2x2; odd sides repeat their last row or column. One known pixel in four is full confidence.
-    pad = (0, W % 2, 0, H % 2)
-    small_weight = F.avg_pool2d(F.pad(weight, pad, mode="replicate"), 2)
-    small_colour = F.avg_pool2d(F.pad(colour, pad, mode="replicate"), 2)
-    gain = (small_weight * 4).clamp(max=1) / small_weight.clamp_min(1e-8)
-    below = _pull_push(small_colour * gain, small_weight * gain)
-    # Push: what is not known here comes from the level below.
-    up = F.interpolate(below, scale_factor=2, mode="bilinear", align_corners=False)[..., :H, :W]
-    return colour + (1 - weight) * up
-
-
-def composite(
-    raw: Float[Tensor, "T 3 h w"], measurement: Measurement, *, seam_pixels: float
-) -> Float[Tensor, "T 3 H W"]:
-    """The generated video where nothing is known, the measurement elsewhere, with a soft seam inside the known side.
-
-    `raw` in [0, 1] may be smaller and is enlarged to the measurement. Known pixels farther than `seam_pixels` from the
-    nearest unknown one are bit-identical to the measurement; 0 is a hard cut. Raises ValueError if the numbers of
-    frames differ or seam_pixels is negative.
-    """
-    video, mask = measurement.video, measurement.mask
-    if len(raw) != len(video) or not seam_pixels >= 0:
-        raise ValueError(f"{len(raw)} raw frames for {len(video)} measured ones, a seam of {seam_pixels} pixels")
-    raw = resize(raw.to(video), (video.shape[-2], video.shape[-1]), mode="bicubic").clamp(0, 1)
-    if seam_pixels == 0:
-        return torch.where(mask, video, raw)
-    known = rearrange(mask, "t 1 h w -> t h w").cpu().numpy().astype(np.uint8)
-    # OpenCV has no unknown pixel to measure from in a full mask and then answers with a huge distance, as wanted.
-    distance = np.stack([cv2.distanceTransform(k, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for k in known])
-    ramp = (torch.from_numpy(distance)[:, None].to(video) / (seam_pixels + 1)).clamp(0, 1)
-    ramp = ramp * ramp * (3 - 2 * ramp)
-    blend = torch.lerp(raw, video, ramp)
-    far = torch.from_numpy(distance > seam_pixels)[:, None].to(video.device)
-    return torch.where(far & mask, video, blend)

@@ -494,3 +494,17 @@ def _encode_sound(container: OutputContainer, sound: np.ndarray) -> Iterator[av.
         frame.sample_rate, frame.pts, frame.time_base = _AUDIO_RATE, at, Fraction(1, _AUDIO_RATE)
         yield from stream.encode(frame)
     yield from stream.encode()
+
+
+def size_of(video: Tensor) -> tuple[int, int]:
+    """(h, w) of anything that ends in H W."""
+    return video.shape[-2], video.shape[-1]
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """T C H W in [0, 1] (or bool) as uint8 T H W C."""
+    return _bytes(video).cpu().numpy()
+
+
+def _bytes(video: Tensor) -> Tensor:
+    return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

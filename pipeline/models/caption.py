@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.media.video import probe, read_video
-from pipeline.models import table as models
+from pipeline.models import hub, table
 
 LARGE_GPU = 20 * 2**30  # bytes of a GPU's memory from which BLIP-2 is preferred; it takes 8 GB beside the video model
 MAX_TOKENS = 40
@@ -37,9 +37,9 @@ def default_captioner(accepted: Collection[str] = ()) -> str:
     """BLIP-2 where a large GPU is, else BLIP; the other one if only that is on this machine. Of BLIP-2 the terms have
     to be among those `accepted`."""
     large = torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= LARGE_GPU
-    free = [spec for spec in models.of_role("captions") if not spec.terms or spec.name in accepted]
+    free = [spec for spec in table.of_role("captions") if not spec.terms or spec.name in accepted]
     preferred = [spec.name for spec in sorted(free, key=lambda spec: spec.download_bytes, reverse=large)]
-    return next((name for name in preferred if models.at_hand(name) is not None), preferred[0])
+    return next((name for name in preferred if hub.at_hand(name) is not None), preferred[0])
 
 
 def caption(
@@ -56,10 +56,10 @@ def caption(
     if it is not on this machine, or if it is another kind of model.
     """
     name = model or default_captioner(accepted)
-    models.check_accepted(name, accepted)
-    title = models.title_of(name)
+    table.check_accepted(name, accepted)
+    title = table.title_of(name)
     try:
-        folder = models.locate(name)
+        folder = hub.locate(name)
     except InputError as error:
         raise InputError(f"{error}; or write the prompt yourself.") from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline import InputError
-from pipeline.models import table as models
+from pipeline.models import hub, table
 
 IMAGE_TOKENS = 257  # of CLIP ViT-H/14 at 224x224
 
@@ -121,11 +121,11 @@ def _rate(work: Any, operations: float, device: torch.device, seconds: float) ->
 
 def _configs(ref: str) -> tuple[dict[str, Any], dict[str, Any], int] | None:
     """Configurations of transformer and VAE, and the number of text tokens."""
-    spec = models.find(ref)
+    spec = table.find(ref)
     if spec is not None and spec.configs:
         return dict(spec.configs["transformer"]), dict(spec.configs["vae"]), 512
     try:
-        folder = Path(models.resolve(ref))
+        folder = Path(hub.resolve(ref))
         read = lambda name: json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
         settings = folder / "recapture.json"
         given = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}

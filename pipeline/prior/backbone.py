@@ -8,16 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property, wraps
-from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,100 +19,23 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.known.warp import Measurement, fill_unknown
-from pipeline.models import memory
-from pipeline.models import table as models
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.models import hub, memory, table
+from pipeline.prior.fast import FEW_STEPS, Passes, _check_lora
+from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
+from pipeline.prior.settings import LatentRgb, Settings
 from pipeline.prior.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 
 TRAIN_TIMESTEPS = 1000  # the transformer's time is sigma * 1000
 IMAGE_BRANCH_TEXT_TOKENS = 512  # with an image branch, all tokens before the last 512 are taken for the image's
-# Of Wan 2.1's VAE: the mean of its latents, by which it is known, and the linear map from its normalised latents to RGB
-# in [-1, 1], one row a channel and then the bias (ComfyUI, comfy/latent_formats.py, class Wan21).
-WAN21_MEAN = (
-    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
-)  # fmt: skip
-WAN21_RGB = (
-    (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
-    (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
-    (-0.0412, 0.0267, -0.1364), (-0.1293, 0.0740, 0.1636), (0.0680, 0.3019, 0.1128), (0.0032, 0.0581, 0.0639),
-    (-0.1251, 0.0927, 0.1699), (0.0060, -0.0633, 0.0005), (0.3477, 0.2275, 0.2950), (0.1984, 0.0913, 0.1861),
-    (-0.1835, -0.0868, -0.3360),
-)  # fmt: skip
 KEPT_EMBEDDINGS = 16
-FAST = ("off", "cache", "lora")
 # The share by which a step's first block may differ from the last computed step's for the rest to be taken from there.
 CACHE_THRESHOLD = 0.1
-COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
-
-
-@dataclass(frozen=True)
-class FewSteps:
-    """A distilled LoRA with which a model needs few steps and no classifier-free guidance.
-
-    model: its name in `models.MODELS`. width, layers: of the transformer that it fits.
-    """
-
-    model: str
-    width: int
-    layers: int
-    steps: int
-    guidance_scale: float
-
-
-# CausVid (arXiv 2412.07772), taken out as a LoRA by Kijai, who advises 4 steps or more without guidance.
-FEW_STEPS = FewSteps("causvid-lora", width=1536, layers=30, steps=8, guidance_scale=1.0)
-
-
-@dataclass
-class Passes:
-    """How many passes through the transformer were asked for; with a cache, how many went through all blocks."""
-
-    asked: int = 0
-    whole: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class LatentRgb:
-    """A linear map from normalised latents to RGB in [0, 1]: rgb = latent @ weight + bias."""
-
-    weight: Float[Tensor, "C 3"]
-    bias: Float[Tensor, " 3"]
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
-
-    frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
-    noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
-    that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. fill_condition: the
-    inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
-    replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
-    its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
-    paints is made to agree, see `gather.steady`; 0 for a model whose frames agree by themselves. softness: how much
-    softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`.
-    """
-
-    frames: int = 81
-    pixels: int = 480 * 832
-    steps: int = 50
-    guidance_scale: float = 5.0
-    replace_guidance_scale: float | None = None
-    strength: float = 1.0
-    shift: float = 3.0
-    text_tokens: int = 512
-    latent_rgb: LatentRgb | None = None
-    depth: str | None = None
-    mask_encoder: str | None = None
-    fill_condition: bool = False
-    vocabulary: str = ""
-    steady: int = 0
-    softness: float = 0.5
 
 
 def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -297,9 +214,9 @@ class Backbone:
             raise InputError("The few-step LoRA needs the package peft; install it with: pip install peft")
         from diffusers import WanImageToVideoPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-        spec = models.MODELS[lora.model]
+        spec = table.MODELS[lora.model]
         (file,) = spec.parts[0].files
-        (folder,) = models.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
+        (folder,) = hub.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
         try:
             state = WanImageToVideoPipeline.lora_state_dict(str(folder / file), use_safetensors=True)
         except ValueError as error:
@@ -549,37 +466,6 @@ def _set_attention(transformer: Any) -> str:
     return "native"
 
 
-def _check_lora(state: Any, transformer: Any, file: str) -> None:
-    """Raises `InputError` unless each pair of matrices fits its layer."""
-    for key, matrix in state.items():
-        layer, _, kind = key.removeprefix("transformer.").partition(".lora_")
-        try:
-            shape = transformer.get_submodule(layer).weight.shape
-        except AttributeError:
-            shape = None
-        side = {"A.weight": -1, "B.weight": 0}.get(kind)
-        fits = shape is not None and (side is None or matrix.shape[side] == shape[1 if side else 0])
-        if not fits:
-            raise InputError(f"The LoRA {file} does not fit the model: its {key} has no layer of that size.")
-
-
-def fit_latent_rgb(z: Float[Tensor, "C t h w"], video: Float[Tensor, "T 3 H W"]) -> LatentRgb:
-    """The linear map from latents to the mean colour of the pixels under them, by (lightly damped) least squares."""
-    channels, t, h, w = z.shape
-    group = (len(video) - 1) // (t - 1) if t > 1 else 1
-    small = F.adaptive_avg_pool2d(video, (h, w))
-    small = torch.cat([small[:1].expand(group - 1, -1, -1, -1), small])
-    colour = rearrange(small, "(t g) r h w -> g (t h w) r", g=group).mean(0)
-    latent = rearrange(z, "c t h w -> (t h w) c")
-    mean_latent, mean_colour = latent.mean(0), colour.mean(0)
-    centred = (latent - mean_latent).double()
-    gram = centred.T @ centred
-    damping = 1e-3 * gram.diagonal().mean() + 1e-12
-    right = centred.T @ (colour - mean_colour).double()
-    weight = torch.linalg.solve(gram + damping * torch.eye(channels, device=z.device), right).float()
-    return LatentRgb(weight, mean_colour - mean_latent @ weight)
-
-
 def group_mask(mask: Float[Tensor, "T 1 H W"], temporal: int = 4, spatial: int = 8) -> Float[Tensor, "g t h w"]:
     """The mask channels of the inpainting condition: one channel for each frame of a temporal group (g = `temporal`).
 
@@ -590,334 +476,6 @@ def group_mask(mask: Float[Tensor, "T 1 H W"], temporal: int = 4, spatial: int =
     near = F.interpolate(mask.float(), size=size, mode="nearest-exact")
     near = torch.cat([near[:1].expand(temporal - 1, -1, -1, -1), near])
     return rearrange(near, "(t g) 1 h w -> g t h w", g=temporal)
-
-
-def default_dtype(device: torch.device | str) -> torch.dtype:
-    """The transformer's precision: bfloat16 on CUDA and on CPUs that multiply it in hardware, else float32.
-
-    Measured on the nano transformer: with AMX, bfloat16 is 1.8 times as fast as float32; with AVX512-BF16 alone it is
-    0.9 times as fast, emulated 0.4 times. Decided by what the CPU is, never by timing, so that a seed keeps its result.
-    """
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16
-    native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return torch.bfloat16 if native else torch.float32
-
-
-def load_backbone(
-    ref: str = "nano",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    mode: memory.Mode | Callable[[Backbone], memory.Mode] = memory.WHOLE,
-) -> Backbone:
-    """Load a backbone, downloading it first if it is on the hub and not yet in its cache.
-
-    ref: a name of `models.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
-    layout, as VideoX-Fun publishes it. device: default CUDA, else the CPU.
-    dtype: of the transformer, see `default_dtype`; the text encoder takes it on CUDA and is float32 on the CPU.
-    mode: how the parts are placed, see `memory.MODES`; or what chooses it for the model, loaded on the CPU.
-    Weights are read from safetensors only, never from pickles. Raises `InputError` when `ref` is no such model.
-    """
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-    from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
-
-    for library in ("diffusers", "transformers"):
-        # No bars over weights that are read in an instant; those of downloads stay.
-        import_module(f"{library}.utils.logging").disable_progress_bar()
-
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or default_dtype(device)
-    text_dtype = dtype if device.type == "cuda" else torch.float32
-    root, folders = _fetch(ref)
-
-    def load(cls: Any, component: str, **options: Any) -> Any:
-        folder = folders.get(component)
-        if folder is None:
-            raise InputError(f"The model {ref!r} has no folder {component}.")
-        try:
-            if component == "transformer" and (files := original_files(folder)):
-                model = load_original(ref, files, options["torch_dtype"])
-            else:
-                model, found = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
-                if found["missing_keys"]:  # which the libraries would fill with noise, and only warn
-                    raise InputError(
-                        f"The weights of the {component} of the model {ref!r} are not complete: "
-                        f"{', '.join(sorted(found['missing_keys'])[:3])} ... are missing; fetch them again."
-                    )
-        except InputError:
-            raise
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"The model {ref!r} has no usable {component}: {error}") from error
-        return model.eval().requires_grad_(False)
-
-    # First the one that may turn out to be of another kind: an error should not come after the text encoder's minutes.
-    transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
-    has_image_encoder = "image_encoder" in folders and transformer.config["image_dim"] is not None
-    image_encoder = load(CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
-    backbone = Backbone(
-        ref,
-        read_settings(root, folders.get("scheduler")),
-        vae=load(AutoencoderKLWan, "vae", torch_dtype=torch.float32),
-        transformer=transformer,
-        text_encoder=load(UMT5EncoderModel, "text_encoder", dtype=text_dtype),
-        tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"]),
-        image_encoder=image_encoder,
-        image_processor=_load_image_processor(folders["image_processor"]) if has_image_encoder else None,
-        device=device,
-    )
-    backbone.place(mode(backbone) if callable(mode) else mode)
-    return backbone
-
-
-def skeleton(spec: models.ModelSpec) -> dict[str, Any]:
-    """The parts of a backbone on the hub that need memory, by their published configurations, without weights."""
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-    from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
-
-    given: Any = spec.configs
-    with torch.device("meta"):
-        return {
-            "vae": AutoencoderKLWan(**given["vae"]),
-            "transformer": WanTransformer3DModel(**given["transformer"]),
-            "text_encoder": UMT5EncoderModel(UMT5Config(**given["text_encoder"])),
-            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**given["image_encoder"])),
-        }
-
-
-def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
-    """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults.
-
-    scheduler: its folder, where it is another than the sub-folder of that name.
-    """
-    scheduling = _read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
-    given = _read_json(folder / "recapture.json")
-    values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
-    # diffusers' Euler scheduler calls it `shift`, its multistep ones `flow_shift`.
-    shift = scheduling.get("shift", scheduling.get("flow_shift"))
-    if shift is not None:
-        values.setdefault("shift", shift)
-    if factors := values.get("latent_rgb"):
-        values["latent_rgb"] = LatentRgb(torch.tensor(factors["weight"]), torch.tensor(factors["bias"]))
-    for name in ("depth", "mask_encoder"):
-        if values.get(name):
-            values[name] = str(folder / values[name])
-    return Settings(**values)
-
-
-def vocabulary_of(ref: str) -> str:
-    """`Settings.vocabulary` of a model that is a folder on this machine, without loading it; "" of others."""
-    try:
-        folder = Path(models.resolve(ref))
-    except InputError:  # said when it is loaded
-        return ""
-    return read_settings(folder).vocabulary if folder.is_dir() else ""
-
-
-def _fetch(ref: str) -> tuple[Path, dict[str, Path]]:
-    """The folder of a backbone, and that of each of its components; fetched first where need be."""
-    spec = models.find(ref)
-    if spec is not None and spec.role != "backbone":
-        raise InputError(f"The model {ref!r} is for {spec.role}, not a video model.")
-    if spec is not None and not spec.local:
-        downloaded = models.download(spec)
-        return downloaded[0], _components(spec.parts, downloaded)
-    resolved = models.resolve(ref)
-    root = Path(resolved)
-    if not root.is_dir():
-        patterns = [f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors", "model")]
-        root = models.fetch_any(resolved, ["*.json", models.ORIGINAL_FILES, *patterns])
-    found = {name: root / name for name in COMPONENTS if (root / name).is_dir()}
-    if (root / "model_index.json").is_file():
-        _check_index(ref, root)
-        return root, found
-    if "transformer" not in found:
-        if not original_files(root):
-            raise InputError(
-                f"The model {ref!r} has neither a model_index.json nor a {models.ORIGINAL_FILES} with the names of "
-                "Wan's own layout; give a Wan 2.1 image-to-video or inpainting model."
-            )
-        found["transformer"] = root
-    # In that layout the encoders are pickles, which are never read: those of the Wan team's diffusers folders stand in.
-    lacking = [part for part in models.WAN_ENCODERS if not set(part.components) <= set(found)]
-    fetched = _components(lacking, [models.fetch(part.repo, part.files, part.revision) for part in lacking])
-    return root, fetched | found
-
-
-def _components(parts: Sequence[models.Part], folders: Sequence[Path]) -> dict[str, Path]:
-    """The folder of each component in the parts: the sub-folder of its name, or else the part's."""
-    pairs = [(name, folder) for part, folder in zip(parts, folders, strict=True) for name in part.components]
-    return {name: folder / name if (folder / name).is_dir() else folder for name, folder in pairs}
-
-
-def _check_index(ref: str, folder: Path) -> None:
-    index = _read_json(folder / "model_index.json")
-    wanted = {"vae": "AutoencoderKLWan", "transformer": "WanTransformer3DModel", "text_encoder": "UMT5EncoderModel"}
-    for component, cls in wanted.items():
-        found = (index.get(component) or [None, None])[1]
-        if found != cls:
-            raise InputError(f"The model {ref!r} is not a Wan image-to-video model: its {component} is {found}.")
-    if (index.get("transformer_2") or [None, None])[1] is not None or index.get("expand_timesteps"):
-        raise InputError(
-            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not served. {_GIVE}"
-        )
-
-
-# --- Wan's own layout -------------------------------------------------------------------------------------------------
-
-# What the modules are called in Wan-Video/Wan2.1 (wan/modules/model.py), which VideoX-Fun keeps, and in diffusers'
-# WanTransformer3DModel, of which each is the same: {block} is the number of a block.
-_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-_IMAGE_ATTENTION = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
-_BLOCK = {
-    **{f"self_attn.{old}": f"attn1.{new}" for old, new in _ATTENTION.items()},
-    **{f"cross_attn.{old}": f"attn2.{new}" for old, new in (_ATTENTION | _IMAGE_ATTENTION).items()},
-    "norm3": "norm2",  # the one with weights, before the cross-attention; norm1 and the other have none
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    "modulation": "scale_shift_table",
-}
-_OUTSIDE = {
-    "patch_embedding": "patch_embedding",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-}
-_HEAD_DIM = 128  # of all published Wan models, where no config.json says how many heads there are
-
-
-def diffusers_key(key: str) -> str | None:
-    """What diffusers calls a tensor of Wan's own layout; None if a plain image-to-video transformer has no such tensor.
-
-    A pure renaming: no tensor is changed, split or joined.
-    """
-    place, names, prefix = key, _OUTSIDE, ""
-    if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
-        place, names, prefix = found[2], _BLOCK, f"blocks.{found[1]}."
-    if place in names:  # a tensor by itself
-        return prefix + names[place]
-    module, _, kind = place.rpartition(".")
-    return f"{prefix}{names[module]}.{kind}" if module in names and kind in ("weight", "bias") else None
-
-
-def original_files(folder: Path) -> list[Path]:
-    """The weight files of a transformer in Wan's own layout in a folder; none if there is no such transformer."""
-    files = sorted(folder.glob(models.ORIGINAL_FILES))
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                if any(".self_attn." in key for key in list(tensors.keys())):
-                    return files
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"The weights {file} cannot be read ({error}); fetch them again.") from error
-    return []
-
-
-def original_config(ref: str, shapes: Mapping[str, Sequence[int]], heads: int | None = None) -> dict[str, Any]:
-    """The configuration of the diffusers transformer that fits the tensors of Wan's own layout, by their shapes.
-
-    heads: their number, if it is known. Raises `InputError` for what is no image-to-video or inpainting transformer.
-    """
-    try:
-        dim, channels, *patch = shapes["patch_embedding.weight"]
-        ffn_dim = shapes["blocks.0.ffn.0.weight"][0]
-        freq_dim, text_dim = shapes["time_embedding.0.weight"][1], shapes["text_embedding.0.weight"][1]
-        out_channels = shapes["head.head.weight"][0] // math.prod(patch)
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(f"The model {ref!r} is no Wan transformer: it lacks or has misshapen {error}.") from error
-    wrong = sorted(key for key in shapes if diffusers_key(key) is None)
-    if wrong:
-        kind = next((kind for part, kind in _RELATIVES.items() if any(part in key for key in wrong)), "another model")
-        raise InputError(
-            f"The model {ref!r} is {kind}, not a plain image-to-video or inpainting model: it has {len(wrong)} tensors "
-            f"that those have not, such as {', '.join(wrong[:3])}. {_GIVE}"
-        )
-    if channels == out_channels:
-        raise InputError(
-            f"The model {ref!r} is a text-to-video model: it takes {channels} channels, the noisy video alone, where "
-            f"an image-to-video or inpainting model takes {2 * out_channels + 4}. {_GIVE}"
-        )
-    has_image_branch = "img_emb.proj.1.weight" in shapes
-    heads = heads or max(1, dim // _HEAD_DIM)
-    return {
-        "patch_size": tuple(patch),
-        "num_attention_heads": heads,
-        "attention_head_dim": dim // heads,
-        "in_channels": channels,
-        "out_channels": out_channels,
-        "text_dim": text_dim,
-        "freq_dim": freq_dim,
-        "ffn_dim": ffn_dim,
-        "num_layers": len({key.split(".")[1] for key in shapes if key.startswith("blocks.")}),
-        "image_dim": shapes["img_emb.proj.1.weight"][1] if has_image_branch else None,
-        "added_kv_proj_dim": dim if has_image_branch else None,
-    }
-
-
-_RELATIVES = {
-    "vace": "a VACE model",
-    "control_adapter": "a camera control model",
-    "ref_conv": "a control model",
-    "emb_pos": "a model of first and last frames",
-    "scale_weight": "a model in scaled fp8",
-}
-_GIVE = "Give one such as wan2.1-fun-1.3b-inp."
-
-
-def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
-    """A WanTransformer3DModel on the CPU from the files of a transformer in Wan's own layout.
-
-    dtype: of its weights, but for those that diffusers keeps in float32. Each tensor is renamed, and checked by its
-    shape; none may be missing or left over. Raises `InputError`.
-    """
-    from accelerate import init_empty_weights
-    from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-
-    if missing := models.lacking(files[0].parent, [models.ORIGINAL_FILES]):
-        raise InputError(f"Of the weights of the model {ref!r} {', '.join(missing)} are missing; fetch them again.")
-    given = _read_json(files[0].parent / "config.json")
-    with ExitStack() as stack:
-        opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
-        place = {key: tensors for tensors in opened for key in list(tensors.keys())}
-        shapes = {key: tensors.get_slice(key).get_shape() for key, tensors in place.items()}
-        config = original_config(ref, shapes, given.get("num_heads"))
-        with init_empty_weights():  # which leaves the tables of the rotary embedding alone: no file has them
-            transformer: Any = WanTransformer3DModel(**config, eps=given.get("eps", 1e-6))
-        wanted = {key: list(tensor.shape) for key, tensor in transformer.state_dict().items()}
-        renamed = {diffusers_key(key): key for key in place}
-        misfits = [key for new, key in renamed.items() if wanted.get(new) != list(shapes[key])]
-        if misfits or len(wanted) != len(renamed):
-            named = [*misfits, *sorted(set(wanted) - set(renamed))]
-            raise InputError(
-                f"The weights of the model {ref!r} are not complete, or of another shape than they should be: "
-                f"{', '.join(named[:3])} and {max(0, len(named) - 3)} more; fetch them again."
-            )
-        kept = set(transformer._keep_in_fp32_modules or ())
-        weights = {
-            new: place[key].get_tensor(key).to(torch.float32 if kept.intersection(str(new).split(".")) else dtype)
-            for new, key in renamed.items()
-        }
-    transformer.load_state_dict(weights, strict=True, assign=True)
-    return transformer
-
-
-def _load_image_processor(folder: Path) -> Any:
-    # The plain (PIL) class where there are two: the other one needs torchvision.
-    import transformers
-
-    cls = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
-    return cls.from_pretrained(folder)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _clean(prompt: str) -> str:

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline import InputError
-from pipeline.models import table as models
+from pipeline.models import hub, table
 
-SPEC = models.MODELS["taew2.1"]  # the author's file, unchanged
+SPEC = table.MODELS["taew2.1"]  # the author's file, unchanged
 SCALE = 4  # pixels of the preview a latent position
 _WIDTHS = (256, 128, 64, 64)
 
@@ -85,7 +85,7 @@ class TinyDecoder(nn.Module):
 
 def tiny_decoder_file() -> Path | None:
     """Where the weights lie in the hub's cache of this machine; None if they are not there. Nothing is downloaded."""
-    folder = models.at_hand(SPEC.name)
+    folder = hub.at_hand(SPEC.name)
     return None if folder is None else folder / SPEC.parts[0].files[0]
 
 
@@ -104,7 +104,7 @@ def load_tiny_decoder(path: str | Path, device: str | torch.device = "cpu") -> T
     except (OSError, SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{Path(path).name} holds no weights of TAEW 2.1 ({str(error).splitlines()[0]}). This gets them: "
-            f"{models.command_for(SPEC)}"
+            f"{hub.command_for(SPEC)}"
         ) from error
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     return model.eval().requires_grad_(False).to(device, dtype)

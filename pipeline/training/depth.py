@@ -28,7 +28,10 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.depth.estimate import DepthNet, estimate_depth, load_depth, load_depth_model
+from pipeline.depth.estimate import estimate_depth
+from pipeline.depth.files import load_depth
+from pipeline.depth.load import load_depth_model
+from pipeline.depth.network import DepthNet
 from pipeline.media.video import read_video
 from pipeline.training import Muon, check_gradients, save_state
 from pipeline.world.dataset import load

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.media.video import Clip, write_video
-from pipeline.world.scenes import make_scene, render_view, source_path
+from pipeline.world.cameras import source_path
+from pipeline.world.raycast import render_view
+from pipeline.world.scenes import make_scene
 
 FOLDER = Path(__file__).parents[2] / "examples"
 CLIPS = {"ball-behind-pillar": 1044, "street": 1093, "crab-on-sand": 1056}  # name: seed, none of them trained on

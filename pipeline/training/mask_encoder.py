@@ -31,14 +31,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.camera.geometry import PRESETS, CameraPath, follow, preset_motion
-from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
+from pipeline.camera.geometry import PRESETS, CameraPath, follow
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.method.latent_mask import TAU, difference_mask
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.mask_encoder import MaskEncoder
-from pipeline.render.render import Analysis, RenderRequest, analyse, get_backbone
+from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.loaded import get_backbone
+from pipeline.render.request import RenderRequest
 from pipeline.training import save_state
 from pipeline.training.vae import moments_once
+from pipeline.world.cameras import preset_motion
 from pipeline.world.dataset import load
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")

@@ -34,12 +34,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
-from pipeline.known.warp import Measurement, fill_unknown, warp_depth, warp_to_path
-from pipeline.prior.backbone import TRAIN_TIMESTEPS, fit_latent_rgb, group_mask
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
+from pipeline.prior.backbone import TRAIN_TIMESTEPS, group_mask
+from pipeline.prior.preview import fit_latent_rgb
 from pipeline.training import check_gradients, save_half, save_state, text
 from pipeline.training.vae import encode_once
 from pipeline.world.dataset import Stored, load
-from pipeline.world.scenes import COMPOUNDS, SHAPES
+from pipeline.world.objects import COMPOUNDS, SHAPES
 from pipeline.world.textures import COLOURS
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)

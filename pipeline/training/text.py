@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.world.scenes import MOTIONS, PATTERN_WORDS, SHAPES
+from pipeline.world.materials import PATTERN_WORDS
+from pipeline.world.objects import MOTIONS, SHAPES
 from pipeline.world.textures import COLOURS
 
 VOCABULARY = 1024

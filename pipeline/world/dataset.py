@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from pipeline.camera.geometry import CameraPath
-from pipeline.world.scenes import object_name, render_sample
+from pipeline.world.objects import object_name
+from pipeline.world.scenes import render_sample
 
 TRAIN_FROM = 100_000
 

@@ -59,7 +59,7 @@ def server(tiny_backbone_folder, tmp_path_factory):
     settings = json.loads((backbone / "recapture.json").read_text())
     settings |= {"frames": 9, "pixels": 96 * 160, "steps": 6}
     if "depth" not in settings:
-        from pipeline.depth.estimate import DepthNet
+        from pipeline.depth.network import DepthNet
 
         DepthNet().save_pretrained(backbone / "depth")
         settings["depth"] = "depth"

@@ -1,0 +1,87 @@
+"""What a backbone's folder says of it (recapture.json)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline import InputError
+from pipeline.models import hub
+
+
+@dataclass(frozen=True, eq=False)
+class LatentRgb:
+    """A linear map from normalised latents to RGB in [0, 1]: rgb = latent @ weight + bias."""
+
+    weight: Float[Tensor, "C 3"]
+    bias: Float[Tensor, " 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
+
+    frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
+    noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
+    that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. fill_condition: the
+    inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
+    replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
+    its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
+    paints is made to agree, see `gather.steady`; 0 for a model whose frames agree by themselves. softness: how much
+    softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`.
+    """
+
+    frames: int = 81
+    pixels: int = 480 * 832
+    steps: int = 50
+    guidance_scale: float = 5.0
+    replace_guidance_scale: float | None = None
+    strength: float = 1.0
+    shift: float = 3.0
+    text_tokens: int = 512
+    latent_rgb: LatentRgb | None = None
+    depth: str | None = None
+    mask_encoder: str | None = None
+    fill_condition: bool = False
+    vocabulary: str = ""
+    steady: int = 0
+    softness: float = 0.5
+
+
+def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
+    """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults.
+
+    scheduler: its folder, where it is another than the sub-folder of that name.
+    """
+    scheduling = _read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
+    given = _read_json(folder / "recapture.json")
+    values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
+    # diffusers' Euler scheduler calls it `shift`, its multistep ones `flow_shift`.
+    shift = scheduling.get("shift", scheduling.get("flow_shift"))
+    if shift is not None:
+        values.setdefault("shift", shift)
+    if factors := values.get("latent_rgb"):
+        values["latent_rgb"] = LatentRgb(torch.tensor(factors["weight"]), torch.tensor(factors["bias"]))
+    for name in ("depth", "mask_encoder"):
+        if values.get(name):
+            values[name] = str(folder / values[name])
+    return Settings(**values)
+
+
+def vocabulary_of(ref: str) -> str:
+    """`Settings.vocabulary` of a model that is a folder on this machine, without loading it; "" of others."""
+    try:
+        folder = Path(hub.resolve(ref))
+    except InputError:  # said when it is loaded
+        return ""
+    return read_settings(folder).vocabulary if folder.is_dir() else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

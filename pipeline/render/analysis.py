@@ -1,0 +1,325 @@
+"""What is found out about a clip before a camera is chosen: its frames, its depth, the object to be replaced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline import InputError
+from pipeline.camera.geometry import (
+    CameraPath,
+    default_intrinsics,
+    scale_intrinsics,
+    static_path,
+)
+from pipeline.depth.depthcrafter import LONGEST
+from pipeline.depth.estimate import Depth, estimate, subject_distance
+from pipeline.depth.files import load_depth
+from pipeline.depth.load import fetch_depth_model
+from pipeline.known.behind import see_behind
+from pipeline.known.fill import fill_unknown
+from pipeline.known.measurement import Measurement
+from pipeline.masks.files import load_mask
+from pipeline.masks.follow import follow, follower
+from pipeline.masks.shape import grow
+from pipeline.media.cache import cached, content_key, look_up
+from pipeline.media.video import (
+    Clip,
+    VideoInfo,
+    crop_to_aspect,
+    probe,
+    read_picture,
+    read_video,
+    resize,
+    size_of,
+    working_size,
+)
+from pipeline.method.problem import windows_of
+from pipeline.models import hub
+from pipeline.prior.backbone import Backbone
+from pipeline.render.events import StageEvent
+from pipeline.render.loaded import _LOADING, _load_depth_model, depth_model_of, get_backbone
+from pipeline.render.request import DEFAULT_FOV, RenderRequest
+
+VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What is known of the source before a camera is chosen. T is the number of frames the user gets.
+
+    clip: T 3 h w at working size. full: T 3 H W, the same crop at the clip's resolution. depth: T h w.
+    source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
+    fps: of clip, full and the result. info: of the file. notes: choices made for the user, in plain words.
+    hidden: T H W, True where `full` is not to be used, see `hide`; None if all of it is.
+    picture: 3 H W, what the first frame of the result is to show where it is unknown; picture_from: where it is from.
+    """
+
+    clip: Clip
+    full: Clip
+    depth: Depth
+    source: CameraPath
+    distance: float
+    fps: float
+    info: VideoInfo
+    first: int
+    notes: tuple[str, ...] = ()
+    hidden: Bool[Tensor, "T H W"] | None = None
+    picture: Float[Tensor, "3 H W"] | None = None
+    picture_from: str = "your picture"
+
+
+FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
+
+
+def find_depth(
+    ref: str, frames: Float[np.ndarray, "T 3 H W"], size: tuple[int, int]
+) -> Generator[StageEvent | tuple[np.ndarray, bool], None, None]:
+    """Depth of a clip by the model `ref`: z (float32 T h w, of that size) and whether it is metric come last.
+
+    That the terms of a model that has some are accepted is for the caller to see to. Arrays: see `fill`.
+    """
+    with _LOADING:
+        model = _load_depth_model(ref)
+    for event in estimate(torch.from_numpy(frames), model, size):
+        if isinstance(event, Depth):
+            yield event.z.float().cpu().numpy(), event.metric
+        else:
+            yield StageEvent("depth", event[0], 0.03 + 0.05 * event[1])
+
+
+def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Iterator[StageEvent | Analysis]:
+    """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`.
+
+    find_depth: in place of the function of that name, where its work is done elsewhere.
+    """
+    info = probe(request.clip)
+    yield StageEvent("load", hub.loading(request.backbone), 0.0)
+    backbone = get_backbone(request.backbone, request)
+    yield StageEvent("read", "Reading the clip", 0.02)
+    wanted = request.frames or backbone.frames
+    whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
+    frames, _, height, width = whole.frames.shape
+    size = _checked_size(request, backbone, height, width)
+    full = crop_to_aspect(whole, size)
+    clip = Clip(resize(full.frames, size), whole.fps)
+
+    fov = request.fov or info.fov or DEFAULT_FOV
+    K = default_intrinsics(height, width, frames, fov).clone()
+    crop_height, crop_width = full.frames.shape[-2:]
+    K[:, 0, 2] -= (width - crop_width) / 2
+    K[:, 1, 2] -= (height - crop_height) / 2
+    source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
+
+    if request.depth is None:
+        depth = None
+        for event in _estimated_depth(request, clip, full, backbone, find_depth):
+            if isinstance(event, Depth):
+                depth = event
+            else:
+                yield event
+        assert depth is not None, "estimating ends with the depth"
+    else:
+        yield StageEvent("depth", "Reading your depth", 0.03)
+        depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
+
+    notes = [_frames_note(request, backbone, info, frames)]
+    if (crop_height, crop_width) != (height, width):
+        notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
+    if request.fov is None and info.fov is not None:
+        notes.append(f"The file says that the lens saw {fov:.0f} degrees; that is taken for the field of view.")
+    elif request.fov is None:
+        notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
+    yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
+
+
+def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
+    """Take out of an analysis what the request replaces: yields stage events, then one `Analysis`.
+
+    A mask that shows the object in some frames only is followed through the others. Without a mask and a first frame
+    the analysis comes back as it is. Raises `InputError` for files that cannot be used.
+    """
+    if request.first_frame is not None:
+        analysis = replace(analysis, picture=_first_frame(request.first_frame, analysis))
+    if request.mask is None:
+        yield analysis
+        return
+    yield StageEvent("mask", "Reading the mask", 0.08)
+    given = read_mask(request.mask, analysis, start=request.start, stride=request.stride, frame=request.mask_frame)
+    notes = analysis.notes
+    if len(given) < len(analysis.full.frames):
+        notes += (f"The object was followed from {_painted_words(list(given))} through the clip by {follower()}.",)
+    followed = None
+    for event in follow(analysis.full.frames, given):
+        if isinstance(event, Tensor):
+            followed = event
+        else:
+            yield StageEvent("mask", f"Following the object through the clip, frame {event[0]} of {event[1]}", 0.08)
+    assert followed is not None, "following ends with the mask"
+    pixels = round(request.grow / 100 * min(followed.shape[1:]))
+    hidden = grow(~followed if request.invert else followed, pixels)
+    if not hidden.any():
+        raise InputError(
+            f"Nothing is left of the mask {Path(request.mask).name} in the frames that are used; choose a larger one."
+        )
+    if hidden.float().mean() > 1 - VISIBLE_AT_LEAST:
+        raise InputError(f"The mask {Path(request.mask).name} hides the whole clip; leave something of it to see.")
+    analysis = replace(analysis, hidden=hidden, notes=notes)
+    if request.remove:
+        yield StageEvent("mask", "Looking for what stood behind the object", 0.09)
+        analysis = _see_behind(analysis)
+    yield replace(analysis, clip=replace(analysis.clip, frames=_clear_of_hidden(analysis)))
+
+
+def read_mask(
+    path: str, analysis: Analysis, *, start: int, stride: int, frame: int | None = None
+) -> dict[int, Bool[Tensor, "H W"]]:
+    """A mask of the user's for the frames of an analysis that it shows, cut like its pictures; True is the object.
+
+    start, stride: of the request; frame: of the clip, which a single picture shows, None for the first that is used.
+    Raises `InputError`.
+    """
+    info, (height, width) = analysis.info, size_of(analysis.full.frames)
+    count = len(analysis.full.frames)
+    at, beside = divmod((start if frame is None else frame) - start, stride)
+    if beside or not 0 <= at < count:
+        raise InputError(
+            f"The mask's frame {frame} is not among the frames of the clip that are used, {start} to "
+            f"{start + (count - 1) * stride}{f', one in {stride}' if stride > 1 else ''}; choose one of those."
+        )
+    given = load_mask(path, count, (info.height, info.width), start=start, stride=stride, at=at)
+    top, left = (info.height - height) // 2, (info.width - width) // 2
+    return {frame: mask[top : top + height, left : left + width] for frame, mask in given.items()}
+
+
+def _checked_size(request: RenderRequest, backbone: Backbone, height: int, width: int) -> tuple[int, int]:
+    multiple = backbone.multiple
+    if request.size is None:
+        return working_size(height, width, pixels=backbone.pixels, multiple=multiple)
+    if any(side % multiple for side in request.size):
+        near = [max(multiple, round(side / multiple) * multiple) for side in request.size]
+        raise InputError(
+            f"The size {request.size[0]}x{request.size[1]} does not fit the model {request.backbone}, which needs "
+            f"multiples of {multiple}; {near[0]}x{near[1]} is near."
+        )
+    return request.size
+
+
+def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, frames: int) -> str:
+    last = request.start + (frames - 1) * request.stride
+    which = f"Frames {request.start} to {last} of {info.frames}"
+    if request.stride > 1:
+        which += ", every 2nd" if request.stride == 2 else f", one in {request.stride}"
+    wanted = request.frames or backbone.frames
+    if frames < wanted:
+        return f"{which}: the clip has no more than {frames} from there, {wanted} were wanted."
+    if request.frames:
+        return f"{which}: as asked."
+    which += ": as many as the model was made for"
+    there = math.ceil((info.frames - request.start) / request.stride)
+    if there <= frames:
+        return f"{which}."
+    work = lambda count: sum(span.stop - span.start for span in windows_of(backbone, count))
+    longer = work(there) / work(frames)
+    return f"{which}; all {there} can be had by asking for them, and take about {longer:.1f} times as long."
+
+
+def _name_of(model: str | None) -> str | None:
+    """A model's name without the place of its folder."""
+    return Path(model).name if model and Path(model).is_dir() else model
+
+
+def _estimated_depth(
+    request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone, find_depth: FindDepth
+) -> Iterator[StageEvent | Depth]:
+    ref = request.depth_model or depth_model_of(backbone)
+    yield StageEvent("depth", "Estimating depth", 0.03)
+    key = content_key(
+        "depth", 3, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        Path(ref) if Path(ref).exists() else ref,
+    )  # fmt: skip
+    kept = look_up(key)
+    if kept is None:
+        size, frames = size_of(clip.frames), clip.frames
+        if request.depth_model is not None:
+            yield StageEvent("depth", hub.loading(ref), 0.03)
+            # a small backbone's working size is too little for models that were made for larger pictures
+            scale = min(1.0, LONGEST / max(size_of(full.frames)))
+            height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
+            frames = resize(full.frames, (height, width))
+        fetch_depth_model(ref, request.accepted)  # here, since the work may be done where time is lent
+        found = None
+        for event in find_depth(ref, frames.numpy(), size):
+            if isinstance(event, StageEvent):
+                yield event
+            else:
+                found = event
+        assert found is not None, "the depth comes last"
+        arrays = {"z": found[0], "metric": np.array(found[1])}
+        kept = cached(key, lambda: arrays)
+    yield Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
+
+
+def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[int, int], clip: Clip) -> Depth:
+    # the file shows the whole picture: bring it to the scale of the working size, then crop it like the clip
+    height, width = clip.frames.shape[-2:]
+    scaled = round(picture[0] * height / crop[0]), round(picture[1] * width / crop[1])
+    depth = load_depth(str(request.depth), len(clip.frames), scaled, start=request.start, stride=request.stride)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric)
+
+
+def _painted_words(frames: list[int]) -> str:
+    numbers = [str(frame + 1) for frame in frames]
+    if len(numbers) == 1:
+        return f"frame {numbers[0]}"
+    return f"frames {', '.join(numbers[:-1])} and {numbers[-1]}" if len(numbers) < 6 else f"{len(numbers)} frames"
+
+
+def _first_frame(path: str, analysis: Analysis) -> Float[Tensor, "3 H W"]:
+    """A picture, cropped at its centre to the clip's aspect, at the clip's full resolution."""
+    size = size_of(analysis.full.frames)
+    return resize(crop_to_aspect(Clip(read_picture(path)[None], 1.0), size).frames, size)[0].clamp(0, 1)
+
+
+def _clear_of_hidden(analysis: Analysis) -> Float[Tensor, "T 3 h w"]:
+    """The clip at working size without the fringe of what is hidden: where a pixel's footprint reaches into that, its
+    colour is the mean of the rest, or else the model carries the fringe on. Pixels that are all hidden stay."""
+    assert analysis.hidden is not None
+    cleared = analysis.clip.frames.clone()
+    for frame, picture, hidden in zip(cleared, analysis.full.frames, analysis.hidden, strict=True):
+        seen = (~hidden).float()[None, None]
+        share = resize(seen, size_of(cleared))[0]
+        rest = resize(picture * seen, size_of(cleared))[0] / share.clamp_min(1e-6)
+        frame.copy_(torch.where((share > 0.01) & (share < 0.999), rest, frame))
+    return cleared
+
+
+def _see_behind(analysis: Analysis) -> Analysis:
+    """The analysis with what stood behind the hidden object filled in, as far as other frames saw it."""
+    hidden = analysis.hidden
+    assert hidden is not None
+    frames, left = see_behind(analysis.full.frames, hidden)
+    size = size_of(analysis.clip.frames)
+    small = F.adaptive_max_pool2d(hidden[:, None].float(), size)[:, 0] > 0
+    clip = torch.where(small[:, None], resize(frames, size), analysis.clip.frames)
+    # nothing is known of the depth there: as far as what is around it
+    around = fill_unknown(Measurement((1 / analysis.depth.z * ~small)[:, None].expand(-1, 3, -1, -1), ~small[:, None]))
+    found = 1 - left.sum().item() / max(1, int(hidden.sum()))
+    note = f"Of what stood behind the object, {found:.0%} was seen in other frames and is taken from them."
+    return replace(
+        analysis,
+        full=replace(analysis.full, frames=frames),
+        clip=replace(analysis.clip, frames=clip),
+        depth=replace(analysis.depth, z=torch.where(small, 1 / around[:, 0].clamp(min=1e-6), analysis.depth.z)),
+        hidden=left,
+        notes=(*analysis.notes, note),
+    )

@@ -1,0 +1,237 @@
+"""The clip seen from the new cameras: the measurement, and what is wrong with a camera path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline import InputError
+from pipeline.camera.geometry import (
+    CameraPath,
+    invert_rigid,
+    project,
+    scale_intrinsics,
+)
+from pipeline.camera.moves import Move, fov_of, preset_move, target_path
+from pipeline.depth.estimate import resize_depth
+from pipeline.finish.steady import steady
+from pipeline.known.gather import Gathered, from_other_frames
+from pipeline.known.measurement import Measurement
+from pipeline.known.warp import warp_depth, warp_to_path
+from pipeline.media.video import (
+    resize,
+    size_of,
+    to_uint8,
+)
+from pipeline.method.problem import COMPLETE_BELOW
+from pipeline.models import table
+from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis
+from pipeline.render.request import RenderRequest, _amount
+
+LITTLE = 0.3  # share of a frame below which most of it would be invented
+Paint = Callable[..., Float[Tensor, "3 H W"]]
+
+
+def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int] | None = None) -> Measurement:
+    """The clip seen from the requested camera path, T 3 h w, without any diffusion. size: (h, w), None: working size.
+
+    What is replaced is not in it if the analysis comes from `hide`.
+    Raises `InputError` if nothing of the clip is visible from there.
+    """
+    measurement = _warp(at_moment(analysis, request), request, size or size_of(analysis.clip.frames), slice(None))
+    if measurement.mask.float().mean() < VISIBLE_AT_LEAST:
+        if request.move is not None:
+            raise InputError(
+                "Almost nothing of the clip is visible along this camera path; keep it nearer to the clip."
+            )
+        raise InputError(
+            f"Almost nothing of the clip is visible along the camera path {request.camera} with amount "
+            f"{_amount(request):g}; choose a smaller amount or check the depth."
+        )
+    return measurement
+
+
+def with_depth(measurement: Measurement, analysis: Analysis, request: RenderRequest) -> Measurement:
+    """The measurement at working size with its z, by which holes are filled from what is far."""
+    return replace(measurement, z=warp_depth(depth_of_seen(analysis), analysis.source, cameras_of(analysis, request)))
+
+
+def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
+    """Whether there is something for other frames to complete: not where time stands still, or where something new is
+    all that the picture lacks."""
+    frozen = request.move is not None and request.move.frozen is not None
+    replaces_alone = analysis.hidden is not None and not request.remove and stands_still(analysis, request)
+    return request.other_frames and not frozen and not replaces_alone and not bool(measurement.mask.all())
+
+
+def see_elsewhere(
+    analysis: Analysis, request: RenderRequest, measurement: Measurement, replaced: Bool[Tensor, "T h w"] | None
+) -> Gathered | None:
+    """The measurement at working size, completed by what other frames of the clip saw, see `gather`.
+
+    replaced: of `replaced_place`; it stays unknown. None where the motion of the clip's own camera cannot be found.
+    """
+    z, cameras = depth_of_seen(analysis), cameras_of(analysis, request)
+    return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement, replaced)
+
+
+def steadied(
+    raw: Float[Tensor, "T 3 h w"],
+    found: Gathered,
+    own: Measurement,
+    z: Float[Tensor, "T h w"],
+    replaced: Bool[Tensor, "T h w"] | None,
+    reach: int,
+) -> Float[Tensor, "T 3 h w"]:
+    """The raw result with its frames made to agree, see `gather.steady`; not where something new is to stand.
+
+    own: what each frame saw itself; found: of `see_elsewhere`; z: of `depth_of_seen`; replaced: of `replaced_place`.
+    """
+    measurement = found.measurement
+    settled = measurement.mask if replaced is None else measurement.mask | replaced[:, None]
+    known = Measurement(measurement.video, settled)  # what is new moves by itself
+    return steady(raw, known, measurement.mask & ~own.mask, z, *found.cameras_at(size_of(raw)), reach)
+
+
+def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
+    """Analysis.hidden at working size."""
+    if analysis.hidden is None:
+        return None
+    return F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
+
+
+def depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
+    """The clip's depth at working size, nan where an object is hidden: other frames are not to show it either."""
+    z, hidden = analysis.depth.z, _hidden(analysis)
+    return z if hidden is None else torch.where(hidden, torch.nan, z)
+
+
+def replaced_place(analysis: Analysis, request: RenderRequest) -> Bool[Tensor, "T h w"] | None:
+    """Where the new cameras would see the object that is hidden, with a rim; None if nothing takes its place."""
+    hidden = _hidden(analysis)
+    if hidden is None or request.remove:
+        return None
+    cameras = cameras_of(analysis, request)
+    seen = warp_to_path(analysis.clip.frames, analysis.depth.z, analysis.source, cameras, ~hidden)
+    return F.max_pool2d(seen.mask.float(), 5, 1, 2)[:, 0] > 0
+
+
+def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
+    """One frame of the measurement at working size, with its holes shown, uint8 h w 3. moment: in [0, 1]."""
+    frame = round(min(max(moment, 0.0), 1.0) * (len(analysis.clip.frames) - 1))
+    size = size_of(analysis.clip.frames)
+    return to_uint8(show_holes(_warp(at_moment(analysis, request), request, size, slice(frame, frame + 1))))[0]
+
+
+def move_of(request: RenderRequest, analysis: Analysis) -> Move:
+    """The camera move of a request: its own, or that of its named one."""
+    if request.move is not None:
+        return request.move
+    return preset_move(request.camera, request.amount, fov_of(analysis.source, size_of(analysis.clip.frames)))
+
+
+def at_moment(analysis: Analysis, request: RenderRequest) -> Analysis:
+    """The analysis with time standing still, where the request's move says so."""
+    frozen = request.move.frozen if request.move is not None else None
+    if frozen is None:
+        return analysis
+    frames = len(analysis.clip.frames)
+    still = [round(frozen * (frames - 1))] * frames
+    clip, full = (replace(video, frames=video.frames[still]) for video in (analysis.clip, analysis.full))
+    hidden = None if analysis.hidden is None else analysis.hidden[still]
+    depth = replace(analysis.depth, z=analysis.depth.z[still])
+    return replace(analysis, clip=clip, full=full, depth=depth, hidden=hidden)
+
+
+def path_warnings(analysis: Analysis, request: RenderRequest, known: Float[Tensor, "T"]) -> tuple[str, ...]:
+    """What is wrong with a camera path, in plain words. known: share of each frame that the clip shows.
+
+    A camera is inside the scene where it stands nearly at, or behind, what the clip shows in its direction.
+    """
+    analysis = at_moment(analysis, request)
+    path, z = cameras_of(analysis, request), analysis.depth.z
+    frames, height, width = z.shape
+    eyes = (invert_rigid(analysis.source.world_from_cam) @ path.world_from_cam)[:, :3, 3]
+    uv, ahead = project(eyes[:, None, None], analysis.source.K)
+    u, v = uv[:, 0, 0].unbind(-1)
+    inside = (ahead[:, 0, 0] > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    at = torch.arange(frames), v.clamp(0, height - 1).nan_to_num().long(), u.clamp(0, width - 1).nan_to_num().long()
+    depth = ahead[:, 0, 0] / z[at]
+    back = path.world_from_cam[:, 2, 2] < 0
+    found = []
+    for hit, words in (
+        (inside & (depth > 1), "goes behind what your clip shows"),
+        (inside & (depth > 0.9) & (depth <= 1), "nearly touches the scene"),
+        (back, "looks back to where the clip was filmed from, and sees only the backs of things"),
+        (known < LITTLE, f"sees less than {LITTLE:.0%} of your clip"),
+    ):
+        if hit.any():
+            found.append(f"The camera {words} {_frames_words(hit)}.")
+    return tuple(found)
+
+
+def show_holes(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
+    """The measurement with its holes as a quiet checkerboard of greys, which no one takes for a part of the scene."""
+    _, _, height, width = measurement.video.shape
+    side = max(4, min(height, width) // 24)
+    rows, columns = torch.arange(height) // side, torch.arange(width) // side
+    board = 0.42 + 0.08 * ((rows[:, None] + columns) % 2)
+    return torch.where(measurement.mask, measurement.video, board)
+
+
+def cameras_of(analysis: Analysis, request: RenderRequest) -> CameraPath:
+    """The target cameras, in pixels of the working size."""
+    return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
+
+
+def stands_still(analysis: Analysis, request: RenderRequest) -> bool:
+    """Whether the target camera is the one that filmed the clip, throughout; however the request says so."""
+    path = cameras_of(analysis, request)
+    return torch.equal(path.world_from_cam, analysis.source.world_from_cam) and torch.equal(path.K, analysis.source.K)
+
+
+def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
+    working = size_of(analysis.clip.frames)
+    frames, z = analysis.clip.frames[span], analysis.depth.z[span]
+    if size != working:
+        small, frames = frames, resize(analysis.full.frames[span], size)
+        z = resize_depth(z, size, guide=(small, frames))
+    source, target = (
+        CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
+        for path in (analysis.source, cameras_of(analysis, request))
+    )
+    hidden = analysis.hidden
+    if hidden is not None:
+        hidden = F.adaptive_max_pool2d(hidden[span, None].float(), size)[:, 0] > 0
+    measurement = warp_to_path(frames, z, source, target, hidden)
+    if analysis.picture is not None and span.start in (None, 0):
+        first = torch.where(measurement.mask[0], measurement.video[0], resize(analysis.picture[None], size)[0])
+        known = torch.cat([torch.ones_like(measurement.mask[:1]), measurement.mask[1:]])
+        measurement = Measurement(torch.cat([first[None], measurement.video[1:]]), known)
+    return measurement
+
+
+def _frames_words(hit: Tensor) -> str:
+    first, last, count = int(hit.nonzero()[0]), int(hit.nonzero()[-1]), len(hit)
+    if hit.all():
+        return "all along"
+    if first == last:
+        return f"in frame {first + 1} of {count}"
+    return f"between frames {first + 1} and {last + 1} of {count}"
+
+
+def _lacks_first_frame(measurement: Measurement) -> bool:
+    return 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW
+
+
+def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str, paint: Paint) -> Analysis:
+    """The analysis with its first frame completed by an image model, which sees it at the clip's full resolution."""
+    first = _warp(analysis, request, size_of(analysis.full.frames), slice(0, 1))
+    picture = paint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
+    return replace(analysis, picture=picture, picture_from=f"inpainted by {table.title_of(model)}")

@@ -1,0 +1,62 @@
+"""What the page says, in words."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from pipeline.camera.moves import MOVES
+from pipeline.render.analysis import Analysis
+from ui.jobs import JobView
+
+
+def duration_words(seconds: float) -> str:
+    if seconds < 1.5:
+        return "about a second"
+    if seconds < 90:
+        return f"about {round(seconds)} seconds"
+    return f"about {round(seconds / 60)} minutes"
+
+
+def preview_words(by: str) -> str:
+    return f'<p class="rc-caption">Preview by {escape(by)}.</p>' if by else ""
+
+
+def share_words(share: float, other_frames: bool) -> str:
+    """other_frames: whether what those saw is put in first."""
+    percent = 100 * share
+    if percent < 0.5:
+        return "Almost everything is seen by your clip from here."
+    by = "what other frames saw is put in, the model fills in the rest" if other_frames else "the model will fill it in"
+    return f"{percent:.0f} % of the picture is unknown from here (checkered): {by}."
+
+
+def progress_words(view: JobView) -> str:
+    left = f" · {duration_words(view.seconds_left)} left" if view.seconds_left is not None else ""
+    return view.message + left
+
+
+def change_words(report: dict[str, Any]) -> str:
+    """What a render changed of its clip, as its report tells: "Orbit left, 20 degrees, an object removed"."""
+    request, words = report.get("request") or {}, []
+    if request.get("move"):
+        words.append("Your own camera path")
+    elif preset := MOVES.get(request.get("camera", "")):
+        amount = report.get("amount")
+        words.append(f"{preset.label}, {amount:g} {preset.unit}" if amount else preset.label)
+    if request.get("mask"):
+        what = "the surroundings" if request.get("invert") else "an object"
+        if request.get("remove"):
+            words.append(f"{what} removed")
+        else:
+            words.append(f"{what} replaced" + (f": “{request['prompt']}”" if request.get("prompt") else ""))
+    return ", ".join(words)
+
+
+def analysis_words(analysis: Analysis) -> str:
+    """What was found, in a sentence."""
+    frames, _, height, width = analysis.clip.frames.shape
+    seconds = frames / max(analysis.fps, 0.1)
+    return (
+        f"Ready: {frames} frames, {seconds:.1f} seconds, worked on at {width} × {height}. In the depth, near is bright."
+    )
