@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.fast import FEW_STEPS
-from pipeline.render.request import RenderRequest
+
+if TYPE_CHECKING:
+    from pipeline.render.request import RenderRequest
 
 
 def steps_of(request: RenderRequest, backbone: Backbone) -> int:

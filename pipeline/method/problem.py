@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,9 @@ from pipeline.method.sampler import Step, flow_sigmas, normal_like, sample, time
 from pipeline.method.solvers import SOLVERS, Given
 from pipeline.method.windows import windowed, windows
 from pipeline.prior.backbone import Backbone, group_mask
-from pipeline.render.request import RenderRequest
+
+if TYPE_CHECKING:
+    from pipeline.render.request import RenderRequest
 
 JUMP = 10 / 250  # of the noise levels, that RePaint goes back at a time (its authors: 10 of 250 steps)
 NO_REFERENCE = (

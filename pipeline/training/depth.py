@@ -400,7 +400,7 @@ def train(args: argparse.Namespace) -> Figures:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.world.dataset")
     parser.add_argument("--stills", type=Path, help="folder of more scenes, of `--frames 1` each")
     parser.add_argument("--stills-until", type=float, default=0.5, help="share of the time that has stills alone")
     parser.add_argument("--out", type=Path, required=True, help="folder for the best weights, in float16")

@@ -660,7 +660,7 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.world.dataset")
     parser.add_argument("--stills", type=Path, help="folder of more scenes, of `--frames 1` each, for their objects")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the backbone folder to write")

@@ -463,7 +463,7 @@ def _checkpoint(path: Path, vae, step: int, elapsed: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.training.dataset")
+    parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.world.dataset")
     parser.add_argument("--scenes", type=int, help="use only so many scenes of the folder: each takes 2.7 MB of memory")
     parser.add_argument("--photos", type=Path, help="folder of photographs: half of the clips are made of them")
     parser.add_argument("--out", type=Path, required=True)

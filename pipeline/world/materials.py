@@ -78,7 +78,8 @@ def _part(shape: str, extent, at, material: Material, turn: Rotation | None = No
     if turn is not None:
         pose[:3, :3] = turn.as_matrix()
     world_from_part = torch.from_numpy(pose).float()[None].to(material.texture.device)
-    return Part(shape, tuple(float(e) for e in extent), world_from_part, material, casts)
+    width, height, depth = (float(e) for e in extent)
+    return Part(shape, (width, height, depth), world_from_part, material, casts)
 
 
 def _moved(parts: list[Part], poses: np.ndarray) -> tuple[Part, ...]:

@@ -238,7 +238,7 @@ def _passing_behind(rng, frames: int, where: Place, device) -> tuple[Part | Soli
         return front, mover, f"{_phrase(mover)} {object_name(front)}", [front_track, track]
     colour, kind = str(rng.choice(["grey", "white", "brown", "red"])), str(rng.choice(["bricks", "plain", "cracks"]))
     shape = str(rng.choice(["cylinder", "box"]))
-    post = _part(shape, (radius, half, radius), (stand[0], -half, stand[1]), _paint(rng, colour, kind, device))
+    post = _part(shape, (radius, half, radius), (stand[0], -half, stand[1]), _paint(rng, colour, kind, device))  # pyright: ignore[reportOperatorIssue]
     words = _article(f"{colour} {PATTERN_WORDS[kind]}pillar")
     return post, mover, f"{_phrase(mover)} {words}", [front_track, track]
 

@@ -279,7 +279,7 @@ def _local_rays(part: Part, eye: Tensor, ray: Tensor) -> tuple[Tensor, Tensor, T
     R, centre = pose[:, :3, :3], pose[:, :3, 3]
     offset = eye - centre
     o = torch.stack([(R[:, :, i] * offset).sum(1) for i in range(3)])
-    d = torch.stack([sum(_col(R, j, i) * ray[j] for j in range(3)) for i in range(3)])
+    d = torch.stack([sum((_col(R, j, i) * ray[j] for j in range(3)), ray.new_zeros(())) for i in range(3)])
     return o, d, R
 
 
