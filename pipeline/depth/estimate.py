@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.depth.depthcrafter import DepthCrafter, Progress
-from pipeline.depth.network import _STRIDE, DepthNet
+from pipeline.depth.network import STRIDE, DepthNet
 from pipeline.media.video import resize
 
 _AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
@@ -124,8 +124,9 @@ def _two_looks(frames: Float[Tensor, "T 3 H W"], model: DepthNet) -> tuple[Float
     mirrored clip, half as large again. Their errors differ, so that the mean has less of them."""
     device = next(model.parameters()).device
     small, large = (resize(frames.float(), _network_size(*_size_of(frames), n * model.pixels)) for n in (1, 1.5))
-    first = _in_windows(small.to(device), model).to(frames.device)
-    second = _in_windows(large.flip(-1).to(device), model).flip(-1).to(frames.device)
+    log_z = lambda window: -_positive(model(window)).log()
+    first = _in_windows(small.to(device), log_z).to(frames.device)
+    second = _in_windows(large.flip(-1).to(device), log_z).flip(-1).to(frames.device)
     first = resize_depth(first.exp(), _size_of(second), guide=(small, large)).log()
     return (first - first.median() + second - second.median()) / 2, large
 
@@ -135,7 +136,7 @@ def _network_size(height: int, width: int, pixels: float) -> tuple[int, int]:
     if height * width <= 1.3 * pixels:
         return height, width
     scale = math.sqrt(pixels / (height * width))
-    fit = lambda n: min(n, max(_STRIDE, round(n * scale / _STRIDE) * _STRIDE))
+    fit = lambda n: min(n, max(STRIDE, round(n * scale / STRIDE) * STRIDE))
     return fit(height), fit(width)
 
 

@@ -21,7 +21,7 @@ from pipeline.camera.geometry import (
     static_path,
 )
 from pipeline.depth.depthcrafter import LONGEST
-from pipeline.depth.estimate import Depth, estimate, subject_distance
+from pipeline.depth.estimate import Depth, estimate, resize_depth, subject_distance
 from pipeline.depth.files import load_depth
 from pipeline.depth.load import fetch_depth_model
 from pipeline.known.behind import see_behind
@@ -49,6 +49,7 @@ from pipeline.render.events import StageEvent
 from pipeline.render.loaded import _LOADING, _load_depth_model, depth_model_of, get_backbone
 from pipeline.render.request import DEFAULT_FOV, RenderRequest
 
+DETAIL = 2**18  # pixels of a frame at which depth is kept besides the working size
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
 
 
@@ -57,6 +58,7 @@ class Analysis:
     """What is known of the source before a camera is chosen. T is the number of frames the user gets.
 
     clip: T 3 h w at working size. full: T 3 H W, the same crop at the clip's resolution. depth: T h w.
+    detail: T h' w', the same depth at the larger size at which it was found, None if there is none; see `depth_at`.
     source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
     fps: of clip, full and the result. info: of the file. notes: choices made for the user, in plain words.
     hidden: T H W, True where `full` is not to be used, see `hide`; None if all of it is.
@@ -75,6 +77,20 @@ class Analysis:
     hidden: Bool[Tensor, "T H W"] | None = None
     picture: Float[Tensor, "3 H W"] | None = None
     picture_from: str = "your picture"
+    detail: Float[Tensor, "T h' w'"] | None = None
+
+
+def depth_at(
+    analysis: Analysis, span: slice, size: tuple[int, int]
+) -> tuple[Float[Tensor, "T 3 H W"], Float[Tensor, "T H W"]]:
+    """Frames of the clip and their depth at any size, the depth's edges where the pictures' are."""
+    if size == size_of(analysis.clip.frames):
+        return analysis.clip.frames[span], analysis.depth.z[span]
+    z, small, full = analysis.depth.z, analysis.clip.frames[span], analysis.full.frames[span]
+    if analysis.detail is not None:
+        z, small = analysis.detail, resize(full, size_of(analysis.detail))
+    frames = resize(full, size)
+    return frames, resize_depth(z[span], size, guide=(small, frames))
 
 
 FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
@@ -119,6 +135,7 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
     K[:, 1, 2] -= (height - crop_height) / 2
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
+    detail = None
     if request.depth is None:
         depth = None
         for event in _estimated_depth(request, clip, full, backbone, find_depth):
@@ -127,6 +144,9 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
             else:
                 yield event
         assert depth is not None, "estimating ends with the depth"
+        if size_of(depth.z) != size:
+            detail = depth.z
+            depth = replace(depth, z=resize_depth(detail, size))
     else:
         yield StageEvent("depth", "Reading your depth", 0.03)
         depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
@@ -138,7 +158,9 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
         notes.append(f"The file says that the lens saw {fov:.0f} degrees; that is taken for the field of view.")
     elif request.fov is None:
         notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
-    yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
+    yield Analysis(
+        clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes), detail=detail
+    )
 
 
 def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
@@ -243,18 +265,22 @@ def _estimated_depth(
     ref = request.depth_model or depth_model_of(backbone)
     yield StageEvent("depth", "Estimating depth", 0.03)
     key = content_key(
-        "depth", 3, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        "depth", 4, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
     kept = look_up(key)
     if kept is None:
-        size, frames = size_of(clip.frames), clip.frames
         if request.depth_model is not None:
             yield StageEvent("depth", hub.loading(ref), 0.03)
-            # a small backbone's working size is too little for models that were made for larger pictures
-            scale = min(1.0, LONGEST / max(size_of(full.frames)))
-            height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
-            frames = resize(full.frames, (height, width))
+        # a small backbone's working size is too little to tell what is in a picture
+        picture = size_of(full.frames)
+        scaled = lambda scale: tuple(max(1, round(side * min(1.0, scale))) for side in picture)
+        frames, size = (
+            resize(full.frames, scaled(LONGEST / max(picture))),
+            scaled(math.sqrt(DETAIL / math.prod(picture))),
+        )
+        if math.prod(size) <= math.prod(size_of(clip.frames)):
+            frames, size = clip.frames, size_of(clip.frames)
         fetch_depth_model(ref, request.accepted)  # here, since the work may be done where time is lent
         found = None
         for event in find_depth(ref, frames.numpy(), size):
@@ -311,15 +337,21 @@ def _see_behind(analysis: Analysis) -> Analysis:
     size = size_of(analysis.clip.frames)
     small = F.adaptive_max_pool2d(hidden[:, None].float(), size)[:, 0] > 0
     clip = torch.where(small[:, None], resize(frames, size), analysis.clip.frames)
-    # nothing is known of the depth there: as far as what is around it
-    around = fill_unknown(Measurement((1 / analysis.depth.z * ~small)[:, None].expand(-1, 3, -1, -1), ~small[:, None]))
     found = 1 - left.sum().item() / max(1, int(hidden.sum()))
     note = f"Of what stood behind the object, {found:.0%} was seen in other frames and is taken from them."
     return replace(
         analysis,
         full=replace(analysis.full, frames=frames),
         clip=replace(analysis.clip, frames=clip),
-        depth=replace(analysis.depth, z=torch.where(small, 1 / around[:, 0].clamp(min=1e-6), analysis.depth.z)),
+        depth=replace(analysis.depth, z=_depth_behind(analysis.depth.z, hidden)),
+        detail=None if analysis.detail is None else _depth_behind(analysis.detail, hidden),
         hidden=left,
         notes=(*analysis.notes, note),
     )
+
+
+def _depth_behind(z: Float[Tensor, "T h w"], hidden: Bool[Tensor, "T H W"]) -> Float[Tensor, "T h w"]:
+    """The depth without an object: nothing is known there, so it is as far as what is around."""
+    gone = F.adaptive_max_pool2d(hidden[:, None].float(), size_of(z))[:, 0] > 0
+    around = fill_unknown(Measurement((1 / z * ~gone)[:, None].expand(-1, 3, -1, -1), ~gone[:, None]))
+    return torch.where(gone, 1 / around[:, 0].clamp(min=1e-6), z)

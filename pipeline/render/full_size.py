@@ -9,14 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline.depth.estimate import resize_depth
 from pipeline.finish.composite import composite
 from pipeline.known.gather import Gathered, at_size
-from pipeline.media.video import (
-    resize,
-    size_of,
-)
-from pipeline.render.analysis import Analysis
+from pipeline.media.video import size_of
+from pipeline.render.analysis import Analysis, depth_at
 from pipeline.render.request import RenderRequest, seam_of
 from pipeline.render.view import _warp
 
@@ -33,9 +29,8 @@ def _composite_full(
 
     @lru_cache(max(8, _CACHED // math.prod(size)))
     def picture_of(t: int) -> tuple[Tensor, Tensor]:
-        span = slice(t, t + 1)
-        small, frame = analysis.clip.frames[span], resize(analysis.full.frames[span], size)
-        return frame[0], resize_depth(analysis.depth.z[span], size, guide=(small, frame))[0]
+        frames, z = depth_at(analysis, slice(t, t + 1), size)
+        return frames[0], z[0]
 
     for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
         span = slice(first, first + 4)

