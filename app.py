@@ -22,7 +22,7 @@ from pipeline.models import hub
 from pipeline.models.caption import caption
 from pipeline.render.analysis import analyse, find_depth
 from pipeline.render.loaded import warm
-from pipeline.render.render import render
+from pipeline.render.run import render
 from pipeline.render.worker import fill
 from ui import zerogpu
 from ui.jobs import JobStore

@@ -18,10 +18,10 @@ WORDS = [*SPECIAL, "a", "red", "ball", "on", "the", "grass", "near", "two", "tre
 
 
 def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(table.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "[PAD]", "bos_token": "[CLS]", "eos_token": "[SEP]", "unk_token": "[UNK]"}
     special["additional_special_tokens"] = ["</s>", "<image>"]

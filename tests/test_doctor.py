@@ -26,9 +26,9 @@ def hub_cache(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def store(hub_cache, ref: str, files: dict[str, bytes | None], commit: str | None = None):
+def store(cache, ref: str, files: dict[str, bytes | None], commit: str | None = None):
     """Files of a model as the hub's cache holds them; None: a file whose download has not ended."""
-    folder = hub / f"models--{ref.replace('/', '--')}"
+    folder = cache / f"models--{ref.replace('/', '--')}"
     snapshot = folder / "snapshots" / (commit or "0" * 40)
     for directory in (folder / "blobs", folder / "refs", snapshot):
         directory.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,8 @@ def test_the_whole_examination(hub_cache, capsys):
 
 
 def test_without_the_small_models_it_says_so_and_fails(hub_cache, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(table, "ROOT", tmp_path)
+    for module in (table, hub):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     (tmp_path / "requirements.txt").write_text("torch\n")
     monkeypatch.setattr(doctor.cost, "work_of", lambda *_: None)
     assert main(["doctor"]) == 1

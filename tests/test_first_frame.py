@@ -19,18 +19,18 @@ from pipeline.known.first_frame import inpaint, locate
 from pipeline.media.video import Clip, write_video
 from pipeline.models import hub, table
 from pipeline.render.events import DoneEvent, FailedEvent, StageEvent
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 
 SIZE = (64, 96)
 
 
 def clip_tokenizer():
-    from tokenizers import Tokenizer, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "ball"]
-    tokenizer = Tokenizer(table.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
@@ -227,7 +227,7 @@ def request_(tmp_path, tiny_backbone_folder, sd_folder, monkeypatch) -> RenderRe
 def few_steps(monkeypatch):
     from functools import partial
 
-    monkeypatch.setattr("pipeline.render.render.inpaint", partial(inpaint, steps=2))
+    monkeypatch.setattr("pipeline.render.run.inpaint", partial(inpaint, steps=2))
 
 
 def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
@@ -251,7 +251,7 @@ def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
 
 
 def test_a_complete_first_frame_needs_no_model(request_, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.render.render.inpaint", lambda *_, **__: pytest.fail("it is complete"))
+    monkeypatch.setattr("pipeline.render.run.inpaint", lambda *_, **__: pytest.fail("it is complete"))
     *_, last = render(replace(request_, mask=None), tmp_path / "out")
     assert isinstance(last, DoneEvent), last
     assert last.result.report["first_frame"]["from"] == "the clip"

@@ -19,8 +19,8 @@ from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import folders
 from pipeline.evaluation.folders import evaluate, exchanged, read_prompts, sources_of
 from pipeline.render.events import DoneEvent
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 
 COUNT, SIZE = 6, (51, 75)
 

@@ -23,8 +23,8 @@ from pipeline.known.warp import warp_to_path
 from pipeline.media.video import Clip, read_video, write_video
 from pipeline.render.analysis import analyse, hide
 from pipeline.render.events import DoneEvent
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 from pipeline.render.view import cameras_of, measure, replaced_place, see_elsewhere, wants_other_frames
 
 T, H, W = 9, 96, 144
@@ -337,7 +337,7 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     given = {"size": (96, 144), "steps": 1, "backbone": str(steadier), "prompt": "a ball", "composite": False}
     raws = []
     for how in (lambda raw, *_: raw, lambda raw, known, *_: torch.where(known.mask, raw, 0 * raw)):
-        monkeypatch.setattr("pipeline.render.render.steady", how)
+        monkeypatch.setattr("pipeline.render.view.steady", how)
         *_, done = render(replace(replacing, **given), tmp_path / str(len(raws)))
         assert isinstance(done, DoneEvent), done
         raws.append(read_video(str(done.result.video)).frames)

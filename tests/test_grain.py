@@ -12,9 +12,9 @@ from pipeline.evaluation.metrics import texture_distance
 from pipeline.finish.grain import match_grain
 from pipeline.media.video import Clip, read_video, write_video
 from pipeline.render.events import DoneEvent
-from pipeline.render.render import render
 from pipeline.render.report import GRAINED
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 
 T, H, W = 3, 120, 180
 SOFT = 3.0

@@ -399,7 +399,7 @@ def test_offline_with_a_filled_cache(pair, tmp_path):
 
 
 def test_a_full_disk_is_noticed_before_the_download(hub_cache, monkeypatch):
-    monkeypatch.setattr(table.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 10**9))
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 10**9))
     with pytest.raises(InputError, match=r"needs 16\.3 GB on the disk, and 1\.0 GB are free.*HF_HOME"):
         hub.download(FUN)
 

@@ -18,8 +18,8 @@ from pipeline.method.problem import windows_of
 from pipeline.models.hub import resolve
 from pipeline.render.events import DoneEvent
 from pipeline.render.loaded import get_backbone
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 from pipeline.world.dataset import TRAIN_FROM
 from pipeline.world.scenes import render_sample
 

@@ -18,7 +18,7 @@ from pipeline import InputError
 from pipeline.evaluation import perceptual
 from pipeline.evaluation.scores import FVD_WEIGHTS, METRICS, Case, absent, fvd, measure, set_features
 from pipeline.known.measurement import Measurement
-from pipeline.models import table
+from pipeline.models import hub, table
 
 BLOCK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 WORDS = ["a", "red", "ball", "rolls", "yes", "no", "Yes", "No"]

@@ -20,8 +20,8 @@ from pipeline.method.solvers import SOLVERS, dds
 from pipeline.render.analysis import Analysis, analyse
 from pipeline.render.events import DoneEvent, FailedEvent, StageEvent, StepEvent, WarpEvent
 from pipeline.render.loaded import get_backbone
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 from pipeline.render.view import (
     _frames_words,
     _warp,
@@ -279,14 +279,14 @@ def solved(request_):
     backbone, analysis = get_backbone(request_.backbone), analysed(request_)
     measurement = measure(analysis, request_)
 
-    def solve(**changes):
+    def solution(**changes):
         request = replace(request_, steps=3, **changes)
         problem = prepare(backbone, measurement, analysis.clip.frames, request, target=analysis.clip.frames)
         steps = list(solve(backbone, problem, request))
         assert not steps[-1].z.requires_grad
         return steps[-1].z, len(steps)
 
-    return solve
+    return solution
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "none"])
@@ -408,7 +408,7 @@ def test_more_frames_than_the_clip_has(request_, tmp_path):
 def test_without_a_move_the_source_comes_back_untouched(request_, tmp_path, monkeypatch):
     written = {}
     monkeypatch.setattr(
-        "pipeline.render.render.write_video", lambda path, clip, **_: written.update({path.name: clip.frames})
+        "pipeline.render.run.write_video", lambda path, clip, **_: written.update({path.name: clip.frames})
     )
     request = replace(request_, amount=0)
     events = finished(request, tmp_path)

@@ -18,8 +18,8 @@ from pipeline.method.problem import prepare, solve
 from pipeline.render.analysis import Analysis, analyse, hide
 from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import get_backbone
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 from pipeline.render.view import measure
 from pipeline.render.worker import fill
 
@@ -102,7 +102,7 @@ def test_nothing_outside_of_the_object_changes(request_, tmp_path, monkeypatch):
     written = {}
     write = write_video
     keep = lambda path, clip, **options: written.update({path.name: clip.frames}) or write(path, clip, **options)
-    monkeypatch.setattr("pipeline.render.render.write_video", keep)
+    monkeypatch.setattr("pipeline.render.run.write_video", keep)
     figures = report(replace(request_, latent_mask="reference"), tmp_path)
     source, result = written["source.mp4"], written["result.mp4"]
     mask = torch.from_numpy(np.load(request_.mask)["mask"])

@@ -11,6 +11,7 @@ from safetensors.torch import save, save_file
 
 from pipeline import InputError
 from pipeline.prior import backbone, tiny_vae
+from pipeline.prior.load import load_backbone
 from pipeline.prior.tiny_vae import SCALE, TinyDecoder, load_tiny_decoder
 
 PUBLISHED_BYTES = 22_642_902  # of taew2_1.safetensors, in float16 (huggingface.co/OzzyGT/taew2_1)
@@ -99,14 +100,14 @@ def test_another_file_is_refused_in_words(tmp_path):
 
 def wan(tiny_backbone_folder):
     """The tiny backbone, made to say that its latents are those of Wan 2.1."""
-    loaded = backbone.load_backbone(str(tiny_backbone_folder), device="cpu", dtype=torch.float32)
+    loaded = load_backbone(str(tiny_backbone_folder), device="cpu", dtype=torch.float32)
     loaded.vae.register_to_config(latents_mean=list(backbone.WAN21_MEAN))
     return loaded
 
 
 def test_previews_are_by_the_tiny_decoder_where_its_weights_are(tiny_backbone_folder, file, monkeypatch):
     monkeypatch.setattr(backbone, "tiny_decoder_file", lambda: file)
-    other = backbone.load_backbone(str(tiny_backbone_folder), device="cpu", dtype=torch.float32)
+    other = load_backbone(str(tiny_backbone_folder), device="cpu", dtype=torch.float32)
     z = torch.randn(16, 2, 4, 6)
     assert other.preview_by == "a linear map of the latents" and other.preview(z).shape == (2, 3, 4, 6)
     loaded = wan(tiny_backbone_folder)
@@ -125,6 +126,6 @@ def test_the_published_linear_map_is_for_wan21_alone(tiny_backbone_folder, monke
     one = torch.zeros(16, 1, 1, 1)
     one[2] = 1.0
     assert torch.allclose(loaded.preview(one).flatten() - grey, torch.tensor([0.3568, 0.2548, 0.1747]) / 2)
-    other = backbone.load_backbone(str(tiny_backbone_folder), device="cpu", dtype=torch.float32)
+    other = load_backbone(str(tiny_backbone_folder), device="cpu", dtype=torch.float32)
     other.settings = replace(other.settings, latent_rgb=None)
     assert not torch.allclose(other.preview(torch.zeros(16, 1, 1, 1)).flatten(), grey, atol=1e-3)

@@ -82,8 +82,8 @@ from pipeline import InputError  # noqa: E402
 from pipeline.render.analysis import Analysis, analyse, find_depth  # noqa: E402
 from pipeline.render.events import DoneEvent, StageEvent, StepEvent  # noqa: E402
 from pipeline.render.loaded import _load_depth_model, get_backbone, warm  # noqa: E402
-from pipeline.render.render import render  # noqa: E402
 from pipeline.render.request import RenderRequest  # noqa: E402
+from pipeline.render.run import render  # noqa: E402
 from pipeline.render.worker import fill  # noqa: E402
 from ui import zerogpu  # noqa: E402
 from ui.jobs import JobStore  # noqa: E402

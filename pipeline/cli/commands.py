@@ -188,7 +188,7 @@ def doctor(options: argparse.Namespace) -> int:
 def _render_to(request: Any, options: argparse.Namespace) -> None:
     from pipeline.media.files import make_writable, write_report, writing
     from pipeline.render.events import DoneEvent, FailedEvent, StageEvent, StepEvent
-    from pipeline.render.render import render
+    from pipeline.render.run import render
 
     output = _checked_output(options)
     report = Path(options.report) if options.report else None

@@ -31,8 +31,8 @@ from pipeline.prior.load import default_dtype, skeleton
 from pipeline.prior.settings import Settings, read_settings
 from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import warm
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 
 HUB_SECONDS = 3.0
 TRIAL_STEPS = 2

@@ -38,8 +38,8 @@ from pipeline.prior.settings import Settings
 from pipeline.render.analysis import Analysis, analyse
 from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import get_backbone
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 from pipeline.render.view import measure, preview
 from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import Sample, render_sample

@@ -21,8 +21,8 @@ from pipeline.evaluation import rows as store
 from pipeline.evaluation.scenes import DEFAULT
 from pipeline.media.video import read_video, resize, to_uint8
 from pipeline.render.events import DoneEvent
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = "crab-on-sand"

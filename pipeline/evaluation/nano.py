@@ -42,8 +42,8 @@ from pipeline.prior.backbone import Backbone
 from pipeline.prior.settings import read_settings
 from pipeline.render.events import DoneEvent
 from pipeline.render.loaded import get_backbone
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest, seam_of
+from pipeline.render.run import render
 from pipeline.render.view import show_holes
 from pipeline.training.depth import affine_disparity
 from pipeline.world.objects import SHAPES, object_name

@@ -11,8 +11,8 @@ from pipeline.render.events import (
     WarpEvent,
 )
 from pipeline.render.loaded import get_backbone, warm
-from pipeline.render.render import render
 from pipeline.render.request import RenderRequest
+from pipeline.render.run import render
 from pipeline.render.view import measure
 from pipeline.render.worker import fill
 
