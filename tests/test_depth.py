@@ -350,6 +350,33 @@ def test_a_long_clip_is_resized_as_its_frames_are():
         assert torch.equal(resize_depth(z, size, pictures), torch.cat(alone))
 
 
+def test_a_ramp_between_two_surfaces_becomes_a_step_where_the_colours_change():
+    from pipeline.depth.outlines import sharpen_outlines
+
+    near, far = 2.0, 10.0
+    picture = torch.full((1, 3, 40, 60), 0.8)
+    picture[..., 30:] = 0.2
+    w = torch.full((1, 40, 60), 1 / near)
+    w[..., 33:] = 1 / far
+    w[..., 25:33] = torch.linspace(1 / near, 1 / far, 10)[1:-1]  # a ramp that misses the outline by a pixel
+    z = sharpen_outlines(1 / w, picture)
+    assert torch.allclose(z[..., :30], torch.tensor(near), rtol=0.12), "no depth between the two"
+    assert torch.allclose(z[..., 30:], torch.tensor(far), rtol=0.5)
+    assert ((z < 1.2 * near) | (z > 0.6 * far)).all()
+
+
+def test_sharpening_leaves_planes_and_clean_steps_alone():
+    from pipeline.depth.outlines import sharpen_outlines
+
+    picture = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0))
+    ground = 1 / torch.linspace(0.05, 1, 40)[None, :, None].expand(1, 40, 60)
+    step = torch.full((1, 40, 60), 2.0)
+    step[..., 30:] = 10.0
+    for z in (torch.full_like(step, 3.0), step):
+        assert torch.allclose(sharpen_outlines(z, picture), z)
+    assert (sharpen_outlines(ground, picture) / ground - 1).abs().mean() < 0.05
+
+
 def test_subject_distance_is_that_of_the_middle():
     z = torch.full((2, 20, 20), 9.0)
     z[0, 5:15, 5:15] = 3.0

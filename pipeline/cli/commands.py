@@ -139,6 +139,15 @@ def evaluate(options: argparse.Namespace) -> None:
         say("Not measured, since the weights are not on this machine, or their terms not accepted:")
         for get, names in lacking.items():
             say(f"  {', '.join(names)}: {get}")
+    if options.real is not None:
+        if options.task or options.clips or options.methods or options.prompts or options.ray or figure:
+            raise InputError("--real goes with --backbone, --cameras, --frames, --depth-model, --steps and --output.")
+        from pipeline.evaluation import real
+
+        shown = dict(steps=options.steps, output=output, progress=say)
+        shown |= dict(cameras=options.cameras, frames=options.frames, depth_model=options.depth_model)
+        print(real.evaluate(options.real, options.backbone, **shown))
+        return
     if options.task is None and options.clips is None:
         for name in ("prompts", "cameras", "frames", "depth_model", "ray"):
             if getattr(options, name):

@@ -228,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
         help="camera, replace or cycle",
     )
     add("folder", nargs="?", default=None, metavar="FOLDER", help="videos, folders of frames, or the layout of DAVIS")
+    words = "the holes that a path opens in these clips, filled, against the clips themselves"
+    add("--real", metavar="FOLDER", default=None, help=words)
     add("--clips", nargs="+", metavar="CLIP", default=None, help="these clips instead of a folder, along all six paths")
     wanted = "what to compare, such as dds,gamma=0.2 or repaint,binary,iterations=3 (default: dds; on scenes, several)"
     add("--methods", nargs="+", metavar="METHOD", default=None, help=wanted)

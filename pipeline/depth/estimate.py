@@ -23,6 +23,7 @@ from torch import Tensor
 from pipeline import InputError
 from pipeline.depth.depthcrafter import DepthCrafter, Progress
 from pipeline.depth.network import STRIDE, DepthNet
+from pipeline.depth.outlines import sharpen_outlines
 from pipeline.media.video import resize
 
 _AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
@@ -95,8 +96,9 @@ def estimate(
     if isinstance(model, HubDepth):
         found = yield from _last(model.predict(frames, size))
         if model.inverse:
-            aligned = align_disparity(found, resize(frames.float(), size))
-            yield Depth(_bounded(-_positive(aligned).log()), metric=False)
+            pictures = resize(frames.float(), size)
+            z = _bounded(-_positive(align_disparity(found, pictures)).log())
+            yield Depth(sharpen_outlines(z, pictures), metric=False)
         else:
             yield Depth(_repair(found, "the prediction of the depth model"), metric=True)
         return
@@ -107,6 +109,7 @@ def estimate(
     else:
         log_z, small = _two_looks(frames, model)
         z = _bounded(log_z)
+    z = sharpen_outlines(z, small)
     yield Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
 

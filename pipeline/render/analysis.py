@@ -135,7 +135,6 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
     K[:, 1, 2] -= (height - crop_height) / 2
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
-    detail = None
     if request.depth is None:
         depth = None
         for event in _estimated_depth(request, clip, full, backbone, find_depth):
@@ -144,12 +143,13 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
             else:
                 yield event
         assert depth is not None, "estimating ends with the depth"
-        if size_of(depth.z) != size:
-            detail = depth.z
-            depth = replace(depth, z=resize_depth(detail, size))
     else:
         yield StageEvent("depth", "Reading your depth", 0.03)
-        depth = _given_depth(request, (height, width), (crop_height, crop_width), clip)
+        depth = _given_depth(request, (height, width), full, clip)
+    detail = None
+    if size_of(depth.z) != size:
+        detail = depth.z
+        depth = replace(depth, z=resize_depth(detail, size))
 
     notes = [_frames_note(request, backbone, info, frames)]
     if (crop_height, crop_width) != (height, width):
@@ -273,14 +273,10 @@ def _estimated_depth(
         if request.depth_model is not None:
             yield StageEvent("depth", hub.loading(ref), 0.03)
         # a small backbone's working size is too little to tell what is in a picture
-        picture = size_of(full.frames)
-        scaled = lambda scale: tuple(max(1, round(side * min(1.0, scale))) for side in picture)
-        frames, size = (
-            resize(full.frames, scaled(LONGEST / max(picture))),
-            scaled(math.sqrt(DETAIL / math.prod(picture))),
-        )
-        if math.prod(size) <= math.prod(size_of(clip.frames)):
-            frames, size = clip.frames, size_of(clip.frames)
+        scale = min(1.0, LONGEST / max(size_of(full.frames)))
+        height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
+        size = _detail_size(full, clip)
+        frames = clip.frames if size == size_of(clip.frames) else resize(full.frames, (height, width))
         fetch_depth_model(ref, request.accepted)  # here, since the work may be done where time is lent
         found = None
         for event in find_depth(ref, frames.numpy(), size):
@@ -294,13 +290,22 @@ def _estimated_depth(
     yield Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
 
-def _given_depth(request: RenderRequest, picture: tuple[int, int], crop: tuple[int, int], clip: Clip) -> Depth:
-    # the file shows the whole picture: bring it to the scale of the working size, then crop it like the clip
-    height, width = clip.frames.shape[-2:]
+def _given_depth(request: RenderRequest, picture: tuple[int, int], full: Clip, clip: Clip) -> Depth:
+    # the file shows the whole picture: bring it to the scale of what is kept, then crop it like the clip
+    (height, width), crop = _detail_size(full, clip), size_of(full.frames)
     scaled = round(picture[0] * height / crop[0]), round(picture[1] * width / crop[1])
     depth = load_depth(str(request.depth), len(clip.frames), scaled, start=request.start, stride=request.stride)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric)
+
+
+def _detail_size(full: Clip, clip: Clip) -> tuple[int, int]:
+    """At which size depth is kept: the clip's own, at most `DETAIL` pixels and at least the working size."""
+    height, width = size_of(full.frames)
+    scale = min(1.0, math.sqrt(DETAIL / (height * width)))
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    working = size_of(clip.frames)
+    return size if math.prod(size) > math.prod(working) else working
 
 
 def _painted_words(frames: list[int]) -> str:
