@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.camera.geometry import PRESETS, CameraPath
 from pipeline.evaluation import perceptual, scores
 from pipeline.evaluation import rows as store
@@ -28,12 +27,12 @@ from pipeline.evaluation.folders import Source, sources_of
 from pipeline.evaluation.scenes import TELEA, telea
 from pipeline.finish.composite import composite
 from pipeline.known.fill import fill_unknown
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.quality import psnr, ssim
 from pipeline.media.video import size_of
 from pipeline.render.analysis import Analysis, analyse
-from pipeline.render.events import StageEvent
 from pipeline.render.request import RenderRequest, seam_of
 from pipeline.render.view import cameras_of
 from pipeline.render.worker import fill
@@ -108,13 +107,9 @@ def fillings(
     """The holes filled: by Telea's inpainting, smoothly, and by the request's model as a render does it."""
     yield TELEA, telea(measurement)
     yield SMOOTH, fill_unknown(measurement)
-    assert measurement.z is not None
-    arrays = (measurement.video.numpy(), measurement.mask.numpy(), analysis.clip.frames.numpy())
-    raw = None
-    for event in fill(request, *arrays, still=False, depth=measurement.z.numpy()):
-        if isinstance(event, np.ndarray):
-            raw = torch.from_numpy(event)
-    assert raw is not None, "the raw video comes last"
+    clip = analysis.clip.frames
+    known = Known(measurement, clip, analysis.depth.z, analysis.source, cameras_of(analysis, request))
+    raw = torch.from_numpy(result_of(fill(request.backbone, known, request.guidance)).video)
     yield MODEL, composite(raw, measurement, seam_pixels=seam_of(request, size_of(raw)))
 
 
@@ -141,7 +136,7 @@ def evaluate(
     rows = store.kept(output, run)
     clips = clips_of(folder)
     for number, source in enumerate(clips):
-        base = RenderRequest(
+        base = RenderRequest.of(
             clip=str(source.clip), backbone=backbone_ref, frames=frames, depth_model=depth_model, steps=steps
         )
         analysis = None
@@ -150,7 +145,7 @@ def evaluate(
             if any(key.items() <= row.items() for row in rows):
                 continue
             request = replace(base, camera=path)
-            analysis = analysis or _analysed(request)
+            analysis = analysis or result_of(analyse(request))
             target = cameras_of(analysis, request)
             known = there_and_back(analysis.clip.frames, analysis.depth.z, analysis.source, target)
             unknown = 1 - known.mask.float().mean().item()
@@ -162,15 +157,6 @@ def evaluate(
                 store.append(output, rows[-1])
         progress(f"clip {number + 1} of {len(clips)} ({source.name}) done")
     return report(rows)
-
-
-def _analysed(request: RenderRequest) -> Analysis:
-    found = None
-    for event in analyse(request):
-        if not isinstance(event, StageEvent):
-            found = event
-    assert found is not None, "analysing ends with the analysis"
-    return found
 
 
 def report(rows: Sequence[store.Row]) -> str:
