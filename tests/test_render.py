@@ -10,7 +10,7 @@ from synthetic import write_clip, write_depth
 from pipeline import InputError, result_of
 from pipeline.camera.moves import Keyframe, Move, preset_move
 from pipeline.known.known import Known
-from pipeline.media.video import probe, read_video, resize, to_uint8
+from pipeline.media.video import probe, read_video, resize, size_of, to_uint8
 from pipeline.method.guidance import Guidance, guidance_scale_of
 from pipeline.method.inversecrafter import inversecrafter, tell
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
@@ -169,6 +169,23 @@ def test_start_and_stride_pick_frames_and_their_depth(request_, tmp_path):
     depths = analysis.depth.z.mean(dim=(1, 2))
     assert (depths / depths[0]).tolist() == pytest.approx([1, 6 / 4, 8 / 4, 10 / 4], rel=1e-3)
     assert "every 2nd" in analysis.notes[0]
+
+
+def test_depth_keeps_its_own_size_beside_the_working_one(request_):
+    """Outlines are as fine as the depth is: what is composited at the clip's size does not go through the small one."""
+    from pipeline.render.analysis import depth_at
+
+    analysis = analysed(request_)
+    detail, full = analysis.detail, size_of(analysis.full.frames)
+    assert detail is not None and detail.shape[-2:] == full and analysis.depth.z.shape[-2:] < full
+    frames, z = depth_at(analysis, slice(1, 3), full)
+    assert torch.equal(z, detail[1:3]) and torch.equal(frames, analysis.full.frames[1:3])
+    frames, z = depth_at(analysis, slice(1, 3), size_of(analysis.clip.frames))
+    assert torch.equal(z, analysis.depth.z[1:3]) and torch.equal(frames, analysis.clip.frames[1:3])
+    # the square of write_depth is a third nearer: no depth lies between it and the wall, and its edge is exact
+    given = np.load(request_.depth)["z"][1]
+    top, left = (51 - full[0]) // 2, (75 - full[1]) // 2
+    assert np.allclose(detail[1].numpy(), given[top : top + full[0], left : left + full[1]], rtol=1e-4)
 
 
 def test_depth_is_estimated_once_for_a_clip(request_, tmp_path, monkeypatch):
