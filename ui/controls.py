@@ -93,7 +93,7 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
         given |= {"camera": "still", "amount": None, "move": None}
     for name, (label, kind) in NUMBERS.items():
         if name in given:
-            given[name] = _number(given[name], label, kind)
+            given[name] = number_from(given[name], label, kind)
     height, width = given.pop("height", None), given.pop("width", None)
     if (height is None) != (width is None):
         raise InputError("Working size: give both a height and a width, or neither.")
@@ -130,7 +130,7 @@ def _clip_key(clip: Path, changed: int) -> str:
     return content_key(clip)
 
 
-def _number(value: Any, label: str, kind: type) -> int | float:
+def number_from(value: Any, label: str, kind: type) -> int | float:
     try:
         number = float(str(value).replace(",", "."))
         if kind is int and number != int(number):
@@ -192,7 +192,7 @@ def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
     }
 
 
-def _advanced() -> tuple[dict[str, Any], list[Terms]]:
+def advanced_settings() -> tuple[dict[str, Any], list[Terms]]:
     """The settings most people leave alone, by their names in a RenderRequest; and the terms of models among them."""
     controls: dict[str, Any] = {}
 

@@ -31,12 +31,12 @@ from ui.controls import (
     BEFORE_RENDER,
     CHANGES,
     EMPTY_CLOUD,
-    _advanced,
-    _number,
+    advanced_settings,
     amount_slider,
     depth_choices,
     frames_of,
     limits,
+    number_from,
     request_from,
     values_from,
 )
@@ -176,7 +176,7 @@ def build(
                         suggest_button = gr.Button("Suggest", scale=0, min_width=96, elem_id="suggest")
                     prompt_status = gr.HTML("", elem_id="prompt-status", elem_classes="rc-optional")
                     with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
-                        advanced, other_terms = _advanced()
+                        advanced, other_terms = advanced_settings()
                         controls |= advanced
                     with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
                         start_button = gr.Button("Render", variant="primary", elem_id="render", scale=3)
@@ -378,7 +378,7 @@ def build(
             if not file:
                 return {camera_name: gr.Dropdown([], value=None)}
             try:
-                moves = read_moves(file, unit=_number(unit, "Units to the subject", float) if unit else None)
+                moves = read_moves(file, unit=number_from(unit, "Units to the subject", float) if unit else None)
                 name = name if name in moves else next(iter(moves))
                 return {
                     editor: editor_value(standing or {"empty": EMPTY_CLOUD}, moves[name], own=True),

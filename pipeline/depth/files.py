@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from pipeline import InputError
-from pipeline.depth.estimate import _MEDIAN, Depth, _positive, _repair, _sample, resize_depth
-from pipeline.media.arrays import _MAX_BYTES, _MAX_SIDE, _npy_header
+from pipeline.depth.estimate import MEDIAN, Depth, as_positive, repaired, resize_depth, sampled
+from pipeline.media.arrays import MAX_BYTES, MAX_SIDE, npy_header
 
 _FAR_GIVEN = 1000.0
 _PICTURES = (".exr", ".png")
@@ -61,13 +61,13 @@ def load_depth(
     z = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     if inverse:
         disparity = torch.where(z == math.inf, math.nan, z)  # infinitely near is no place
-        z = 1 / _positive(disparity, _FAR_GIVEN)
+        z = 1 / as_positive(disparity, _FAR_GIVEN)
     else:
         valid = z[(z > 0) & z.isfinite()]
         if len(valid):
-            z = z.clamp(max=float(_sample(valid).quantile(0.01)) * _FAR_GIVEN)  # NaN stays
-    z = resize_depth(_repair(z, f"The depth {path.name}"), size)
-    return Depth(z * (_MEDIAN / _sample(z).median()) if inverse else z, metric)
+            z = z.clamp(max=float(sampled(valid).quantile(0.01)) * _FAR_GIVEN)  # NaN stays
+    z = resize_depth(repaired(z, f"The depth {path.name}"), size)
+    return Depth(z * (MEDIAN / sampled(z).median()) if inverse else z, metric)
 
 
 def _pick(total: int, frames: int, start: int, stride: int, name: str) -> range:
@@ -92,19 +92,19 @@ def _read_npz(path: Path, frames: int, start: int, stride: int) -> tuple[np.ndar
             for entry in archive.infolist():
                 if entry.filename.endswith(".npy"):
                     with archive.open(entry) as file:
-                        shapes[entry.filename.removesuffix(".npy")] = _npy_header(file)
+                        shapes[entry.filename.removesuffix(".npy")] = npy_header(file)
         key, inverse = _array_of_depth(list(shapes), path.name)
         shape, dtype = shapes[key]
         if len(shape) == 2:
             shape = (1, *shape)
         if len(shape) == 4 and 1 in (shape[1], shape[3]):  # a channel of its own
             shape = (shape[0], shape[2], shape[3]) if shape[1] == 1 else shape[:3]
-        if len(shape) != 3 or 0 in shape or max(shape[1:]) > _MAX_SIDE or dtype.kind not in "fiu":
+        if len(shape) != 3 or 0 in shape or max(shape[1:]) > MAX_SIDE or dtype.kind not in "fiu":
             raise InputError(
                 f"The array {key!r} of {path.name} has shape {shapes[key][0]} and type {dtype}; give numbers of shape "
                 "frames x height x width."
             )
-        if math.prod(shape) * dtype.itemsize > _MAX_BYTES:
+        if math.prod(shape) * dtype.itemsize > MAX_BYTES:
             raise InputError(f"The depth {path.name} is too large to read; give fewer frames, or smaller ones.")
         picked = _pick(shape[0], frames, start, stride, path.name)
         with np.load(path, allow_pickle=False) as data:
@@ -148,7 +148,7 @@ def _read_pictures(path: Path, frames: int, start: int, stride: int) -> np.ndarr
         maps.append(read(file))
         if maps[-1].shape != maps[0].shape:
             raise InputError(f"The depth pictures in {path.name} are not all of one size: see {file.name}.")
-        if len(picked) * maps[0].nbytes > _MAX_BYTES:
+        if len(picked) * maps[0].nbytes > MAX_BYTES:
             raise InputError(f"The depth {path.name} is too large to read; give fewer frames, or smaller ones.")
     return np.stack(maps)
 
@@ -160,9 +160,9 @@ def _by_number(path: Path) -> list[tuple[int, int, str]]:
 
 
 def _checked_size(width: int, height: int, file: Path) -> None:
-    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         raise InputError(
-            f"The depth picture {file.name} is {width}x{height}; at most {_MAX_SIDE} pixels a side can be read."
+            f"The depth picture {file.name} is {width}x{height}; at most {MAX_SIDE} pixels a side can be read."
         )
 
 

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pipeline.training import Muon
-from pipeline.training.prior import short_name
+from pipeline.training.prior_examples import short_name
 from pipeline.world.objects import SHAPES, object_name
 from pipeline.world.scenes import render_sample
 from pipeline.world.textures import COLOURS

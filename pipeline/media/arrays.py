@@ -6,11 +6,11 @@ from typing import IO
 
 import numpy as np
 
-_MAX_SIDE = 8192  # pixels
-_MAX_BYTES = 2 * 2**30
+MAX_SIDE = 8192  # pixels
+MAX_BYTES = 2 * 2**30
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
     if read is None:

@@ -36,7 +36,7 @@ class Passes:
     whole: int = 0
 
 
-def _check_lora(state: Any, transformer: Any, file: str) -> None:
+def check_lora(state: Any, transformer: Any, file: str) -> None:
     """Raises `InputError` unless each pair of matrices fits its layer."""
     for key, matrix in state.items():
         layer, _, kind = key.removeprefix("transformer.").partition(".lora_")
