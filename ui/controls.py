@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,6 @@ from pipeline.models import table
 from pipeline.models.memory import CHOICES as MEMORY
 from pipeline.prior.fast import FAST
 from pipeline.render.request import DEFAULTS, RenderRequest
-from ui.camera_tab import editor_value
 from ui.terms import Terms, ask_terms
 
 DEPTH_SUFFIXES = [".npz", ".exr"]
@@ -143,6 +143,12 @@ def number_from(value: Any, label: str, kind: type) -> int | float:
 def own_move(editor: dict[str, Any] | None) -> Move | None:
     """The visitor's own path in the value of the camera editor; None while it shows a named move."""
     return Move.from_dict(editor.get("move")) if editor and editor.get("own") else None
+
+
+def editor_value(shown: dict[str, Any], move: Move | None, *, own: bool) -> dict[str, Any]:
+    """The camera editor's value: what it shows, and a path that takes the place of the one it has, if there is one."""
+    rest = {name: value for name, value in shown.items() if name not in ("move", "own", "serial", "download")}
+    return rest | ({"move": move.to_dict(), "own": own, "serial": uuid.uuid4().hex} if move else {"own": False})
 
 
 def values_from(request: RenderRequest) -> dict[str, Any]:

@@ -198,6 +198,49 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def _networks(args: argparse.Namespace, channels: int) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+    """Those of `--out`, or new ones."""
+    if (args.out / "transformer" / "config.json").exists():  # go on from given weights
+        transformer = WanTransformer3DModel.from_pretrained(args.out / "transformer", torch_dtype=torch.float32)
+        encoder = UMT5EncoderModel.from_pretrained(args.out / "text_encoder", torch_dtype=torch.float32)
+    else:
+        transformer = WanTransformer3DModel(**transformer_config(channels))
+        torch.nn.init.zeros_(transformer.proj_out.weight)
+        torch.nn.init.zeros_(transformer.proj_out.bias)
+        encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
+    return transformer, encoder
+
+
+def _colours(
+    args: argparse.Namespace, vae: AutoencoderKLWan, device: torch.device
+) -> tuple[Tensor, dict[str, list], int, int]:
+    """The latents of grey C t 1 1, the linear map to colours, and the frames and pixels of a clip."""
+    sample = load(min(args.data.glob("*.npz"))).source.float() / 255
+    frame_count, _, height, width = sample.shape
+    grey_clip = torch.zeros(1, 3, frame_count, 16, 16, device=device)
+    grey = normalise(vae, encode_once(vae, grey_clip))[0, :, :, :1, :1].cpu()
+    z = normalise(vae, encode_once(vae, sample[None].to(device).mul(2).sub(1).transpose(1, 2)))[0].cpu()
+    factors = fit_latent_rgb(z, sample)
+    latent_rgb = {"weight": factors.weight.tolist(), "bias": factors.bias.tolist()}
+    return grey, latent_rgb, frame_count, height * width
+
+
+def _drawn(
+    args: argparse.Namespace, examples: Examples, grey: Tensor, rng: np.random.Generator, *, small: bool
+) -> tuple[Tensor, Tensor, list[str], int]:
+    """A batch: latents, what is known of them, captions, and the tokens that these need. small: cut-outs of scenes."""
+    window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
+    tokens = text.TEXT_TOKENS
+    if examples.objects and rng.uniform() < args.objects:
+        # a still is cheaper and says as much of a shape as a clip
+        still = bool(examples.stills) and rng.uniform() < args.still_share
+        batch, tokens = (STILLS * args.batch, SHORT) if still else (args.batch, tokens)
+        z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng, named=still)
+    else:
+        z, known, captions = draw(examples.scenes, batch, window, rng, grey)
+    return z, known, captions, tokens
+
+
 def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
@@ -211,14 +254,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.out / "tokenizer")
 
     channels = vae.config.z_dim
-    if (args.out / "transformer" / "config.json").exists():  # go on from given weights
-        transformer = WanTransformer3DModel.from_pretrained(args.out / "transformer", torch_dtype=torch.float32)
-        encoder = UMT5EncoderModel.from_pretrained(args.out / "text_encoder", torch_dtype=torch.float32)
-    else:
-        transformer = WanTransformer3DModel(**transformer_config(channels))
-        torch.nn.init.zeros_(transformer.proj_out.weight)
-        torch.nn.init.zeros_(transformer.proj_out.bias)
-        encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
+    transformer, encoder = _networks(args, channels)
     transformer.to(device).train()
     encoder.to(device).train()
     both = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": encoder})
@@ -241,13 +277,7 @@ def train(args: argparse.Namespace) -> None:
         step, elapsed = state["step"], state["elapsed"]
     begun = step
 
-    sample = load(min(args.data.glob("*.npz"))).source.float() / 255
-    frame_count, _, height, width = sample.shape
-    grey_clip = torch.zeros(1, 3, frame_count, 16, 16, device=device)
-    grey = normalise(vae, encode_once(vae, grey_clip))[0, :, :, :1, :1].cpu()
-    z = normalise(vae, encode_once(vae, sample[None].to(device).mul(2).sub(1).transpose(1, 2)))[0].cpu()
-    factors = fit_latent_rgb(z, sample)
-    latent_rgb = {"weight": factors.weight.tolist(), "bias": factors.bias.tolist()}
+    grey, latent_rgb, frame_count, pixels = _colours(args, vae, device)
 
     # backwards, a CPU's fused attention takes several times as long as the plain one on sequences as short as these
     attention = partial(sdpa_kernel, SDPBackend.MATH) if device.type == "cpu" else nullcontext
@@ -260,21 +290,12 @@ def train(args: argparse.Namespace) -> None:
     def save() -> None:
         # the averaged weights alone, a quarter of the whole state: the warm-up finds the optimiser's moments again
         save_state({"average": average.state_dict(), "step": step, "elapsed": ran()}, checkpoint)
-        write_folder(args.out, average, latent_rgb, frame_count, height * width)
+        write_folder(args.out, average, latent_rgb, frame_count, pixels)
 
     while ran() < budget:
         progress = min(ran() / budget, 1.0)
-        small = progress < args.small_until
-        window, batch = ((8, 12), args.batch) if small else (None, max(1, args.batch // 4))
-        tokens = text.TEXT_TOKENS
-        if examples.objects and rng.uniform() < args.objects:
-            # a still is cheaper and says as much of a shape as a clip
-            still = bool(examples.stills) and rng.uniform() < args.still_share
-            batch, tokens = (STILLS * args.batch, SHORT) if still else (args.batch, tokens)
-            z, known, captions = draw_objects(examples.stills if still else examples.objects, batch, rng, named=still)
-        else:
-            z, known, captions = draw(examples.scenes, batch, window, rng, grey)
-        sigma = noise_levels(batch, generator, SHIFT**2 * (1 if tokens > SHORT else 2))  # shapes are decided early
+        z, known, captions, tokens = _drawn(args, examples, grey, rng, small=progress < args.small_until)
+        sigma = noise_levels(len(z), generator, SHIFT**2 * (1 if tokens > SHORT else 2))  # shapes are decided early
         noise = torch.randn(z.shape, generator=generator)
         z, known, sigma, noise = z.to(device), known.to(device), sigma.to(device), noise.to(device)
         rate = args.lr * min(1.0, (step - begun + 1) / 100) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * progress)))
