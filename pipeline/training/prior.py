@@ -241,6 +241,19 @@ def _drawn(
     return z, known, captions, tokens
 
 
+def _update(
+    loss: Tensor, both: torch.nn.ModuleDict, average: torch.nn.ModuleDict, optimiser: torch.optim.Optimizer, step: int
+) -> None:
+    """A step of the weights, and of their running average."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+    optimiser.step()
+    decay = min(0.998, (1 + step) / (10 + step))
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(both.parameters()), 1 - decay)
+
+
 def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
@@ -309,13 +322,7 @@ def train(args: argparse.Namespace) -> None:
                 batch = lambda run, given=given: flow_loss(run, *given).mean()
                 check_gradients(batch, transformer, run, transformer.parameters())
             loss = flow_loss(run, z, known, prompt, sigma, noise).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimiser.step()
-        decay = min(0.998, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(both.parameters()), 1 - decay)
+        _update(loss, both, average, optimiser, step)
         losses.append(loss.detach())
         step += 1
         if time.time() - last_log > 60:
@@ -326,12 +333,8 @@ def train(args: argparse.Namespace) -> None:
             fill_cache(args.data, args.stills, cache, vae, device, args.fill)
             examples.refresh()
             figures = validation(average["transformer"], average["text_encoder"], tokenizer, examples, grey, device)
-            print(
-                f"step {step} examples {len(examples.scenes)} objects {len(examples.objects)} "
-                f"stills {len(examples.stills)} held-out",
-                {k: round(v, 4) for k, v in figures.items()},
-                flush=True,
-            )
+            counts = f"examples {len(examples.scenes)} objects {len(examples.objects)} stills {len(examples.stills)}"
+            print(f"step {step} {counts} held-out", {k: round(v, 4) for k, v in figures.items()}, flush=True)
             save()
             last_save = time.time()
     figures = validation(average["transformer"], average["text_encoder"], tokenizer, examples, grey, device)
