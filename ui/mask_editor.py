@@ -79,7 +79,7 @@ def overlay(analysis: Analysis, mask: np.ndarray) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray, analysis: Analysis) -> Path:
-    """A mask T H W as a file that `segment.load_mask` reads: as large as the whole picture of the clip."""
+    """A mask T H W as a file that `masks.files.load_mask` reads: as large as the whole picture of the clip."""
     height, width = mask.shape[1:]
     whole = np.zeros((len(mask), analysis.info.height, analysis.info.width), bool)
     top, left = (analysis.info.height - height) // 2, (analysis.info.width - width) // 2

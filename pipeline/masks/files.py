@@ -7,7 +7,6 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -15,11 +14,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pipeline import InputError
+from pipeline.media.arrays import MAX_BYTES, MAX_SIDE, npy_header
 from pipeline.media.video import probe, read_video, resize
 
 _IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_MAX_SIDE = 8192  # pixels
-_MAX_BYTES = 2 * 2**30
 
 
 def load_mask(
@@ -87,7 +85,7 @@ def _read_array(path: Path) -> np.ndarray:
     try:
         if path.suffix.lower() == ".npy":
             with open(path, "rb") as file:
-                shape, dtype = _npy_header(file)
+                shape, dtype = npy_header(file)
             _check_array(shape, dtype, path.name)
             values = np.load(path, allow_pickle=False)
         else:
@@ -96,7 +94,7 @@ def _read_array(path: Path) -> np.ndarray:
                 for entry in archive.infolist():
                     if entry.filename.endswith(".npy"):
                         with archive.open(entry) as file:
-                            headers[entry.filename.removesuffix(".npy")] = _npy_header(file)
+                            headers[entry.filename.removesuffix(".npy")] = npy_header(file)
             flat = [key for key, (shape, _) in headers.items() if len(shape) in (2, 3)]
             key = "mask" if "mask" in headers else flat[0] if flat else None
             if key is None:
@@ -115,22 +113,13 @@ def _read_array(path: Path) -> np.ndarray:
     return values[None] if values.ndim == 2 else values
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"its arrays are of the unknown version {version}")
-    shape, _, dtype = read(file)
-    return shape, dtype
-
-
 def _check_array(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    if len(shape) not in (2, 3) or 0 in shape or max(shape[-2:]) > _MAX_SIDE or dtype.kind not in "bfiu":
+    if len(shape) not in (2, 3) or 0 in shape or max(shape[-2:]) > MAX_SIDE or dtype.kind not in "bfiu":
         raise InputError(
             f"The mask {name} has shape {shape} and type {dtype}; give booleans or numbers of shape frames x height x "
-            f"width, at most {_MAX_SIDE} pixels a side."
+            f"width, at most {MAX_SIDE} pixels a side."
         )
-    if math.prod(shape) * dtype.itemsize > _MAX_BYTES:
+    if math.prod(shape) * dtype.itemsize > MAX_BYTES:
         raise InputError(f"The mask {name} is too large to read; give fewer frames, or smaller ones.")
 
 
@@ -141,9 +130,9 @@ def _read_picture(path: Path) -> np.ndarray:
     try:
         # The kind by name alone: Pillow would also try rare formats whose readers are less trusted.
         with Image.open(path, formats=[_IMAGES[path.suffix.lower()]]) as image:
-            if max(image.size) > _MAX_SIDE:
+            if max(image.size) > MAX_SIDE:
                 raise InputError(
-                    f"The mask {path.name} is {image.width}x{image.height}; at most {_MAX_SIDE} pixels a side can be "
+                    f"The mask {path.name} is {image.width}x{image.height}; at most {MAX_SIDE} pixels a side can be "
                     "read."
                 )
             if image.has_transparency_data:

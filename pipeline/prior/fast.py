@@ -14,7 +14,7 @@ FAST = ("off", "cache", "lora")
 class FewSteps:
     """A distilled LoRA with which a model needs few steps and no classifier-free guidance.
 
-    model: its name in `models.MODELS`. width, layers: of the transformer that it fits.
+    model: its name in `table.MODELS`. width, layers: of the transformer that it fits.
     """
 
     model: str

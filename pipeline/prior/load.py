@@ -39,7 +39,7 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone, downloading it first if it is on the hub and not yet in its cache.
 
-    ref: a name of `models.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
+    ref: a name of `table.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
     layout, as VideoX-Fun publishes it. device: default CUDA, else the CPU.
     dtype: of the transformer, see `default_dtype`; the text encoder takes it on CUDA and is float32 on the CPU.
     mode: how the parts are placed, see `memory.MODES`; or what chooses it for the model, loaded on the CPU.

@@ -33,7 +33,7 @@ class Settings:
     inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
     replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
     its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
-    paints is made to agree, see `gather.steady`; 0 for a model whose frames agree by themselves. softness: how much
+    paints is made to agree, see `finish.steady`; 0 for a model whose frames agree by themselves. softness: how much
     softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`.
     """
 

@@ -44,7 +44,7 @@ def render_sample(
 ) -> Sample:
     """A scene of `seed` with its source and target recording, each `frames` long at `size` = (H, W).
 
-    move: of `camera.PRESETS`, how the target's camera goes; None for one that the seed draws.
+    move: of `geometry.PRESETS`, how the target's camera goes; None for one that the seed draws.
     """
     rng = np.random.default_rng(seed)
     scene = make_scene(rng, frames, device)
