@@ -13,6 +13,7 @@ import gradio as gr
 
 from pipeline import InputError
 from pipeline.camera.moves import MOVES, Move
+from pipeline.depth.files import KINDS
 from pipeline.media.cache import content_key
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
 from pipeline.method.solvers import SCHEDULES, SOLVERS
@@ -147,9 +148,9 @@ def own_move(editor: dict[str, Any] | None) -> Move | None:
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
-    without = ("backbone", "size", "mask_frame")
+    without = ("backbone", "size", "mask_frame", "mask_label")
     values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
-    for name in ("first_frame_model", "latent_mask"):
+    for name in ("first_frame_model", "latent_mask", "depth_kind"):
         values[name] = values[name] or ""
     values["height"], values["width"] = request.size or (None, None)
     values["depth_model"] = request.depth_model or ""
@@ -254,4 +255,6 @@ def _advanced() -> tuple[dict[str, Any], list[Terms]]:
         height=140,
         elem_id="set-depth",
     )
+    kinds = [("As the file says", ""), *((label[0].upper() + label[1:], kind) for kind, label in KINDS.items())]
+    controls["depth_kind"] = gr.Dropdown(kinds, value="", label="Kind of your depth", elem_id="set-depth_kind")
     return controls, terms

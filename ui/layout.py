@@ -440,7 +440,7 @@ def build(
             trigger(lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **quiet)
         settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
         changes = [event for field in settings for event in (field.submit, field.blur)]
-        changes += [controls["depth"].upload, controls["depth"].clear, depth_choice.input]
+        changes += [controls["depth"].upload, controls["depth"].clear, controls["depth_kind"].input, depth_choice.input]
         then_all(gr.on(changes, show_if_new, [shown, *inputs], analysis_outputs, trigger_mode="always_last", **quiet))
         for terms in (depth_terms, *other_terms):
             choice, told = terms.choice, [terms.words, terms.box, terms.column]

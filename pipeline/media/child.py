@@ -98,13 +98,17 @@ def stream(
             if isinstance(error, (InputError, _Unwritten)):
                 raise
             if seconds and time.monotonic() - begun >= seconds:
-                raise InputError(
+                raise Died(
                     f"{name} takes longer than {seconds:.0f} seconds to be read: give a shorter or smaller one."
                 ) from error
-            raise InputError(
+            raise Died(
                 f"{name} ended the program that decodes it, so that it cannot be used: convert it to a plain MP4 "
                 "(H.264, stereo sound) or PNG first. Nothing else was lost."
             ) from error
+
+
+class Died(InputError):
+    """The process of a file came to an end that it did not choose."""
 
 
 class _Unwritten(OSError):

@@ -61,8 +61,9 @@ def read_levels(path: Path) -> Iterator[Message]:
 
 
 def read_depth_picture(path: Path) -> Iterator[Message]:
-    """One array H W: a grey PNG of 16 bits as uint16, or the depth channel of an EXR as float32."""
-    yield {}, [_read_exr(path) if path.suffix.lower() == ".exr" else _read_png(path)]
+    """One array H W: a grey PNG of 16 bits as uint16, or a channel of an EXR as float32, whose name is `channel`."""
+    channel, values = _read_exr(path) if path.suffix.lower() == ".exr" else ("", _read_png(path))
+    yield {"channel": channel}, [values]
 
 
 def durations_of(path: Path) -> list[float]:
@@ -154,7 +155,7 @@ def _read_png(path: Path) -> np.ndarray:
     return image
 
 
-def _read_exr(path: Path) -> np.ndarray:
+def _read_exr(path: Path) -> tuple[str, np.ndarray]:
     import OpenEXR  # OpenCV 5 is built without it
 
     try:
@@ -173,7 +174,8 @@ def _read_exr(path: Path) -> np.ndarray:
     name = next((by_tail[tail] for tail in ("Z", "DEPTH", "Y", "V", "R") if tail in by_tail), None)
     if name is None and len(channels) != 1:
         raise InputError(f"The depth picture {path.name} has no channel Z, but {', '.join(sorted(channels)[:8])}.")
-    values = channels[name or next(iter(channels))]
+    name = name or next(iter(channels))
+    values = channels[name]
     if values.ndim != 2:
         raise InputError(f"The depth picture {path.name} is not a plain picture (shape {values.shape}).")
-    return values.astype(np.float32)
+    return name, values.astype(np.float32)

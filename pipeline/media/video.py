@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tempfile
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -172,13 +172,14 @@ def read_picture(path: str | os.PathLike) -> Float[Tensor, "3 H W"]:
 
 def write_video(
     path: str | os.PathLike, clip: Clip, *, audio_from: str | os.PathLike | None = None, audio_start: float = 0.0
-) -> None:
+) -> bool:
     """Writes an H.264 (yuv420p, BT.709, limited range) mp4 that browsers play and start before it is loaded.
 
     Odd sides gain a repeated row or column, since yuv420p has only even ones. The sound of `audio_from`, if it has any,
     is taken from `audio_start` seconds on for the clip's length, as AAC. The file appears at `path` complete or not at
-    all. Raises InputError for a clip without frames or rate, an `audio_start` that is not a time, and an `audio_from`
-    that cannot be opened.
+    all. Returns whether it has sound: where decoding that ends its process, the pictures are written without. Raises
+    InputError for a clip without frames or rate, an `audio_start` that is not a time, and an `audio_from` that cannot
+    be opened.
     """
     path = Path(path)
     T, C, H, W = clip.frames.shape
@@ -190,7 +191,8 @@ def write_video(
         raise InputError(f"audio start {audio_start}: give a time in seconds, 0 or more")
     sound: list[np.ndarray] = []
     if audio_from is not None and not Path(audio_from).is_dir():
-        _, sound = child.run("read_sound", audio_from, start=float(audio_start), duration=T / clip.fps)
+        with suppress(child.Died):
+            _, sound = child.run("read_sound", audio_from, start=float(audio_start), duration=T / clip.fps)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp makes the file private; a plain name next to the target keeps os.replace atomic and the usual permissions.
@@ -200,6 +202,7 @@ def write_video(
         options = {"fps": float(clip.fps), "has_sound": bool(sound)}
         child.run("write_frames", part, seconds=None, arrays=chain(sound, images), **options)
         os.replace(part, path)
+    return bool(sound)
 
 
 def working_size(height: int, width: int, *, pixels: int, multiple: int) -> tuple[int, int]:

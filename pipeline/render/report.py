@@ -26,8 +26,8 @@ GRAINED = "The finest texture of what the model filled in is noise, made after w
 
 
 def sound_of(request: RenderRequest, analysis: Analysis) -> dict[str, Any]:
-    """The sound of a result, as arguments of `write_video`: the clip's, none where time stands still."""
-    if request.move is not None and request.move.frozen is not None:
+    """The sound of a result, as arguments of `write_video`: the clip's if it has any, none where time stands still."""
+    if not analysis.info.has_audio or (request.move is not None and request.move.frozen is not None):
         return {}
     return {"audio_from": request.clip, "audio_start": request.start / analysis.info.fps}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import InputError
 from pipeline.camera.moves import MOVES, Move
+from pipeline.depth.files import KINDS as DEPTH_KINDS
 from pipeline.method.latent_mask import LATENT_MASKS, PHI, TAU
 from pipeline.method.solvers import SCHEDULES, SOLVERS
 from pipeline.models import memory, table
@@ -48,7 +49,9 @@ class RenderRequest:
     first_frame: a picture of what the result is to begin with; what is unknown of the first frame is taken from it.
     first_frame_model: an image model that paints what is unknown of the first frame: a name of
         `models.MODELS`, a folder or a hub id; None leaves it to the video model.
+    mask_label: which label of a mask file counts, None for all.
     backbone: a name, a folder or a hub id. depth: a file or folder of the user's own depth, None to estimate it.
+    depth_kind: what its numbers mean, one of `depth.files.KINDS`; None where the file says it.
     fast: a name of `backbone.FAST`, "off" for full quality. memory: how the model is placed on a GPU, a name of
         `memory.MODES`, or "auto". compile: compile the transformer's blocks first, which pays in many or long renders.
     depth_model: a name, a folder or a hub id, see `depth.load_depth_model`; None for what comes with the backbone.
@@ -87,6 +90,7 @@ class RenderRequest:
     condition: str = "warp"
     mask: str | None = None
     mask_frame: int | None = None
+    mask_label: int | None = None
     invert: bool = False
     grow: float = 2.0
     remove: bool = False
@@ -95,6 +99,7 @@ class RenderRequest:
     first_frame_model: str | None = None
     backbone: str = "nano"
     depth: str | None = None
+    depth_kind: str | None = None
     depth_model: str | None = None
     accepted: tuple[str, ...] = ()
     fast: str = "off"
@@ -201,6 +206,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.compile, bool), "compile", "true or false")
     need(not request.compile or request.fast == "off", "compile", "false with a fast mode, which changes the blocks")
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
+    optional("depth_kind", lambda value: value in DEPTH_KINDS, f"one of {', '.join(DEPTH_KINDS)}")
     optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
@@ -218,6 +224,7 @@ def _validate(request: RenderRequest) -> None:
     )
     for ref in filter(None, used):
         table.check_accepted(ref, request.accepted)
+    optional("mask_label", lambda value: _is_int(value) and value >= 0, "the number of a label")
     optional("mask_frame", lambda value: _is_int(value) and value >= 0, "a whole number, 0 or more")
     need(_is_number(request.grow) and -10 <= request.grow <= 25, "grow", "from -10 to 25 percent")
     need(isinstance(request.remove, bool), "remove", "true or false")

@@ -209,7 +209,7 @@ def _render(
     shown = resize(filmed.full.frames, size_of(result)) if result is raw else filmed.full.frames
     sound = sound_of(request, filmed)
     with writing(folder):
-        write_video(files.video, Clip(result, analysis.fps), **sound)
+        heard = write_video(files.video, Clip(result, analysis.fps), **sound)
         write_video(files.source, Clip(shown, analysis.fps), **sound)
         write_video(files.warp, Clip(show_holes(measurement), analysis.fps))
     if keep is not None:
@@ -279,6 +279,7 @@ def _render(
             *([_windows_note(spans, backbone)] if len(spans) > 1 else []),
             *speed_notes,
             *path_warnings(analysis, request, 1 - unknown),
+            *([] if heard or not sound else ["The result is silent: the clip has no sound there that can be decoded."]),
         ],
     }
     write_report(folder / "report.json", report)
