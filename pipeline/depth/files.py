@@ -140,7 +140,7 @@ def _pick(total: int, frames: int, start: int, stride: int, name: str) -> range:
 def _read_npz(path: Path, frames: int, start: int, stride: int) -> tuple[np.ndarray, str]:
     """The picked frames of an .npz, and what their name says of them."""
     # A visitor's file: what its headers declare is checked before anything is unpacked, and pickles are refused.
-    with arrays.guarded(f"The depth {path.name}", "save it again with numpy.savez."):
+    with arrays.guarded(f"The depth {path.name} cannot be read", "save it again with numpy.savez."):
         found = arrays.headers(path)
         key = _array_of_depth(list(found), path.name)
         shape, dtype = found[key]

@@ -115,7 +115,7 @@ def _fitted(masks: Bool[Tensor, "T h w"], size: tuple[int, int], name: str) -> B
 
 def _read_array(path: Path) -> np.ndarray:
     """T H W of an .npz or .npy. What the headers declare is checked before anything is unpacked; no pickles."""
-    with arrays.guarded(f"The mask {path.name}", "save it again with numpy."):
+    with arrays.guarded(f"The mask {path.name} cannot be read", "save it again with numpy."):
         found = arrays.headers(path)
         key = _array_of_mask(found, path.name)
         shape, dtype = found[key]

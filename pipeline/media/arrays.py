@@ -23,7 +23,7 @@ Header = tuple[tuple[int, ...], np.dtype]
 
 @contextlib.contextmanager
 def guarded(what: str, remedy: str) -> Iterator[None]:
-    """Whatever goes wrong in reading a file of a visitor becomes one `InputError`: "<what> cannot be read; <remedy>".
+    """Whatever goes wrong in reading a file of a visitor becomes one `InputError`: "<what>; <remedy>".
 
     A damaged file brings about errors of any kind: of zip, zlib and JSON, of numbers, of recursion and of memory.
     """
@@ -32,7 +32,7 @@ def guarded(what: str, remedy: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{what} cannot be read; {remedy}") from error
+        raise InputError(f"{what}; {remedy}") from error
 
 
 def headers(file: Path | io.BytesIO) -> dict[str, Header]:
@@ -56,6 +56,8 @@ def size_of(header: Header) -> int:
 
 def read_array(file: Path | io.BytesIO, name: str) -> np.ndarray:
     """An array whose header was found to be fine. Raises anything."""
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     with np.load(file, allow_pickle=False) as data:
         return data[name]
 

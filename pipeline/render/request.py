@@ -122,8 +122,9 @@ class RenderRequest:
         """The request in JSON text as `to_json` writes it; fields that are left out take their defaults."""
         try:
             given = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"The request is not valid JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+            raise InputError(f"The request is not valid JSON{line}; write it anew, or mend it there.") from error
         if not isinstance(given, dict):
             raise InputError('The request must be a JSON object such as {"version": 1, "clip": "clip.mp4"}.')
         version = given.pop("version", None)
@@ -196,7 +197,7 @@ def _validate(request: RenderRequest) -> None:
         value = getattr(request, name)
         need(_is_number(value) and 0 <= value <= 1, name, "a noise level from 0 to 1")
     need(request.guide_until <= request.guide_from, "guide_until", f"at most guide_from ({request.guide_from})")
-    optional("latent_mask", lambda value: value in LATENT_MASKS, f"one of {', '.join(LATENT_MASKS)}")
+    optional("latent_mask", lambda value: value in tuple(LATENT_MASKS), f"one of {', '.join(LATENT_MASKS)}")
     one_of("solver", SOLVERS)
     one_of("phi", PHI)
     one_of("schedule", SCHEDULES)
@@ -206,7 +207,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.compile, bool), "compile", "true or false")
     need(not request.compile or request.fast == "off", "compile", "false with a fast mode, which changes the blocks")
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
-    optional("depth_kind", lambda value: value in DEPTH_KINDS, f"one of {', '.join(DEPTH_KINDS)}")
+    optional("depth_kind", lambda value: value in tuple(DEPTH_KINDS), f"one of {', '.join(DEPTH_KINDS)}")
     optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
