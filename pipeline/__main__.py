@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 from pipeline import InputError
-from pipeline.cli.parser import _parser
+from pipeline.cli.parser import parser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         return options.run(options) or 0
     except InputError as error:

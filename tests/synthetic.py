@@ -7,6 +7,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from pipeline.render.report import DepthUsed, FirstFrame, Frames, Measured, Placed, Quality, Report, Sizes
+from pipeline.render.request import RenderRequest
+
 FPS = 8
 
 
@@ -48,3 +51,30 @@ def write_depth(path: Path, count: int = 12, height: int = 51, width: int = 75) 
         z[t, side : 2 * side, left : left + side] *= 2 / 3
     np.savez(path, z=z)
     return path
+
+
+def report(request: RenderRequest) -> Report:
+    """The report of a render that never was."""
+    return Report(
+        request=request,
+        backbone="tiny",
+        steps=25,
+        guidance_scale=1.0,
+        strength=1.0,
+        latent_mask="learned",
+        memory=Placed("whole", None, None, "", "native", "float32"),
+        amount=20.0,
+        frames=Frames(0, 4, 1, 5, 12, 5, [[0, 4]], "as asked"),
+        fps=float(FPS),
+        sizes=Sizes([51, 75], [32, 48], [50, 75], [16, 2, 4, 6]),
+        depth=DepthUsed(request.depth or "estimated", None, False, 4.0),
+        unknown=0.123,
+        from_other_frames=0.0,
+        hidden=None,
+        first_frame=FirstFrame(True, 0.0, "inpainted by a model"),
+        measurement=Measured(Quality(21.37, 0.8), Quality(None, 1.0)),
+        seconds={"total": 12.34, "sample": 9.0},
+        first_preview_seconds=1.0,
+        preview_by="a linear map",
+        notes=(),
+    )

@@ -15,7 +15,7 @@ from pipeline.method.latent_mask import difference_mask
 from pipeline.method.sampler import flow_sigmas, sample
 from pipeline.method.solvers import dds, dds_cg
 from pipeline.models import hub, table
-from pipeline.prior.backbone import Backbone, group_mask
+from pipeline.prior.backbone import Backbone, Conditions, group_mask
 from pipeline.prior.load import default_dtype, load_backbone
 from pipeline.prior.preview import fit_latent_rgb
 from pipeline.prior.settings import LatentRgb, Settings, vocabulary_of
@@ -79,7 +79,7 @@ def test_without_guidance_we_are_the_stock_pipeline(tmp_path, video, channels, t
     condition = backbone.condition(video, first_frame_mask())
     prompt, negative, image = backbone.embed(PROMPT), backbone.embed(NEGATIVE), backbone.embed_image(video[0])
     assert (image is not None) == image_branch
-    velocity = lambda z, sigma: backbone.velocity(z, sigma, condition, prompt, negative, 5.0, image)
+    velocity = lambda z, sigma: backbone.velocity(z, sigma, Conditions(condition, prompt, negative, 5.0, image))
     *_, last = sample(velocity, backbone.noise(T, H, W, seed=7), flow_sigmas(4, backbone.shift))
     print(f"latents differ by {(last.z - latents).abs().max():.1e} of {latents.abs().max():.1f}")
     print(f"frames differ by {(backbone.decode(last.z) - frames).abs().max():.1e}")
@@ -95,7 +95,7 @@ def test_data_consistency_end_to_end(backbone, video):
     h = difference_mask(backbone.encode, video, mask).h
     y_full = backbone.encode(torch.where(mask, video, 0.5))
     condition, prompt = backbone.condition(video, mask), backbone.embed(PROMPT)
-    velocity = lambda z, sigma: backbone.velocity(z, sigma, condition, prompt, None, 1.0)
+    velocity = lambda z, sigma: backbone.velocity(z, sigma, Conditions(condition, prompt))
 
     def result(solver, **options):
         consistency = solver and (lambda z0_hat, sigma: solver(z0_hat, y_full, h, **options))
@@ -116,7 +116,7 @@ def test_gradients_flow_only_where_they_are_asked_for(backbone, video):
     condition = backbone.condition(video, first_frame_mask())
     functions = {
         "decode": backbone.decode,
-        "velocity": lambda z: backbone.velocity(z, 0.5, condition, prompt, None, 1.0),
+        "velocity": lambda z: backbone.velocity(z, 0.5, Conditions(condition, prompt)),
     }
     for function in functions.values():
         plain, asked = function(z), z.clone().requires_grad_()
@@ -181,7 +181,7 @@ def test_mask_channels_by_hand():
 def test_guidance_is_linear_and_off_at_one(backbone, video):
     condition = backbone.condition(video, first_frame_mask())
     prompt, negative, z = backbone.embed(PROMPT), backbone.embed(NEGATIVE), backbone.noise(T, H, W, 0)
-    v = lambda scale, uncond=negative: backbone.velocity(z, 0.7, condition, prompt, uncond, scale)
+    v = lambda scale, uncond=negative: backbone.velocity(z, 0.7, Conditions(condition, prompt, uncond, scale))
     torch.testing.assert_close(v(3.0), v(0.0) + 3 * (v(1.0) - v(0.0)), atol=1e-5, rtol=1e-4)
     calls = []
     hook = backbone.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -250,7 +250,7 @@ def test_bfloat16_stays_close(tiny_backbone_folder, backbone, video):
     condition, z = backbone.condition(video, first_frame_mask()), backbone.noise(T, H, W, 0)
     assert torch.equal(rough.condition(video, first_frame_mask()), condition)
     text = backbone.embed(PROMPT), backbone.embed(NEGATIVE)
-    exact, v = (model.velocity(z, 0.7, condition, *text, 3.0) for model in (backbone, rough))
+    exact, v = (model.velocity(z, 0.7, Conditions(condition, *text, 3.0)) for model in (backbone, rough))
     assert v.dtype == torch.float32 and (v - exact).norm() < 0.05 * exact.norm()
 
 

@@ -8,7 +8,7 @@ import pytest
 from synthetic import write_clip, write_depth
 
 from pipeline.__main__ import main
-from pipeline.cli.progress import _Progress
+from pipeline.cli.progress import Progress
 from pipeline.media.video import probe
 from pipeline.render.request import RenderRequest
 
@@ -118,7 +118,7 @@ def test_a_request_file(inputs, tmp_path, capsys, monkeypatch):
     clip, _, backbone, _, depth = inputs
     for name, source in (("clip.mp4", clip), ("depth.npz", depth)):
         (tmp_path / name).symlink_to(source)
-    request = RenderRequest("clip.mp4", backbone=backbone, depth="depth.npz", steps=1)
+    request = RenderRequest.of("clip.mp4", backbone=backbone, depth="depth.npz", steps=1)
     (tmp_path / "request.json").write_text(request.to_json())
     # paths in the file are found beside it
     (tmp_path / "elsewhere").mkdir()
@@ -196,7 +196,7 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(monkeypatch, capsys):
             return True
 
     def show() -> None:
-        with _Progress() as progress:
+        with Progress() as progress:
             progress.show("Warping", 0.1)
             progress.show("Sampling", 0.5, " 1/2, about 3 s left")
             progress.show("Sampling", 0.6, " 2/2, about 1 s left")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.depth.estimate import (
     Depth,
     HubDepth,
@@ -191,7 +191,8 @@ def depth_anything(tmp_path) -> Path:
 
 
 def said_of(model: HubDepth, clip: torch.Tensor) -> torch.Tensor:
-    *progress, found = model.predict(clip, (40, 56))
+    progress = []
+    found = result_of(model.predict(clip, (40, 56)), progress.append)
     assert [share for _, share in progress] == [(t + 1) / len(clip) for t in range(len(clip))]
     return found
 

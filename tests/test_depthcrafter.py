@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.depth.depthcrafter import (
     OVERLAP,
     STEPS,
@@ -171,9 +171,10 @@ def test_windows_of_a_denoiser_that_finds_the_truth_return_it(frames):
         for step in range(STEPS):
             yield f"step {step + 1} of {STEPS}", (step + 1) / STEPS
         calls.append(span)
-        yield truth[span.start : span.stop]
+        return truth[span.start : span.stop]
 
-    *progress, found = in_windows(frames, denoise)
+    progress = []
+    found = result_of(in_windows(frames, denoise), progress.append)
     assert found.shape == truth.shape and torch.allclose(found, truth, atol=1e-6)
     assert calls == windows(frames)
     shares = [share for _, share in progress]
@@ -183,9 +184,10 @@ def test_windows_of_a_denoiser_that_finds_the_truth_return_it(frames):
 
 def test_between_two_windows_that_disagree_the_latents_fade():
     def denoise(span, before):
-        yield torch.full((len(span), 1, 1, 1), 0.0 if before is None else 1.0)
+        yield "a step", 1.0
+        return torch.full((len(span), 1, 1, 1), 0.0 if before is None else 1.0)
 
-    (found,) = in_windows(20, denoise, window=12, overlap=4)
+    found = result_of(in_windows(20, denoise, window=12, overlap=4))
     assert found[:9].eq(0).all() and found[11:].eq(1).all()
     assert found[8:12].flatten().tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
@@ -215,7 +217,8 @@ def test_pictures_for_clip_are_shrunk_as_stable_video_diffusion_does(size):
 
 @pytest.mark.parametrize("frames", [1, 2, 9])
 def test_a_clip_end_to_end(model, frames):
-    *progress, disparity = model.disparity(clip(frames))
+    progress = []
+    disparity = result_of(model.disparity(clip(frames)), progress.append)
     assert disparity.shape == (frames, 64, 128)
     assert disparity.isfinite().all() and disparity.min() == 0 and disparity.max() == 1
     shares = [share for _, share in progress]
@@ -243,7 +246,7 @@ def test_one_frame_is_what_the_stock_pipeline_makes_of_a_picture(model):
     ).frames[0]  # fmt: skip
     expected = frames.mean(1)
     expected = (expected - expected.min()) / (expected.max() - expected.min())
-    *_, found = model.disparity(picture / 255)
+    found = result_of(model.disparity(picture / 255))
     assert torch.allclose(found, expected, atol=1e-3)
 
 
@@ -254,7 +257,8 @@ def test_more_frames_than_a_window(model, monkeypatch):
     short = lambda frames, denoise: in_windows(frames, denoise, window=6, overlap=2)
     monkeypatch.setattr(room, "in_windows", short)
     monkeypatch.setattr(room, "WINDOW", 6)
-    *progress, disparity = model.disparity(clip(9))
+    progress = []
+    disparity = result_of(model.disparity(clip(9)), progress.append)
     assert len(disparity) == 9 and sum("part 2 of 2" in words for words, _ in progress) == STEPS
 
 
@@ -263,7 +267,7 @@ def test_depth_is_near_where_disparity_is_large(model):
     depth = estimate_depth(frames, model)
     assert depth.z.shape == (3, 64, 96) and not depth.metric
     assert depth.z.isfinite().all() and (depth.z > 0).all() and depth.z.median() == pytest.approx(4, rel=0.1)
-    *_, disparity = model.disparity(frames)
+    disparity = result_of(model.disparity(frames))
     disparity = torch.nn.functional.interpolate(disparity[:, None], (64, 96), mode="nearest-exact")[:, 0]
     ranks = [values.flatten().argsort().argsort().float() for values in (disparity, 1 / depth.z)]
     assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.95
@@ -283,7 +287,8 @@ def test_a_folder_of_its_parts_is_known_as_such(folder, tmp_path):
 
 
 def test_progress_comes_with_the_depth_last_and_at_another_size(model):
-    *progress, depth = estimate(clip(2), model, (32, 48))
+    progress = []
+    depth = result_of(estimate(clip(2), model, (32, 48)), progress.append)
     assert isinstance(depth, Depth) and depth.z.shape == (2, 32, 48)
     assert all(words.startswith("Estimating depth: ") and 0 < share <= 1 for words, share in progress)
 
@@ -295,7 +300,7 @@ def test_what_ends_a_run_early_leaves_the_model_free(model):
     assert next(waiting)[0].startswith("Waiting"), "one clip at a time"
     waiting.close()
     run.close()
-    assert isinstance(list(model.disparity(clip(1)))[-1], torch.Tensor)
+    assert result_of(model.disparity(clip(1))).shape[0] == 1
 
 
 def test_too_little_memory_names_the_remedy(model, monkeypatch):
@@ -315,14 +320,14 @@ def test_terms_are_accepted_before_anything_else():
 
     for ref in ("depthcrafter", "tencent/DepthCrafter"):
         with pytest.raises(InputError, match=r"academic.*--accept depthcrafter"):
-            RenderRequest("clip.mp4", depth_model=ref)
-        assert RenderRequest("clip.mp4", depth_model=ref, depth="depth.npz"), "a file of one's own needs no model"
-    request = RenderRequest("clip.mp4", depth_model="depthcrafter", accepted=("depthcrafter",))
+            RenderRequest.of("clip.mp4", depth_model=ref)
+        assert RenderRequest.of("clip.mp4", depth_model=ref, depth="depth.npz"), "a file of one's own needs no model"
+    request = RenderRequest.of("clip.mp4", depth_model="depthcrafter", accepted=("depthcrafter",))
     assert "accepted" not in json.loads(request.to_json()), "everyone accepts for themselves"
     with pytest.raises(InputError, match="accept"):
         RenderRequest.from_json(request.to_json())
     assert RenderRequest.from_json(request.to_json(), ("depthcrafter",)) == request
-    assert RenderRequest("clip.mp4", depth_model="depth-anything-v2-small").accepted == ()
+    assert RenderRequest.of("clip.mp4", depth_model="depth-anything-v2-small").accepted == ()
 
 
 @pytest.fixture
@@ -374,13 +379,15 @@ def test_an_analysis_shows_the_steps_and_keeps_the_depth(folder, tmp_path, tiny_
 
     monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
     clip_file = str(write_clip(tmp_path / "clip.mp4"))
-    request = RenderRequest(clip_file, backbone=str(tiny_backbone_folder), depth_model=str(folder))
-    *stages, analysis = analyse(request)
+    request = RenderRequest.of(clip_file, backbone=str(tiny_backbone_folder), depth_model=str(folder))
+    stages = []
+    analysis = result_of(analyse(request), stages.append)
     assert isinstance(analysis, Analysis) and all(isinstance(stage, StageEvent) for stage in stages)
     assert sum("step" in stage.message for stage in stages) == STEPS
     shares = [stage.fraction for stage in stages]
     assert shares == sorted(shares) and shares[-1] <= 0.08
     assert analysis.depth.z.shape == (5, *analysis.clip.frames.shape[-2:])
-    *stages, again = analyse(request)
+    stages = []
+    again = result_of(analyse(request), stages.append)
     assert not any("step" in stage.message for stage in stages), "it is kept"
     assert torch.equal(again.depth.z, analysis.depth.z)

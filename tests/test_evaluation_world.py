@@ -15,8 +15,16 @@ from pipeline.evaluation.scenes import BASE, DEFAULT, TELEA, UNGUIDED, evaluate,
 
 def test_methods_in_words():
     request = method_of("repaint, binary,iterations=3,tau=0.5,condition=first-frame")
-    assert (request.solver, request.latent_mask, request.iterations) == ("repaint", "binary", 3)
-    assert (request.tau, request.condition, request.gamma) == (0.5, "first-frame", BASE.gamma)
+    assert (request.guidance.solver, request.guidance.latent_mask, request.guidance.iterations) == (
+        "repaint",
+        "binary",
+        3,
+    )
+    assert (request.guidance.tau, request.guidance.condition, request.guidance.gamma) == (
+        0.5,
+        "first-frame",
+        BASE.guidance.gamma,
+    )
     assert method_of("solver=none") == method_of("none") and method_of("latent_mask=pooled") == method_of("pooled")
 
 
@@ -52,7 +60,9 @@ def test_an_evaluation_goes_on_where_its_file_ends(tiny_backbone_folder, tmp_pat
     monkeypatch.setattr(world, "render_sample", lambda seed, move: small(seed, frames=5, size=(32, 48), move=move))
     output, done = tmp_path / "rows.jsonl", []
     recapture = world.recapture_sample
-    monkeypatch.setattr(world, "recapture_sample", lambda *given: done.append(given[-1].solver) or recapture(*given))
+    monkeypatch.setattr(
+        world, "recapture_sample", lambda *given: done.append(given[-1].guidance.solver) or recapture(*given)
+    )
     ask: dict[str, Any] = dict(output=output, steps=2, progress=lambda _: None)
 
     first = evaluate(str(tiny_backbone_folder), 0, 1, methods=["replacement,binary"], **ask)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +190,17 @@ def test_what_is_no_inpainting_model_is_refused(tmp_path, tiny_backbone_folder):
 
 def test_a_restricted_licence_has_to_be_accepted():
     with pytest.raises(InputError, match="--accept flux-fill") as raised:
-        RenderRequest("clip.mp4", first_frame_model="flux-fill")
+        RenderRequest.of("clip.mp4", first_frame_model="flux-fill")
     assert "not be used commercially" in str(raised.value) and "33.7 GB" in str(raised.value)
     with pytest.raises(InputError, match="--accept flux-fill"):
-        RenderRequest("clip.mp4", first_frame_model=table.MODELS["flux-fill"].ref)
-    request = RenderRequest("clip.mp4", first_frame_model="flux-fill", accepted=("flux-fill",))
+        RenderRequest.of("clip.mp4", first_frame_model=table.MODELS["flux-fill"].ref)
+    request = RenderRequest.of("clip.mp4", first_frame_model="flux-fill", accepted=("flux-fill",))
     assert "accepted" not in json.loads(request.to_json()), "everyone accepts for themselves"
     with pytest.raises(InputError, match="--accept"):
         RenderRequest.from_json(request.to_json())
     assert RenderRequest.from_json(request.to_json(), ("flux-fill",)) == request
     with pytest.raises(InputError, match=r"RAIL.*to harm.*--accept sdxl-inpaint"):
-        RenderRequest("clip.mp4", first_frame_model="sdxl-inpaint")
+        RenderRequest.of("clip.mp4", first_frame_model="sdxl-inpaint")
 
 
 # --- in a render ------------------------------------------------------------------------------------------------------
@@ -217,7 +216,7 @@ def request_(tmp_path, tiny_backbone_folder, sd_folder, monkeypatch) -> RenderRe
     mask[:, 16:40, 30:60] = True
     np.savez(tmp_path / "mask.npz", mask=mask)
     write_depth(tmp_path / "depth.npz", 5, *SIZE)
-    return RenderRequest(
+    return RenderRequest.of(
         str(tmp_path / "clip.mp4"), camera="still", backbone=str(tiny_backbone_folder), size=SIZE, frames=5, steps=2,
         depth=str(tmp_path / "depth.npz"), mask=str(tmp_path / "mask.npz"), grow=0, first_frame_model=str(sd_folder),
     )  # fmt: skip
@@ -234,7 +233,7 @@ def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
     folder = tmp_path / "out"
     *events, last = render(request_, folder, keep=tmp_path / "kept")
     assert isinstance(last, DoneEvent), last
-    report = last.result.report
+    report = last.result.report.to_dict()
     stages = [event.message for event in events if isinstance(event, StageEvent)]
     assert "Inpainting the first frame by tiny-inpainting" in stages
     assert report["first_frame"]["from"] == "inpainted by tiny-inpainting" and report["first_frame"]["complete"]
@@ -243,7 +242,7 @@ def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
     kept = np.load(tmp_path / "kept" / "measurement.npz")
     assert kept["mask"][0].all() and not kept["mask"][1].all(), "known, as a picture of the user's is"
     given = np.load(request_.mask)["mask"]
-    plain = replace(request_, first_frame_model=None)
+    plain = request_.changed(first_frame_model=None)
     *_, last = render(plain, tmp_path / "plain", keep=tmp_path / "plain-kept")
     before = np.load(tmp_path / "plain-kept" / "measurement.npz")
     assert np.array_equal(kept["video"][0][~given[0]], before["video"][0][~given[0]]), "known pixels are untouched"
@@ -252,19 +251,19 @@ def test_a_render_with_a_painted_first_frame(request_, tmp_path, few_steps):
 
 def test_a_complete_first_frame_needs_no_model(request_, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.render.run.inpaint", lambda *_, **__: pytest.fail("it is complete"))
-    *_, last = render(replace(request_, mask=None), tmp_path / "out")
+    *_, last = render(request_.changed(mask=None), tmp_path / "out")
     assert isinstance(last, DoneEvent), last
-    assert last.result.report["first_frame"]["from"] == "the clip"
-    assert any("not needed" in note for note in last.result.report["notes"])
+    assert last.result.report.to_dict()["first_frame"]["from"] == "the clip"
+    assert any("not needed" in note for note in last.result.report.to_dict()["notes"])
 
 
 def test_what_cannot_be_had_is_said_before_any_work(request_, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    lacking = replace(request_, first_frame_model="sdxl-inpaint", accepted=("sdxl-inpaint",))
+    lacking = request_.changed(first_frame_model="sdxl-inpaint", accepted=("sdxl-inpaint",))
     events = list(render(lacking, tmp_path / "out"))
     assert len(events) == 1 and isinstance(events[0], FailedEvent) and "models --download" in events[0].message
     with pytest.raises(InputError, match="picture of the first frame"):
-        replace(request_, first_frame="picture.png")
+        request_.changed(first_frame="picture.png")
 
 
 def test_on_the_command_line(request_, tmp_path, capsys, few_steps):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -98,14 +97,14 @@ def test_each_clip_gets_one_of_the_six_paths_in_turn(flat):
     for number in range(1, 7):
         (flat / f"{number:02d}.mp4").write_bytes((flat / "one.mp4").read_bytes())
     ask = lambda **given: folders.jobs_of(
-        "camera", sources_of(flat), folders.RenderRequest(clip="-"), {}, ["dds"], **given
+        "camera", sources_of(flat), folders.RenderRequest.of(clip="-"), {}, ["dds"], **given
     )
     jobs = list(ask())
     assert [job.request.camera for job in jobs] == [*PRESETS, *tuple(PRESETS)[:2]]
     assert all(job.source.mask is None for job in jobs)
     # the same where only some are asked for, and along others if told so
     (job,) = ask(prompts={"03": ["a red ball"]})
-    assert job.request.camera == tuple(PRESETS)[3] and job.request.prompt == "a red ball"
+    assert job.request.camera == tuple(PRESETS)[3] and job.request.guidance.prompt == "a red ball"
     chosen = [(job.source.name, job.key["path"]) for job in ask(prompts={"03": [""]}, cameras=["pan", "tilt"])]
     assert chosen == [("03", "pan"), ("03", "tilt")]
     with pytest.raises(InputError, match="name clips that are not there: missing"):
@@ -114,10 +113,10 @@ def test_each_clip_gets_one_of_the_six_paths_in_turn(flat):
 
 def test_objects_of_davis_are_replaced_one_by_one(davis):
     ask = lambda prompts: folders.jobs_of(
-        "replace", sources_of(davis), folders.RenderRequest(clip="-"), {}, ["dds", "none"], prompts=prompts
+        "replace", sources_of(davis), folders.RenderRequest.of(clip="-"), {}, ["dds", "none"], prompts=prompts
     )
     jobs = list(ask({"bear": ["a red ball", "a cube"], "bear/2": ["a green ball"]}))
-    found = [(job.label, job.request.prompt, job.request.solver) for job in jobs]
+    found = [(job.label, job.request.guidance.prompt, job.request.guidance.solver) for job in jobs]
     assert found[:4] == [
         (1, "a red ball", "dds"),
         (1, "a red ball", "none"),
@@ -202,11 +201,11 @@ def test_what_is_measured_is_what_is_rendered(task, flat, tiny_backbone_folder, 
     evaluate(task, sources_of(flat), str(tiny_backbone_folder), **given, **ask)
     row = json.loads(ask["output"].read_text())
     mask = {"mask": str(flat / "two.npz")} if task == "replace" else {}
-    request = RenderRequest(str(flat / "two.mp4"), prompt="a red ball", backbone=str(tiny_backbone_folder), steps=2)
-    request = replace(request, camera=row["path"], **mask)
+    request = RenderRequest.of(str(flat / "two.mp4"), prompt="a red ball", backbone=str(tiny_backbone_folder), steps=2)
+    request = request.changed(camera=row["path"], **mask)
     *_, done = render(request, tmp_path / "render")
     assert isinstance(done, DoneEvent), done
-    report = done.result.report
+    report = done.result.report.to_dict()
     assert report["guidance_scale"] == (7.0 if task == "replace" else 3.0)
     assert row["unknown"] == pytest.approx(report["unknown"]) and report["unknown"] > 0
     assert row["psnr_observed"] == pytest.approx(report["measurement"]["raw"]["psnr"], abs=1e-4)

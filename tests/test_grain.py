@@ -1,6 +1,5 @@
 import json
 import shutil
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -126,12 +125,12 @@ def test_a_render_has_it_at_the_clip_s_own_resolution_where_it_is_painted(tiny_b
     settings = json.loads((softer / "recapture.json").read_text())
     (softer / "recapture.json").write_text(json.dumps(settings | {"softness": 2.0}))
     given = {"size": (64, 96), "steps": 1, "depth": str(tmp_path / "depth.npz"), "backbone": str(softer)}
-    request = RenderRequest(str(tmp_path / "film.mp4"), camera="dolly-out", **given)
+    request = RenderRequest.of(str(tmp_path / "film.mp4"), camera="dolly-out", **given)
     results, reports = {}, {}
     for grain in (True, False):
-        *_, done = render(replace(request, grain=grain), tmp_path / str(grain))
+        *_, done = render(request.changed(grain=grain), tmp_path / str(grain))
         assert isinstance(done, DoneEvent), done
-        results[grain], reports[grain] = read_video(str(done.result.video)).frames, done.result.report
+        results[grain], reports[grain] = read_video(str(done.result.video)).frames, done.result.report.to_dict()
     assert "grain" in reports[True]["seconds"] and "grain" not in reports[False]["seconds"]
     assert GRAINED in reports[True]["notes"] and GRAINED not in reports[False]["notes"]
     assert reports[True]["measurement"] == reports[False]["measurement"], "figures are of the model's own paint"
@@ -139,5 +138,5 @@ def test_a_render_has_it_at_the_clip_s_own_resolution_where_it_is_painted(tiny_b
     assert change[:8].mean() > 0.005, "the border is painted"
     assert change[80:160, 120:240].max() < 0.03, "the middle is filmed"
     # at the working size there is nothing to match
-    *_, done = render(replace(request, composite=False), tmp_path / "raw")
-    assert isinstance(done, DoneEvent) and "grain" not in done.result.report["seconds"]
+    *_, done = render(request.changed(composite=False), tmp_path / "raw")
+    assert isinstance(done, DoneEvent) and "grain" not in done.result.report.to_dict()["seconds"]

@@ -20,8 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from pipeline import InputError
 from pipeline.__main__ import main
+from pipeline.camera.geometry import default_intrinsics, follow, static_path
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
-from pipeline.method.problem import prepare, solve
+from pipeline.method.guidance import Guidance
+from pipeline.method.inversecrafter import inversecrafter, tell
+from pipeline.method.methods import solve
+from pipeline.method.problem import prepare
 from pipeline.models import memory
 from pipeline.models.memory import MODES, WHOLE, choose, model_size, need, needs
 from pipeline.models.table import MODELS as TABLE
@@ -30,6 +35,7 @@ from pipeline.prior.fast import FEW_STEPS
 from pipeline.prior.load import load_backbone, skeleton
 from pipeline.render.request import RenderRequest
 from pipeline.render.worker import with_previews
+from pipeline.world.cameras import preset_motion
 
 CPU = {"device": "cpu", "dtype": torch.float32}
 T, H, W = 9, 32, 48
@@ -54,20 +60,25 @@ def real() -> dict[str, torch.nn.Module]:
     return skeleton(TABLE["wan2.1-fun-1.3b-inp"])
 
 
-def problem_of(backbone: Backbone, request: RenderRequest):
+def known() -> Known:
+    """A clip whose right half is unknown after its first frames, seen from a camera that moves."""
     coarse = torch.rand(1, 3, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     video = F.interpolate(coarse, size=(T, H, W), mode="trilinear")[0].transpose(0, 1).contiguous()
     mask = torch.ones(T, 1, H, W, dtype=torch.bool)
     mask[2:, ..., 24:] = False
-    return prepare(backbone, Measurement(video * mask, mask), video, request)
+    source = static_path(default_intrinsics(H, W, T))
+    target = follow(source, preset_motion("orbit-left", 20, T, 4.0))
+    return Known(Measurement(video * mask, mask), video, torch.full((T, H, W), 4.0), source, target)
 
 
-def result_of(backbone: Backbone, request: RenderRequest) -> Tensor:
-    *_, last = solve(backbone, problem_of(backbone, request), request)
+def raw_of(backbone: Backbone, guidance: Guidance) -> Tensor:
+    told = inversecrafter(backbone, known(), guidance)
+    *_, last = solve(backbone, told, fast=guidance.fast)
     return backbone.decode(last.z)
 
 
-REQUEST = RenderRequest("(none)", prompt="a red cube", negative_prompt="blue", steps=3)
+GUIDANCE = Guidance(prompt="a red cube", negative_prompt="blue", steps=3)
+REQUEST = RenderRequest("(none)", guidance=GUIDANCE)
 
 
 # --- each mode computes the same
@@ -77,7 +88,7 @@ REQUEST = RenderRequest("(none)", prompt="a red cube", negative_prompt="blue", s
 def test_each_mode_computes_what_the_plain_one_does(tiny_backbone_folder, backbone, name):
     mode = MODES[name]
     other = load_tiny(tiny_backbone_folder, mode=mode)
-    plain, found = result_of(backbone, REQUEST), result_of(other, REQUEST)
+    plain, found = raw_of(backbone, GUIDANCE), raw_of(other, GUIDANCE)
     assert plain.std() > 1e-3
     if mode.eight_bits:
         kept = {parameter.dtype for parameter in other.transformer.blocks[0].ffn.parameters()}
@@ -94,7 +105,7 @@ def test_parts_take_turns(tiny_backbone_folder):
         part = getattr(other, name)
         part.to = lambda where, name=name: moves.append((name, str(where)))
     other.device = torch.device("cpu:0")  # another name than that of where they rest
-    result_of(other, REQUEST)
+    raw_of(other, GUIDANCE)
     there: set[str] = set()
     for name, where in moves:
         (there.discard if where == "cpu" else there.add)(name)
@@ -117,7 +128,7 @@ def test_tiles_stay_near_the_whole_picture():
 @pytest.mark.parametrize("name", MODES)
 def test_each_mode_on_a_gpu(tiny_backbone_folder, name):
     plain, found = (
-        result_of(load_backbone(str(tiny_backbone_folder), "cuda", torch.float32, mode), REQUEST)
+        raw_of(load_backbone(str(tiny_backbone_folder), "cuda", torch.float32, mode), GUIDANCE)
         for mode in (WHOLE, MODES[name])
     )
     assert (found - plain).norm() < (0.03 if MODES[name].eight_bits else 1e-3) * plain.norm()
@@ -257,15 +268,17 @@ def test_a_long_clip_needs_the_activations_of_one_window(real):
 @pytest.mark.parametrize("solver", ["dds", "dds_cg", "replacement", "repaint"])
 def test_estimated_latents_are_those_of_a_render(backbone, solver, monkeypatch):
     """All but the passes themselves, which the model is spared here."""
-    request = replace(REQUEST, solver=solver, steps=3)
-    problem = problem_of(backbone, request)
-    names = ("y_full", "h", "condition", "noise")
-    problem = replace(problem, **{name: getattr(problem, name).repeat(1, 4, 4, 4) for name in names})
-    backbone.embed(request.prompt), backbone.embed(request.negative_prompt)
+    guidance = replace(GUIDANCE, solver=solver, steps=3)
+    problem = prepare(backbone, known(), guidance)
+    larger = lambda part: part.repeat(1, 4, 4, 4)
+    names = ("y_full", "h", "noise")
+    channels = larger(problem.conditions.channels)
+    conditions = replace(problem.conditions, channels=channels)
+    problem = replace(problem, conditions=conditions, **{name: larger(getattr(problem, name)) for name in names})
     monkeypatch.setattr(Backbone, "velocity", lambda self, z, *_: torch.zeros_like(z))
-    told = sum(getattr(problem, name).nbytes for name in names)
+    told = channels.nbytes + sum(getattr(problem, name).nbytes for name in names)
     with LargestSum(backbone.vae) as counted:
-        for _ in solve(backbone, problem, request):
+        for _ in solve(backbone, tell(backbone, problem, guidance)):
             pass
     tokens = problem.noise[0].numel() // 4
     print(f"{solver}: {(told + counted.peak) / (tokens * backbone.size.latents):.2f}")
@@ -362,47 +375,46 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.mark.parametrize("solver", ["dds", "dds_cg", "none"])
 def test_the_sampling_loop_never_waits(backbone, solver):
-    request = replace(REQUEST, solver=solver)
-    problem = problem_of(backbone, request)
-    steps = with_previews(backbone, solve(backbone, problem, request))
+    told = inversecrafter(backbone, known(), replace(GUIDANCE, solver=solver))
+    steps = with_previews(backbone, solve(backbone, told))
     next(steps)  # before the first step, prompts are embedded and noise levels chosen
     with NoWaiting():
         previews = [preview for _, preview in steps]
     assert len(previews) == 2 and previews[0].shape == (3, 4, 6, 3)
     with pytest.raises(AssertionError, match="waits"), NoWaiting():
-        bool(problem.noise.sum() > 0)
+        bool(told.z.sum() > 0)
 
 
 # --- fast modes
 
 
 def test_a_cache_cuts_passes_short_and_leaves_nothing_behind(backbone, monkeypatch):
-    plain = result_of(backbone, REQUEST)
+    plain = raw_of(backbone, GUIDANCE)
     monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 0.0)
-    assert torch.equal(result_of(backbone, replace(REQUEST, fast="cache")), plain)
+    assert torch.equal(raw_of(backbone, replace(GUIDANCE, fast="cache")), plain)
     assert (backbone.passes.asked, backbone.passes.whole) == (6, 6)
     monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 1e9)
-    cut = result_of(backbone, replace(REQUEST, fast="cache"))
+    cut = raw_of(backbone, replace(GUIDANCE, fast="cache"))
     # all but the first pass of either kind, with and without the prompt
     assert (backbone.passes.asked, backbone.passes.whole) == (6, 2)
     assert 0 < (cut - plain).norm() < 0.5 * plain.norm()
-    assert torch.equal(result_of(backbone, REQUEST), plain)
+    assert torch.equal(raw_of(backbone, GUIDANCE), plain)
 
-    steps = solve(backbone, problem_of(backbone, REQUEST), replace(REQUEST, fast="cache"))
+    steps = solve(backbone, inversecrafter(backbone, known(), GUIDANCE), fast="cache")
     next(steps)
     assert backbone.transformer.is_cache_enabled
     steps.close()  # as when a render is stopped
     assert not backbone.transformer.is_cache_enabled
-    assert torch.equal(result_of(backbone, REQUEST), plain)
+    assert torch.equal(raw_of(backbone, GUIDANCE), plain)
 
 
 def test_a_cache_keeps_the_parts_of_a_clip_apart(backbone, monkeypatch):
     monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 1e9)
-    problem = problem_of(backbone, REQUEST)
-    text = backbone.embed("a cube")
+    problem = prepare(backbone, known(), GUIDANCE)
+    conditions = replace(problem.conditions, prompt=backbone.embed("a cube"), scale=1.0)
 
     def velocity(z: Tensor, part: str) -> Tensor:
-        return backbone.velocity(z, 0.7, problem.condition, text, None, 1.0, context=part)
+        return backbone.velocity(z, 0.7, replace(conditions, context=part))
 
     other = problem.noise.flip(-1)
     alone = velocity(other, "")
@@ -414,16 +426,16 @@ def test_a_cache_keeps_the_parts_of_a_clip_apart(backbone, monkeypatch):
 
 def test_the_cache_works_in_groups_and_in_eight_bits(tiny_backbone_folder, backbone, monkeypatch):
     monkeypatch.setattr("pipeline.prior.backbone.CACHE_THRESHOLD", 1e9)
-    plain = result_of(backbone, replace(REQUEST, fast="cache"))
+    plain = raw_of(backbone, replace(GUIDANCE, fast="cache"))
     for name in ("groups", "fp8-groups"):
         other = load_tiny(tiny_backbone_folder, mode=MODES[name])
-        found = result_of(other, replace(REQUEST, fast="cache"))
+        found = raw_of(other, replace(GUIDANCE, fast="cache"))
         assert (found - plain).norm() <= (0.03 if "fp8" in name else 0) * plain.norm()
 
 
 def test_the_few_step_lora_is_refused_where_it_does_not_fit(backbone):
     with pytest.raises(InputError, match=r"fits Wan 2\.1 1\.3B, with 30 blocks 1536 wide.*has 2, 24 wide"):
-        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
+        raw_of(backbone, replace(GUIDANCE, fast="lora"))
 
 
 def write_lora(folder: Path, width: int, layers: int) -> Path:
@@ -450,27 +462,27 @@ def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_pat
     spec = replace(TABLE[FEW_STEPS.model], parts=(replace(part, files=(lora.name,)),))
     monkeypatch.setitem(TABLE, FEW_STEPS.model, spec)
     monkeypatch.setattr("pipeline.models.hub.download", lambda asked, _: (tmp_path,) if asked is spec else ())
-    plain = result_of(backbone, replace(REQUEST, steps=2, guidance_scale=1.0))
-    changed = result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,), steps=2))
+    plain = raw_of(backbone, replace(GUIDANCE, steps=2, guidance_scale=1.0))
+    changed = raw_of(backbone, replace(GUIDANCE, fast="lora", steps=2))
     assert backbone.passes.asked == 2 and (changed - plain).norm() > 1e-4 * plain.norm()
-    assert torch.equal(result_of(backbone, replace(REQUEST, steps=2, guidance_scale=1.0)), plain)
+    assert torch.equal(raw_of(backbone, replace(GUIDANCE, steps=2, guidance_scale=1.0)), plain)
     lora = write_lora(tmp_path, 36, 2)
     with pytest.raises(InputError, match="does not fit the model"):
-        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
+        raw_of(backbone, replace(GUIDANCE, fast="lora"))
 
 
 def test_the_few_step_lora_is_refused_in_eight_bits(tiny_backbone_folder, monkeypatch):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES["fp8"])
     monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     with pytest.raises(InputError, match="8 bits"):
-        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
+        raw_of(backbone, replace(GUIDANCE, fast="lora"))
 
 
 def test_a_missing_peft_is_said(backbone, monkeypatch):
     monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     monkeypatch.setattr("pipeline.prior.backbone.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install peft"):
-        result_of(backbone, replace(REQUEST, fast="lora", accepted=(FEW_STEPS.model,)))
+        raw_of(backbone, replace(GUIDANCE, fast="lora"))
 
 
 def test_compiling_is_refused_where_it_cannot_work(tiny_backbone_folder, monkeypatch):
@@ -481,16 +493,16 @@ def test_compiling_is_refused_where_it_cannot_work(tiny_backbone_folder, monkeyp
     with pytest.raises(InputError, match="ZeroGPU"):
         backbone.compile()
     with pytest.raises(InputError, match="compile must be false with a fast mode"):
-        replace(REQUEST, compile=True, fast="cache")
+        REQUEST.changed(compile=True, fast="cache")
 
 
 def test_requests_carry_the_modes():
-    request = replace(REQUEST, fast="cache", memory="tiles", compile=False)
+    request = REQUEST.changed(fast="cache", memory="tiles", compile=False)
     assert RenderRequest.from_json(request.to_json()) == request
     assert json.loads(request.to_json())["memory"] == "tiles"
     for field in ("fast", "memory"):
         with pytest.raises(InputError, match=f"{field} must be one of"):
-            replace(REQUEST, **{field: "nonsense"})
+            REQUEST.changed(**{field: "nonsense"})
 
 
 def test_the_benchmark_of_real_models_runs_small(capsys):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import InputError
 from pipeline.__main__ import main
 from pipeline.models import hub, table
+from pipeline.prior.backbone import Conditions
 from pipeline.prior.load import _fetch, load_backbone, skeleton
 from pipeline.prior.wan_layout import diffusers_key, load_original, original_config
 
@@ -228,7 +229,7 @@ def test_both_layouts_give_the_same_velocity(pair, dtype):
         condition = backbone.condition(video, torch.ones(5, 1, 32, 48))
         text, image = backbone.embed("a red ball"), backbone.embed_image(video[0])
         z = backbone.noise(5, 32, 48, 0)
-        results.append(backbone.velocity(z, 0.7, condition, text, backbone.embed(""), 3.0, image))
+        results.append(backbone.velocity(z, 0.7, Conditions(condition, text, backbone.embed(""), 3.0, image)))
         assert backbone.settings.frames == 5 and backbone.shift == 3.0  # of recapture.json and the scheduler
         kinds = {name: tensor.dtype for name, tensor in backbone.transformer.state_dict().items()}
         assert kinds["blocks.0.attn1.to_q.weight"] == dtype and kinds["scale_shift_table"] == torch.float32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,12 +78,12 @@ def test_a_clip_of_33_frames_is_rendered_in_windows(tmp_path):
     longer = render_sample(SEED, frames=33)
     write_video(tmp_path / "clip.mp4", Clip(longer.source.frames, 12.0))
     np.savez(tmp_path / "depth.npz", z=longer.source.z.numpy())
-    request = RenderRequest(
+    request = RenderRequest.of(
         str(tmp_path / "clip.mp4"), frames=33, size=(128, 208), depth=str(tmp_path / "depth.npz"), amount=10
     )
     *_, last = render(request, tmp_path / "out")
     assert isinstance(last, DoneEvent), last
-    report = last.result.report
+    report = last.result.report.to_dict()
     assert probe(last.result.video).frames == report["frames"]["count"] == report["frames"]["model"] == 33
     assert report["sizes"]["latents"][1] == 9 and report["frames"]["windows"][-1][1] == 32
     assert len(report["frames"]["windows"]) == len(windows_of(get_backbone("nano"), 33))
@@ -98,7 +97,7 @@ def test_every_example_request_renders(tmp_path):
     for path in requests:
         request = RenderRequest.from_json(path.read_text())
         files = {name: str(EXAMPLES / file) for name in ("clip", "mask") if (file := getattr(request, name))}
-        shorter = replace(request, **files, steps=3, frames=5)
+        shorter = request.changed(**files, steps=3, frames=5)
         *_, last = render(shorter, tmp_path / path.stem)
         assert isinstance(last, DoneEvent), last
         report = json.loads((tmp_path / path.stem / "report.json").read_text())

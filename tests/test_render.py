@@ -7,14 +7,15 @@ import pytest
 import torch
 from synthetic import write_clip, write_depth
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.camera.moves import Keyframe, Move, preset_move
-from pipeline.depth.estimate import Depth
-from pipeline.known.measurement import Measurement
+from pipeline.known.known import Known
 from pipeline.media.video import probe, read_video, resize, to_uint8
-from pipeline.method.guidance import guidance_scale_of
+from pipeline.method.guidance import Guidance, guidance_scale_of
+from pipeline.method.inversecrafter import inversecrafter, tell
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
-from pipeline.method.problem import _pad, prepare, solve
+from pipeline.method.methods import solve
+from pipeline.method.problem import prepare
 from pipeline.method.sampler import flow_sigmas, sample
 from pipeline.method.solvers import SOLVERS, dds
 from pipeline.render.analysis import Analysis, analyse
@@ -23,21 +24,20 @@ from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
 from pipeline.render.view import (
-    _frames_words,
-    _warp,
     at_moment,
+    look,
     measure,
     path_warnings,
     preview,
     show_holes,
-    with_depth,
+    warped,
 )
 
 
 @pytest.fixture(scope="module")
 def request_(tmp_path_factory, tiny_backbone_folder) -> RenderRequest:
     folder = tmp_path_factory.mktemp("clip")
-    return RenderRequest(
+    return RenderRequest.of(
         str(write_clip(folder / "clip.mp4")),
         backbone=str(tiny_backbone_folder),
         depth=str(write_depth(folder / "depth.npz")),
@@ -51,10 +51,15 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def analysed(request: RenderRequest) -> Analysis:
-    *stages, analysis = analyse(request)
+    stages = []
+    analysis = result_of(analyse(request), stages.append)
     assert all(isinstance(event, StageEvent) for event in stages)
-    assert isinstance(analysis, Analysis)
     return analysis
+
+
+def known_of(request: RenderRequest) -> Known:
+    """What each frame tells by itself."""
+    return result_of(look(analysed(request), request.changed(other_frames=False))).known
 
 
 def finished(request: RenderRequest, folder: Path, **options) -> list:
@@ -70,9 +75,9 @@ def failure(request: RenderRequest, folder: Path) -> str:
 
 
 def test_a_request_survives_json():
-    request = RenderRequest("a clip é.mp4", size=(64, 96), amount=3, prompt="a red ball", guide_until=0.2)
+    request = RenderRequest.of("a clip é.mp4", size=(64, 96), amount=3, prompt="a red ball", guide_until=0.2)
     assert RenderRequest.from_json(request.to_json()) == request
-    assert RenderRequest.from_json('{"version": 1, "clip": "a.mp4"}') == RenderRequest("a.mp4")
+    assert RenderRequest.from_json('{"version": 1, "clip": "a.mp4"}') == RenderRequest.of("a.mp4")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_json_that_is_no_request(text, message):
 )
 def test_values_out_of_range_are_refused(field):
     with pytest.raises(InputError, match=list(field)[-1]):
-        RenderRequest(**{"clip": "a.mp4", **field})
+        RenderRequest.of(**{"clip": "a.mp4", **field})
 
 
 def test_the_analysis_of_a_clip_with_odd_sides(request_):
@@ -155,7 +160,7 @@ def test_the_analysis_of_a_clip_with_odd_sides(request_):
 def test_start_and_stride_pick_frames_and_their_depth(request_, tmp_path):
     z = np.ones((12, 51, 75), np.float32) * (1 + np.arange(12, dtype=np.float32))[:, None, None]
     np.savez(tmp_path / "depth.npz", z=z)
-    analysis = analysed(replace(request_, start=3, stride=2, frames=4, depth=str(tmp_path / "depth.npz")))
+    analysis = analysed(request_.changed(start=3, stride=2, frames=4, depth=str(tmp_path / "depth.npz")))
     expected = read_video(request_.clip, start=3, stride=2, frames=4)
     assert analysis.fps == expected.fps == 4
     top, left = (51 - analysis.full.frames.shape[-2]) // 2, (75 - analysis.full.frames.shape[-1]) // 2
@@ -169,20 +174,19 @@ def test_start_and_stride_pick_frames_and_their_depth(request_, tmp_path):
 def test_depth_is_estimated_once_for_a_clip(request_, tmp_path, monkeypatch):
     calls = []
 
-    def estimate(frames, model, size):
+    def found(ref, frames, size):
         calls.append(len(frames))
-        yield "Estimating depth: half of it", 0.5
-        yield Depth(2 + resize(frames, size).mean(1), False)
+        yield StageEvent("depth", "Estimating depth: half of it", 0.05)
+        return 2 + resize(torch.from_numpy(frames), size).mean(1).numpy(), False
 
     (tmp_path / "model").mkdir()
-    monkeypatch.setattr("pipeline.render.analysis.estimate", estimate)
-    monkeypatch.setattr("pipeline.render.analysis._load_depth_model", lambda ref: None)
+    analysed = lambda request: result_of(analyse(request, find_depth=found))
     monkeypatch.setattr(get_backbone(request_.backbone), "depth", str(tmp_path / "model"))
-    request = replace(request_, depth=None)
-    first, again = analysed(request), analysed(replace(request, camera="dolly-in"))
+    request = request_.changed(depth=None)
+    first, again = analysed(request), analysed(request.changed(camera="dolly-in"))
     assert torch.equal(first.depth.z, again.depth.z)
     assert calls == [5]
-    analysed(replace(request, start=1))
+    analysed(request.changed(start=1))
     assert calls == [5, 5]
     (tmp_path / "model" / "weights").write_text("new")
     analysed(request)
@@ -216,7 +220,7 @@ def test_a_render_from_clip_to_files(request_, tmp_path):
 
     result = events[-1].result
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report == json.loads(json.dumps(result.report))
+    assert report == json.loads(json.dumps(result.report.to_dict()))
     assert RenderRequest.from_json((tmp_path / "out" / "request.json").read_text()) == request_
     working, size = tuple(report["sizes"]["working"]), report["sizes"]["result"]
     for video in (result.video, result.source):
@@ -258,31 +262,30 @@ def test_a_seed_decides_the_result(request_, tmp_path):
         with np.load(tmp_path / name / "raw.npz") as kept:
             return kept["video"]
 
-    request = replace(request_, solver="none")  # nothing but the noise to begin with
+    request = request_.changed(solver="none")  # nothing but the noise to begin with
     first = raw(request, "first")
     assert np.array_equal(first, raw(request, "again"))
-    assert not np.array_equal(first, raw(replace(request, seed=1), "other"))
+    assert not np.array_equal(first, raw(request.changed(seed=1), "other"))
     # guidance outside of the noise levels that occur is no guidance
-    never = replace(request_, guide_from=1e-6, guide_until=1e-6)
+    never = request_.changed(guide_from=1e-6, guide_until=1e-6)
     assert np.array_equal(first, raw(never, "never"))
     assert not np.array_equal(first, raw(request_, "guided"))
 
 
 @pytest.mark.parametrize("changes", [{"solver": "repaint", "iterations": 2}, {"condition": "first-frame"}])
 def test_other_ways_end_with_a_video(request_, tmp_path, changes):
-    finished(replace(request_, **changes), tmp_path)
+    finished(request_.changed(**changes), tmp_path)
 
 
 @pytest.fixture
 def solved(request_):
     """The solution of a changed request, and how many steps it took."""
-    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
-    measurement = measure(analysis, request_)
+    backbone, known = get_backbone(request_.backbone), known_of(request_)
+    known = replace(known, truth=known.clip)
 
     def solution(**changes):
-        request = replace(request_, steps=3, **changes)
-        problem = prepare(backbone, measurement, analysis.clip.frames, request, target=analysis.clip.frames)
-        steps = list(solve(backbone, problem, request))
+        guidance = request_.changed(steps=3, **changes).guidance
+        steps = list(solve(backbone, inversecrafter(backbone, known, guidance)))
         assert not steps[-1].z.requires_grad
         return steps[-1].z, len(steps)
 
@@ -315,8 +318,8 @@ def test_without_a_count_a_solver_takes_its_own(solved):
 
 @pytest.mark.parametrize(("frames", "model"), [(1, 1), (3, 5), (6, 9)])
 def test_any_number_of_frames(request_, tmp_path, frames, model):
-    events = finished(replace(request_, frames=frames), tmp_path)
-    report = events[-1].result.report
+    events = finished(request_.changed(frames=frames), tmp_path)
+    report = events[-1].result.report.to_dict()
     assert report["frames"]["count"] == frames and report["frames"]["model"] == model
     assert probe(events[-1].result.video).frames == frames
     assert any("repeated" in note for note in report["notes"]) == (frames != model)
@@ -328,10 +331,10 @@ def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, 
     monkeypatch.setattr(
         backbone,
         "velocity",
-        lambda z, sigma, known, *rest: seen.append((z, known, rest)) or velocity(z, sigma, known, *rest),
+        lambda z, sigma, told: seen.append((z, told)) or velocity(z, sigma, told),
     )
-    events = finished(replace(request_, frames=12), tmp_path)
-    report = events[-1].result.report
+    events = finished(request_.changed(frames=12), tmp_path)
+    report = events[-1].result.report.to_dict()
     assert report["frames"]["windows"] == [[0, 4], [1, 8], [5, 12]] and report["frames"]["count"] == 12
     assert any("in 3 windows that overlap" in note for note in report["notes"])
     assert [event.message for event in events if isinstance(event, StageEvent) and event.stage == "sample"] == [
@@ -339,50 +342,42 @@ def test_a_clip_longer_than_the_model_is_sampled_in_windows(request_, tmp_path, 
     ]
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert len(steps) == 3 and len(seen) == 9 and {len(event.preview) for event in steps} == {4}
-    assert {(z.shape[1], known.shape[1]) for z, known, _ in seen} == {(2, 2)}  # never more than the model was made for
-    assert {rest[-1] for *_, rest in seen} == {"", "1", "2"}  # what a step cache remembers is a window's own
+    assert {(z.shape[1], told.channels.shape[1]) for z, told in seen} == {(2, 2)}  # no more than it was made for
+    assert {told.context for _, told in seen} == {"", "1", "2"}  # what a step cache remembers is a window's own
     assert probe(events[-1].result.video).frames == 12
 
 
 def test_the_guidance_scale_follows_the_task_and_equal_prompts_need_none(request_, monkeypatch):
     backbone = get_backbone(request_.backbone)
     monkeypatch.setattr(backbone, "settings", replace(backbone.settings, replace_guidance_scale=7.0))
-    scale = lambda **given: guidance_scale_of(replace(request_, **given), backbone)
+    scale = lambda replaces=False, **given: guidance_scale_of(Guidance(**given), backbone, replaces=replaces)
     assert scale(prompt="a ball") == backbone.guidance_scale == 3
-    assert scale(prompt="a ball", mask="m.png") == 7 and scale(prompt="a ball", mask="m.png", remove=True) == 3
-    assert scale(prompt="a ball", mask="m.png", guidance_scale=2.0) == 2
+    assert scale(True, prompt="a ball") == 7 and scale(True, prompt="a ball", guidance_scale=2.0) == 2
     assert scale(prompt="", negative_prompt="") == scale(prompt="a", negative_prompt="a", guidance_scale=4.0) == 1
     assert scale(prompt="", negative_prompt="a") == 3
     monkeypatch.setattr(backbone, "settings", replace(backbone.settings, replace_guidance_scale=None))
-    assert scale(prompt="a ball", mask="m.png") == 3
+    assert scale(True, prompt="a ball") == 3
 
 
 def test_equal_prompts_are_not_computed_twice(request_, monkeypatch):
-    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
-    problem = prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
-    calls = []
+    backbone, calls = get_backbone(request_.backbone), []
     forward = backbone.transformer.forward
     monkeypatch.setattr(backbone.transformer, "forward", lambda **given: calls.append(1) or forward(**given))
     for prompts in ({"prompt": "a"}, {"prompt": "a", "negative_prompt": "a"}):
-        *_, last = solve(backbone, problem, replace(request_, **prompts))
+        told = inversecrafter(backbone, known_of(request_), Guidance(**prompts))
+        *_, last = solve(backbone, told)
         assert last.z.isfinite().all()
     assert len(calls) == 3 * backbone.steps
 
 
 def test_a_clip_no_longer_than_the_model_is_sampled_as_a_whole(request_):
-    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
-    problem = prepare(backbone, measure(analysis, request_), analysis.clip.frames, request_)
-    prompt, negative = backbone.embed(request_.prompt), backbone.embed("")
-
-    def velocity(z, sigma):
-        return backbone.velocity(z, sigma, problem.condition, prompt, negative, backbone.guidance_scale, problem.image)
-
-    def consistency(z0_hat, sigma):
-        return dds(z0_hat, problem.y_full, problem.h, gamma=request_.gamma)
-
+    backbone, guidance = get_backbone(request_.backbone), request_.guidance
+    problem = prepare(backbone, known_of(request_), guidance)
+    velocity = lambda z, sigma: backbone.velocity(z, sigma, problem.conditions)
+    consistency = lambda z0_hat, sigma: dds(z0_hat, problem.y_full, problem.h, gamma=guidance.gamma)
     sigmas = flow_sigmas(backbone.steps, backbone.shift)
     *_, plain = sample(velocity, problem.noise, sigmas, consistency)
-    *_, found = solve(backbone, problem, request_)
+    *_, found = solve(backbone, tell(backbone, problem, guidance))
     assert torch.equal(found.z, plain.z)
 
 
@@ -391,16 +386,16 @@ def test_how_much_longer_the_whole_clip_takes_is_said(request_):
     assert why.endswith(
         "as many as the model was made for; all 12 can be had by asking for them, and take about 3.0 times as long."
     )
-    assert analysed(replace(request_, start=7)).notes[0].endswith("as many as the model was made for.")
+    assert analysed(request_.changed(start=7)).notes[0].endswith("as many as the model was made for.")
     assert (
-        analysed(replace(request_, frames=10**9))
+        analysed(request_.changed(frames=10**9))
         .notes[0]
         .endswith("no more than 12 from there, 1000000000 were wanted.")
     )
 
 
 def test_more_frames_than_the_clip_has(request_, tmp_path):
-    report = finished(replace(request_, start=9, frames=9), tmp_path)[-1].result.report
+    report = finished(request_.changed(start=9, frames=9), tmp_path)[-1].result.report.to_dict()
     assert report["frames"]["count"] == 3
     assert "no more than 3" in report["notes"][0]
 
@@ -410,15 +405,15 @@ def test_without_a_move_the_source_comes_back_untouched(request_, tmp_path, monk
     monkeypatch.setattr(
         "pipeline.render.run.write_video", lambda path, clip, **_: written.update({path.name: clip.frames})
     )
-    request = replace(request_, amount=0)
+    request = request_.changed(amount=0)
     events = finished(request, tmp_path)
     assert torch.equal(written["result.mp4"], analysed(request).full.frames)
     assert torch.equal(written["result.mp4"], written["source.mp4"])
-    assert events[-1].result.report["measurement"]["composited"] == {"psnr": None, "ssim": pytest.approx(1)}
+    assert events[-1].result.report.to_dict()["measurement"]["composited"] == {"psnr": None, "ssim": pytest.approx(1)}
 
 
 def test_without_compositing_the_result_is_the_models_own(request_, tmp_path):
-    report = finished(replace(request_, composite=False), tmp_path)[-1].result.report
+    report = finished(request_.changed(composite=False), tmp_path)[-1].result.report.to_dict()
     assert report["sizes"]["result"] == report["sizes"]["working"]
     assert report["measurement"]["composited"] is None
     assert "composite" not in report["seconds"]
@@ -429,7 +424,7 @@ def test_closing_the_generator_stops_the_render(request_, tmp_path, monkeypatch)
     calls = []
     velocity = backbone.velocity
     monkeypatch.setattr(backbone, "velocity", lambda *a, **k: calls.append(1) or velocity(*a, **k))
-    events = render(replace(request_, steps=20), tmp_path)
+    events = render(request_.changed(steps=20), tmp_path)
     next(event for event in events if isinstance(event, StepEvent))
     events.close()
     assert len(calls) == 1
@@ -449,16 +444,15 @@ def test_closing_the_generator_stops_the_render(request_, tmp_path, monkeypatch)
     ],
 )
 def test_what_cannot_be_used_ends_in_a_message(request_, tmp_path, changes, message):
-    assert message in failure(replace(request_, **changes), tmp_path)
+    assert message in failure(request_.changed(**changes), tmp_path)
     assert not (tmp_path / "result.mp4").exists()
 
 
-def test_a_path_that_shows_nothing_is_refused(request_, tmp_path, monkeypatch):
-    def nothing(frames, z, source, target, hidden):
-        return Measurement(torch.zeros_like(frames), torch.zeros_like(frames[:, :1], dtype=torch.bool))
-
-    monkeypatch.setattr("pipeline.render.view.warp_to_path", nothing)
-    assert "smaller amount" in failure(request_, tmp_path)
+def test_a_path_that_shows_nothing_is_refused(request_):
+    away = Analysis(**vars(analysed(request_)))
+    behind = own(request_, Keyframe(0.0, (0, 0, 3.0), (0, 0, 4.0)), Keyframe(1.0, (0, 0, 3.0), (0, 0, 4.0)))
+    with pytest.raises(InputError, match="keep it nearer"):
+        measure(away, behind)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(request_, tmp_path):
@@ -476,13 +470,12 @@ def test_memory_that_runs_out_ends_in_a_message(request_, tmp_path, monkeypatch)
 
 
 def test_strength_decides_where_sampling_starts(request_):
-    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
-    measurement = measure(analysis, request_)
+    backbone, known = get_backbone(request_.backbone), known_of(request_)
 
     def steps(strength: float, **changes):
-        request = replace(request_, steps=10, strength=strength, **changes)
-        problem = prepare(backbone, measurement, analysis.clip.frames, request)
-        return problem, list(solve(backbone, problem, request))
+        guidance = request_.changed(steps=10, strength=strength, **changes).guidance
+        problem = prepare(backbone, known, guidance)
+        return problem, list(solve(backbone, tell(backbone, problem, guidance)))
 
     _, whole = steps(1.0)
     assert len(whole) == 10 and whole[0].sigma == 1
@@ -496,27 +489,27 @@ def test_strength_decides_where_sampling_starts(request_):
 
 
 def test_the_model_is_shown_filled_holes_if_it_was_trained_so(request_, monkeypatch):
-    backbone, analysis = get_backbone(request_.backbone), analysed(request_)
-    measurement = with_depth(measure(analysis, request_), analysis, request_)
-    grey = prepare(backbone, measurement, analysis.clip.frames, request_).condition
+    backbone, known = get_backbone(request_.backbone), known_of(request_)
+    told = lambda known, **changes: prepare(backbone, known, request_.changed(**changes).guidance)
+    grey = told(known).conditions.channels
     monkeypatch.setattr(backbone, "settings", replace(backbone.settings, fill_condition=True))
-    problem = prepare(backbone, measurement, analysis.clip.frames, request_)
-    assert torch.equal(problem.condition[:4], grey[:4]) and not torch.equal(problem.condition[4:], grey[4:])
-    assert torch.equal(problem.condition[4:], problem.y_full)
+    problem = told(known)
+    shown = problem.conditions.channels
+    assert torch.equal(shown[:4], grey[:4]) and not torch.equal(shown[4:], grey[4:])
+    assert torch.equal(shown[4:], problem.y_full)
     # the model by itself is shown the same
-    alone = prepare(backbone, measurement, analysis.clip.frames, replace(request_, solver="none"))
-    assert torch.equal(alone.condition, problem.condition)
-    flat = prepare(backbone, replace(measurement, z=None), analysis.clip.frames, request_)
-    assert not torch.equal(flat.condition, problem.condition)
-    again = backbone.condition(_pad(measurement.video), _pad(measurement.mask).float())
-    assert torch.allclose(again, flat.condition, atol=1e-5)
+    assert torch.equal(told(known, solver="none").conditions.channels, shown)
+    flat = replace(known, measurement=replace(known.measurement, z=None))
+    assert not torch.equal(told(flat).conditions.channels, shown), "what is behind a hole fills it"
+    first = told(known, condition="first-frame").conditions.channels
+    assert torch.equal(first[4:, 0], shown[4:, 0]) and not torch.equal(first[4:], shown[4:])
 
 
 # --- camera moves of one's own ----------------------------------------------------------------------------------------
 
 
 def own(request: RenderRequest, *keyframes: Keyframe, **options) -> RenderRequest:
-    return replace(request, amount=None, move=Move(keyframes, **options))
+    return request.changed(amount=None, move=Move(keyframes, **options))
 
 
 def with_wall(analysis: Analysis, z: float = 4.0) -> Analysis:
@@ -535,8 +528,8 @@ def test_a_request_with_a_move_is_json(request_):
 
 def test_a_named_move_and_its_keyframes_are_one(request_):
     analysis = analysed(request_)
-    named = measure(analysis, replace(request_, camera="orbit-right", amount=20))
-    keyed = measure(analysis, replace(request_, amount=None, move=preset_move("orbit-right", 20)))
+    named = measure(analysis, request_.changed(camera="orbit-right", amount=20))
+    keyed = measure(analysis, request_.changed(amount=None, move=preset_move("orbit-right", 20)))
     assert torch.equal(named.video, keyed.video) and torch.equal(named.mask, keyed.mask)
 
 
@@ -574,13 +567,13 @@ def test_time_stands_still(request_, tmp_path):
     ],
 )
 def test_the_default_latent_mask_follows_the_camera_and_not_its_name(request_, tmp_path, changes, wanted):
-    request = replace(request_, amount=None, steps=1, composite=False)
-    assert finished(replace(request, **changes), tmp_path)[-1].result.report["latent_mask"] == wanted
+    request = request_.changed(amount=None, steps=1, composite=False)
+    assert finished(request.changed(**changes), tmp_path)[-1].result.report.to_dict()["latent_mask"] == wanted
 
 
 def test_one_frame_of_the_warp_is_that_of_the_whole(request_):
     analysis = analysed(request_)
-    request = replace(request_, camera="arc-dolly-zoom", amount=20)
+    request = request_.changed(camera="arc-dolly-zoom", amount=20)
     whole = to_uint8(show_holes(measure(analysis, request)))
     for moment, frame in ((0.0, 0), (0.5, 2), (1.0, 4), (7.0, 4)):
         assert np.array_equal(preview(analysis, request, moment), whole[frame])
@@ -598,21 +591,12 @@ def test_one_frame_of_the_warp_is_that_of_the_whole(request_):
 def test_paths_that_go_wrong_are_warned_of(request_, keyframes, words):
     analysis = with_wall(analysed(request_))
     request = own(request_, *keyframes)
-    known = _warp(analysis, request, (32, 48), slice(None)).mask.float().mean(dim=(1, 2, 3))
+    known = warped(analysis, request, (32, 48), slice(None)).mask.float().mean(dim=(1, 2, 3))
     assert any(words in warning for warning in path_warnings(analysis, request, known))
 
 
 def test_a_mild_path_is_not_warned_of(request_):
     analysis = with_wall(analysed(request_))
-    request = replace(request_, amount=10)
+    request = request_.changed(amount=10)
     known = measure(analysis, request).mask.float().mean(dim=(1, 2, 3))
     assert path_warnings(analysis, request, known) == ()
-
-
-def test_frames_are_named_in_words():
-    hit = torch.zeros(9, dtype=torch.bool)
-    hit[2] = True
-    assert _frames_words(hit) == "in frame 3 of 9"
-    hit[5] = True
-    assert _frames_words(hit) == "between frames 3 and 6 of 9"
-    assert _frames_words(torch.ones(4, dtype=torch.bool)) == "all along"

@@ -11,16 +11,18 @@ import torch
 from PIL import Image
 from synthetic import write_depth
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.__main__ import main
 from pipeline.media.video import Clip, read_video, write_video
-from pipeline.method.problem import prepare, solve
+from pipeline.method.inversecrafter import tell
+from pipeline.method.methods import solve
+from pipeline.method.problem import prepare
 from pipeline.render.analysis import Analysis, analyse, hide
 from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
-from pipeline.render.view import measure
+from pipeline.render.view import look, measure
 from pipeline.render.worker import fill
 
 FRAMES, SIZE = 9, (64, 96)
@@ -51,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def request_(folder, tiny_backbone_folder, tmp_path, monkeypatch) -> RenderRequest:
     monkeypatch.setenv("RECAPTURE_CACHE", str(tmp_path / "cache"))
-    return RenderRequest(
+    return RenderRequest.of(
         str(folder / "clip.mp4"),
         camera="still",
         backbone=str(tiny_backbone_folder),
@@ -64,9 +66,9 @@ def request_(folder, tiny_backbone_folder, tmp_path, monkeypatch) -> RenderReque
 
 
 def hidden(request: RenderRequest) -> Analysis:
-    *_, analysis = analyse(request)
+    analysis = result_of(analyse(request))
     assert isinstance(analysis, Analysis)
-    *_, found = hide(analysis, request)
+    found = result_of(hide(analysis, request))
     assert isinstance(found, Analysis)
     return found
 
@@ -74,7 +76,7 @@ def hidden(request: RenderRequest) -> Analysis:
 def report(request: RenderRequest, folder: Path) -> dict:
     *_, last = render(request, folder)
     assert isinstance(last, DoneEvent), last
-    return last.result.report
+    return last.result.report.to_dict()
 
 
 def failure(request: RenderRequest, folder: Path) -> str:
@@ -84,16 +86,16 @@ def failure(request: RenderRequest, folder: Path) -> str:
 
 
 def test_the_clip_outside_of_the_object_is_what_is_measured(request_):
-    analysis = hidden(replace(request_, grow=0))
+    analysis = hidden(request_.changed(grow=0))
     measurement = measure(analysis, request_)
     for t in range(FRAMES):
         inside = torch.zeros(SIZE, dtype=torch.bool)
         inside[square(t)] = True
         assert torch.equal(measurement.mask[t, 0], ~inside)
     assert torch.equal(measurement.video, analysis.clip.frames * measurement.mask)
-    grown = measure(hidden(replace(request_, grow=5)), request_).mask
+    grown = measure(hidden(request_.changed(grow=5)), request_).mask
     assert (grown <= measurement.mask).all() and grown.sum() < measurement.mask.sum()
-    inverted = measure(hidden(replace(request_, grow=0, invert=True)), request_).mask
+    inverted = measure(hidden(request_.changed(grow=0, invert=True)), request_).mask
     assert torch.equal(inverted, ~measurement.mask)
 
 
@@ -103,7 +105,7 @@ def test_nothing_outside_of_the_object_changes(request_, tmp_path, monkeypatch):
     write = write_video
     keep = lambda path, clip, **options: written.update({path.name: clip.frames}) or write(path, clip, **options)
     monkeypatch.setattr("pipeline.render.run.write_video", keep)
-    figures = report(replace(request_, latent_mask="reference"), tmp_path)
+    figures = report(request_.changed(latent_mask="reference"), tmp_path)
     source, result = written["source.mp4"], written["result.mp4"]
     mask = torch.from_numpy(np.load(request_.mask)["mask"])
     near = torch.nn.functional.max_pool2d(mask[:, None].float(), 13, 1, 6)[:, 0] > 0  # grown by 1, and a seam of 2
@@ -113,35 +115,32 @@ def test_nothing_outside_of_the_object_changes(request_, tmp_path, monkeypatch):
 
 
 def test_the_reference_mask_is_the_training_free_one_where_the_camera_stands(request_):
-    analysis, backbone = hidden(request_), get_backbone(request_.backbone)
-    measurement, clip = measure(analysis, request_), analysis.clip.frames
+    known, backbone = result_of(look(hidden(request_), request_)).known, get_backbone(request_.backbone)
     prepared = [
-        prepare(backbone, measurement, clip, replace(request_, latent_mask=name), target=clip, still=True)
-        for name in ("training-free", "reference")
+        prepare(backbone, known, request_.changed(latent_mask=name).guidance) for name in ("training-free", "reference")
     ]
     assert torch.equal(prepared[0].h, prepared[1].h)
 
 
 def test_a_new_path_and_a_new_object_in_one_render(request_, tmp_path):
-    both = report(replace(request_, camera="orbit-left", amount=10), tmp_path / "both")
-    camera = report(replace(request_, camera="orbit-left", amount=10, mask=None), tmp_path / "camera")
+    both = report(request_.changed(camera="orbit-left", amount=10), tmp_path / "both")
+    camera = report(request_.changed(camera="orbit-left", amount=10, mask=None), tmp_path / "camera")
     assert both["unknown"] > camera["unknown"] + 0.5 * both["hidden"] and camera["hidden"] is None
-    wrong = replace(request_, camera="orbit-left", latent_mask="reference")
+    wrong = request_.changed(camera="orbit-left", latent_mask="reference")
     assert "camera still" in failure(wrong, tmp_path / "wrong")
 
 
 def test_the_prompt_is_followed_where_the_object_is_to_stand_and_nowhere_else(request_, tmp_path):
     """Along a new path other places are unknown too: a red ball is not to spread over them."""
-    request = replace(request_, camera="orbit-left", amount=10, steps=1, solver="none")
-    analysis, backbone = hidden(request), get_backbone(request.backbone)
-    measurement, clip = measure(analysis, request), analysis.clip.frames
+    request = request_.changed(camera="orbit-left", amount=10, steps=1, solver="none")
+    known, backbone = result_of(look(hidden(request), request)).known, get_backbone(request.backbone)
     object_ = torch.from_numpy(np.load(request.mask)["mask"])
 
     def solved(prompt, place, **given):
-        asked = replace(request, prompt=prompt, **given)
-        problem = prepare(backbone, measurement, clip, asked, place=place)
-        (step,) = solve(backbone, problem, asked)
-        return problem.place, step.z
+        guidance = request.changed(prompt=prompt, **{"guidance_scale": 7.0, **given}).guidance
+        problem = prepare(backbone, replace(known, place=place), guidance)
+        (step,) = solve(backbone, tell(backbone, problem, guidance))
+        return problem.conditions.scale, step.z
 
     place, ball = solved("a red ball", object_)
     _, cone = solved("a green cone", object_)
@@ -163,19 +162,19 @@ def test_the_prompt_is_followed_where_the_object_is_to_stand_and_nowhere_else(re
     # and so in a render, which knows the place: where the new cameras would see the object
     asked = []
     work = fill
-    keep = lambda *given: asked.append(given[5]) or work(*given)  # its place
-    given = replace(request, solver="dds", prompt="a red ball")
+    keep = lambda ref, known, guidance: asked.append(known.place) or work(ref, known, guidance)
+    given = request.changed(solver="dds", prompt="a red ball")
     *_, done = render(given, tmp_path / "new", fill=keep)
     assert isinstance(done, DoneEvent), done
-    *_, done = render(replace(given, camera="still", amount=None), tmp_path / "still", fill=keep)
-    *_, done = render(replace(given, mask=None), tmp_path / "none", fill=keep)
+    *_, done = render(given.changed(camera="still", amount=None), tmp_path / "still", fill=keep)
+    *_, done = render(given.changed(mask=None), tmp_path / "none", fill=keep)
     moved, still, none = asked
-    assert none is None and (still[object_.numpy()]).all() and still.mean() < 2 * object_.float().mean()
+    assert none is None and still[object_].all() and still.float().mean() < 2 * object_.float().mean()
     assert (moved != still).any() and 0.5 < moved.sum() / still.sum() < 2
 
 
 def test_what_stood_behind_a_removed_object_is_found_in_other_frames(request_, folder, tmp_path):
-    removed = replace(request_, remove=True)
+    removed = request_.changed(remove=True)
     analysis = hidden(removed)
     assert analysis.hidden is not None and analysis.hidden.float().mean() < 0.01
     pattern = read_video(request_.clip).frames
@@ -197,16 +196,16 @@ def test_the_fringe_of_what_is_hidden_is_not_carried_on(request_, tmp_path):
     np.savez(tmp_path / "square.npz", mask=np.stack([mask] * 5))
     write_depth(tmp_path / "depth.npz", 5, 150, 210)
     files = {"mask": str(tmp_path / "square.npz"), "depth": str(tmp_path / "depth.npz")}
-    asked = replace(request_, clip=str(tmp_path / "square"), size=(64, 96), frames=5, grow=0, **files)
-    (*_, before), analysis = analyse(asked), hidden(asked)
-    assert isinstance(before, Analysis) and analysis.hidden is not None
+    asked = request_.changed(clip=str(tmp_path / "square"), size=(64, 96), frames=5, grow=0, **files)
+    before, analysis = result_of(analyse(asked)), hidden(asked)
+    assert analysis.hidden is not None
     known = measure(analysis, asked).mask
     off = lambda clip: (clip.frames - 0.5).abs().amax(1, keepdim=True)[known].max()
     assert off(before.clip) > 0.05 and off(analysis.clip) < 0.01
 
 
 def test_one_painted_frame_is_followed(request_, folder):
-    analysis = hidden(replace(request_, mask=str(folder / "frame2.png"), mask_frame=2, grow=0))
+    analysis = hidden(request_.changed(mask=str(folder / "frame2.png"), mask_frame=2, grow=0))
     truth = torch.from_numpy(np.load(folder / "mask.npz")["mask"])
     assert analysis.hidden is not None
     overlap = (analysis.hidden & truth).sum() / (analysis.hidden | truth).sum()
@@ -215,7 +214,7 @@ def test_one_painted_frame_is_followed(request_, folder):
 
 
 def test_the_first_frame_is_the_visitors_picture_where_it_is_unknown(request_, folder, tmp_path):
-    request = replace(request_, first_frame=str(folder / "blue.png"), grow=0)
+    request = request_.changed(first_frame=str(folder / "blue.png"), grow=0)
     analysis = hidden(request)
     measurement = measure(analysis, request)
     assert measurement.mask[0].all() and not measurement.mask[1].all()
@@ -248,7 +247,7 @@ def test_masks_that_cannot_be_used_end_in_a_message(request_, folder, tmp_path, 
         np.savez(folder / f"{name}.npz", mask=mask)
     (folder / "clip.txt").write_text("not a picture")
     changes = {k: v.format(folder=folder) if isinstance(v, str) else v for k, v in changes.items()}
-    words = failure(replace(request_, **changes), tmp_path)
+    words = failure(request_.changed(**changes), tmp_path)
     assert message in words and len(words) < 400
     assert not (tmp_path / "result.mp4").exists()
 
@@ -259,7 +258,7 @@ def test_masks_that_cannot_be_used_end_in_a_message(request_, folder, tmp_path, 
 )
 def test_values_out_of_range_are_refused(changes):
     with pytest.raises(InputError):
-        RenderRequest(**({"clip": "a.mp4", "mask": "m.png"} | changes))
+        RenderRequest.of(**({"clip": "a.mp4", "mask": "m.png"} | changes))
 
 
 def test_the_command_line(request_, folder, tmp_path, capsys):

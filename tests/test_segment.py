@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.masks.files import load_mask
 from pipeline.masks.flow import propagate
 from pipeline.masks.follow import follow, follower
@@ -48,7 +48,8 @@ def moving_square(frames=8, size=(72, 96), side=24, start=(20, 10), step=(1, 4))
 
 
 def followed(clip, painted) -> torch.Tensor:
-    *progress, mask = propagate(clip, painted)
+    progress = []
+    mask = result_of(propagate(clip, painted), progress.append)
     assert [done for done, _ in progress] == list(range(1, len(progress) + 1))
     assert all(total == len(progress) for _, total in progress)
     assert mask.dtype == torch.bool and mask.shape == (len(clip), *clip.shape[2:])
@@ -95,7 +96,7 @@ def test_painted_frames_come_back_exactly_and_both_sides_meet():
 
 def test_every_frame_painted_leaves_nothing_to_do():
     clip, truth = moving_square(frames=3)
-    (mask,) = propagate(clip, dict(enumerate(truth)))
+    mask = result_of(propagate(clip, dict(enumerate(truth))))
     assert torch.equal(mask, truth)
 
 
@@ -160,7 +161,8 @@ def tiny_sam2() -> torch.nn.Module:
 
 def test_sam2_runs_both_ways_and_keeps_what_was_painted():
     clip, truth = moving_square(frames=5)
-    *progress, mask = track_with_sam2(clip, {1: truth[1], 3: truth[3]}, tiny_sam2())
+    progress = []
+    mask = result_of(track_with_sam2(clip, {1: truth[1], 3: truth[3]}, tiny_sam2()), progress.append)
     assert progress == [(n, 5) for n in range(1, 6)]
     assert mask.dtype == torch.bool and mask.shape == truth.shape
     assert torch.equal(mask[1], truth[1]) and torch.equal(mask[3], truth[3])
@@ -327,6 +329,6 @@ def test_without_weights_of_sam2_optical_flow_follows(monkeypatch, tmp_path):
     assert follower() == "optical flow"
     ring = square() & ~square(top=14, left=19, side=8)
     clip = torch.where(ring, 0.9, 0.3).expand(3, 3, *SIZE).clone()
-    *_, mask = follow(clip, {1: ring})
+    mask = result_of(follow(clip, {1: ring}))
     assert torch.equal(mask[1], ring), "what was painted stays as it was"
     assert mask[0, 18, 23] and mask[2, 18, 23], "what is surrounded is filled in the other frames"

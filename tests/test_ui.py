@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from synthetic import report
 
-from pipeline import InputError
-from pipeline.camera.moves import MOVES
+from pipeline import InputError, result_of
+from pipeline.camera.moves import MOVES, preset_move
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
 from pipeline.method.solvers import SCHEDULES, SOLVERS
 from pipeline.render.analysis import Analysis
@@ -54,7 +55,9 @@ class Renders:
                 assert self.go.acquire(timeout=10)
                 done = index / self.steps
                 yield StepEvent(index, self.steps, 1 - done, PREVIEW, self.steps - index, done, "a test")
-            yield DoneEvent(RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", {}))
+            yield DoneEvent(
+                RenderResult(folder, folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4", report(request))
+            )
         finally:
             self.closed.append(folder)
 
@@ -94,7 +97,7 @@ def wait_for(condition, seconds=5.0):
 def test_follow_shows_progress_and_result(make_store, clip):
     renders = Renders()
     store = make_store(renders)
-    job_id = store.submit(RenderRequest(clip=clip))
+    job_id = store.submit(RenderRequest.of(clip=clip))
     renders.go.release(3)
     views = list(store.follow(job_id))
     assert views[-1].state == "done" and views[-1].result.folder == store.get(job_id).folder
@@ -106,7 +109,7 @@ def test_follow_shows_progress_and_result(make_store, clip):
 def test_a_job_outlives_its_follower(make_store, clip):
     renders = Renders()
     store = make_store(renders)
-    job_id = store.submit(RenderRequest(clip=clip))
+    job_id = store.submit(RenderRequest.of(clip=clip))
     first = store.follow(job_id)
     next(first)
     first.close()  # the page was closed
@@ -117,7 +120,7 @@ def test_a_job_outlives_its_follower(make_store, clip):
 def test_jobs_wait_their_turn_and_say_so(make_store, clip):
     renders = Renders(steps=1)
     store = make_store(renders)
-    ids = [store.submit(RenderRequest(clip=clip)) for _ in range(3)]
+    ids = [store.submit(RenderRequest.of(clip=clip)) for _ in range(3)]
     wait_for(lambda: store.get(ids[0]).view.state == "running")
     assert [store.get(i).view.ahead for i in ids] == [0, 1, 2]
     assert "2 renders are ahead" in store.get(ids[2]).view.message
@@ -131,7 +134,7 @@ def test_jobs_wait_their_turn_and_say_so(make_store, clip):
 def test_stop_takes_effect_at_the_next_step(make_store, clip):
     renders = Renders()
     store = make_store(renders)
-    job_id = store.submit(RenderRequest(clip=clip))
+    job_id = store.submit(RenderRequest.of(clip=clip))
     renders.go.release(1)
     wait_for(lambda: store.get(job_id).view.step == 1)
     store.cancel(job_id)
@@ -144,7 +147,7 @@ def test_stop_takes_effect_at_the_next_step(make_store, clip):
 def test_two_jobs_share_nothing(make_store, clip):
     renders = Renders(steps=0)
     store = make_store(renders)
-    ids = [store.submit(RenderRequest(clip=clip)) for _ in range(2)]
+    ids = [store.submit(RenderRequest.of(clip=clip)) for _ in range(2)]
     for job_id in ids:
         list(store.follow(job_id))
     folders = [store.get(job_id).folder for job_id in ids]
@@ -169,7 +172,7 @@ def test_a_job_calls_its_files_as_the_visitor_did(make_store, tmp_path, given, k
     (tmp_path / given).write_bytes(b"a clip")
     renders = Renders(steps=0)
     store = make_store(renders)
-    list(store.follow(store.submit(RenderRequest(clip=str(tmp_path / given), mask=str(tmp_path / given)))))
+    list(store.follow(store.submit(RenderRequest.of(clip=str(tmp_path / given), mask=str(tmp_path / given)))))
     clip, mask = Path(renders.seen[0].clip), Path(renders.seen[0].mask)
     assert clip.name == mask.name == kept and clip != mask and clip.read_bytes() == b"a clip"
 
@@ -195,7 +198,7 @@ def test_failures_are_told(make_store, clip):
     messages = []
     for render in (told, fault, nothing):
         store = make_store(render)
-        views = [*store.follow(store.submit(RenderRequest(clip=clip)))]
+        views = [*store.follow(store.submit(RenderRequest.of(clip=clip)))]
         assert views[-1].state == "failed"
         messages.append(views[-1].message)
     assert messages[0] == "The clip has no video."
@@ -209,36 +212,36 @@ def test_one_failure_does_not_end_the_worker(make_store, clip):
     def render(request, folder):
         if error := next(errors):
             raise error
-        yield DoneEvent(RenderResult(folder, folder, folder, folder, {}))
+        yield DoneEvent(RenderResult(folder, folder, folder, folder, report(request)))
 
     store = make_store(render)
-    assert [*store.follow(store.submit(RenderRequest(clip=clip)))][-1].state == "failed"
-    assert [*store.follow(store.submit(RenderRequest(clip=clip)))][-1].state == "done"
+    assert [*store.follow(store.submit(RenderRequest.of(clip=clip)))][-1].state == "failed"
+    assert [*store.follow(store.submit(RenderRequest.of(clip=clip)))][-1].state == "done"
 
 
 def test_a_missing_upload_is_an_input_error(make_store, tmp_path):
     store = make_store(Renders())
     with pytest.raises(InputError, match="upload it again"):
-        store.submit(RenderRequest(clip=str(tmp_path / "gone.mp4")))
+        store.submit(RenderRequest.of(clip=str(tmp_path / "gone.mp4")))
     assert not list(store.root.iterdir())
 
 
 def test_the_queue_has_an_end(make_store, clip):
     renders = Renders(steps=1)
     store = make_store(renders)
-    first = store.submit(RenderRequest(clip=clip))
+    first = store.submit(RenderRequest.of(clip=clip))
     wait_for(lambda: store.get(first).view.state == "running")
     for _ in range(MAX_WAITING):
-        store.submit(RenderRequest(clip=clip))
+        store.submit(RenderRequest.of(clip=clip))
     with pytest.raises(InputError, match="waiting"):
-        store.submit(RenderRequest(clip=clip))
+        store.submit(RenderRequest.of(clip=clip))
     renders.go.release(MAX_WAITING + 1)
 
 
 def test_old_folders_are_removed_and_running_jobs_kept(make_store, clip):
     renders = Renders(steps=1)
     store = make_store(renders, keep_hours=0)
-    running = store.submit(RenderRequest(clip=clip))
+    running = store.submit(RenderRequest.of(clip=clip))
     wait_for(lambda: store.get(running).view.state == "running")
     loose = store.new_folder()
     time.sleep(0.02)
@@ -261,14 +264,14 @@ def test_the_visitors_context_reaches_the_worker(make_store, clip):
 
     store = make_store(render)
     quota.set("the visitor's")
-    list(store.follow(store.submit(RenderRequest(clip=clip))))
+    list(store.follow(store.submit(RenderRequest.of(clip=clip))))
     assert seen == ["the visitor's"]
 
 
 def test_close_stops_and_removes(make_store, clip):
     renders = Renders()
     store = make_store(renders)
-    store.submit(RenderRequest(clip=clip))
+    store.submit(RenderRequest.of(clip=clip))
     renders.go.release(3)
     store.close(wait=5)
     assert not store.root.exists()
@@ -286,16 +289,16 @@ def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
         assert [value for _, value in controls[name].choices] == list(table)
         assert all(label != value for label, value in controls[name].choices if value != "tanh")
     own = {"iterations": 3, "step_size": 0.5, "tau": 0.2, "phi": "exp", "schedule": "rising"}
-    request = RenderRequest("a.mp4", amount=20.0, solver="repaint", **own)
+    request = RenderRequest.of("a.mp4", amount=20.0, solver="repaint", **own)
     assert request_from(values_from(request), request.backbone) == request
 
 
 def test_request_and_controls_meet():
-    request = RenderRequest(clip="a.mp4", camera="dolly-in", amount=12.0, size=(128, 208), steps=4, prompt="a ball")
+    request = RenderRequest.of(clip="a.mp4", camera="dolly-in", amount=12.0, size=(128, 208), steps=4, prompt="a ball")
     assert request_from(values_from(request), request.backbone) == request
-    assert request_from({"clip": "a.mp4", "gamma": "0,5", "steps": "12"}, "nano").gamma == 0.5
+    assert request_from({"clip": "a.mp4", "gamma": "0,5", "steps": "12"}, "nano").guidance.gamma == 0.5
     plain = request_from({"clip": "a.mp4", "frames": None, "prompt": "", "height": None, "width": None}, "nano")
-    assert plain == RenderRequest(clip="a.mp4")
+    assert plain == RenderRequest.of(clip="a.mp4")
 
 
 @pytest.mark.parametrize(
@@ -336,7 +339,7 @@ def test_models_with_terms_are_accepted_by_name():
 
 def test_a_space_allows_less(monkeypatch):
     asked = {"clip": "a.mp4", "frames": "90", "height": "480", "width": "832"}
-    assert request_from(asked | {"steps": "60"}, "nano").steps == 60
+    assert request_from(asked | {"steps": "60"}, "nano").guidance.steps == 60
     monkeypatch.setenv("SPACE_ID", "somebody/recapture")
     for values, words in ((asked, "Frames: 90 is too many here; give up to 81"), ({"steps": "60"}, "up to 50")):
         with pytest.raises(InputError, match=words):
@@ -355,13 +358,13 @@ def test_amount_slider_stays_in_range(camera):
 def test_examples_are_found_with_their_requests(tmp_path):
     for name in ("blue-box", "red_ball"):
         (tmp_path / f"{name}.mp4").touch()
-    described = RenderRequest(clip="elsewhere.mp4", camera="dolly-out", prompt="a blue box")
+    described = RenderRequest.of(clip="elsewhere.mp4", camera="dolly-out", prompt="a blue box")
     (tmp_path / "blue-box.json").write_text(described.to_json())
     (tmp_path / "red_ball.json").write_text("not JSON")
     examples = find_examples(tmp_path)
     assert examples == [
         ("Blue box", replace(described, clip=str(tmp_path / "blue-box.mp4")), True),
-        ("Red ball", RenderRequest(clip=str(tmp_path / "red_ball.mp4")), False),
+        ("Red ball", RenderRequest.of(clip=str(tmp_path / "red_ball.mp4")), False),
     ]
 
 
@@ -369,34 +372,25 @@ def test_visitors_do_not_see_places_on_the_server():
     words = widgets.without_paths("The clip /tmp/gradio/0123abcd/my clip.mp4 and /srv/jobs/x-1/clip.mp4 has no video.")
     assert "/tmp" not in words and "/srv" not in words and "clip.mp4 has no video." in words
     assert widgets.without_paths("480x832, 3 / 4 and 24/7") == "480x832, 3 / 4 and 24/7"
-    report = {"request": {"clip": "/srv/jobs/clip.mp4", "depth": None}, "depth": {"from": "/srv/d.npz"}, "seed": 3}
-    public = public_report(stand_in(report=report))
+    told = report(RenderRequest.of("/srv/jobs/clip.mp4", depth="/srv/d.npz", seed=3))
+    public = public_report(stand_in(report=told)).to_dict()
     assert "/srv" not in json.dumps(public) and public["seed"] == 3
+    assert public["request"]["clip"] == "clip.mp4" and public["depth"]["from"] == "d.npz"
 
 
 def test_figures_in_plain_words():
-    report = {
-        "unknown": 0.123,
-        "measurement": {"raw": {"psnr": 21.37, "ssim": 0.8}, "composited": {"psnr": None, "ssim": 1.0}},
-        "seconds": {"total": 12.34, "sample": 9.0},
-        "steps": 25,
-        "first_frame": {"from": "inpainted by a model"},
-        "notes": ["<script>alert(1)</script>"],
-    }
-    html = figures_html(report)
+    html = figures_html(replace(report(RenderRequest("a.mp4")), notes=("<script>alert(1)</script>",)))
     assert all(
         figure in html for figure in ("Inpainted by a model", "12.3 %", "21.4 dB", "0.800", "12.3 s", "25 steps")
     )
     assert "<script>" not in html
-    assert figures_html({}).startswith("<dl")
 
 
 def test_a_result_says_what_was_changed():
-    request = {"camera": "orbit-left", "amount": None, "move": None, "mask": None}
-    html = figures_html({"request": request | {"clip": "My walk.mp4"}, "amount": 20.0})
+    html = figures_html(report(RenderRequest.of("My walk.mp4", camera="orbit-left")))
     assert "Orbit left, 20 degrees" in html and "<dd>My walk.mp4</dd>" in html
-    words = lambda **changes: change_words({"request": request | changes, "amount": 0.0})
-    assert words(move={"keyframes": []}) == "Your own camera path"
+    words = lambda **given: change_words(RenderRequest.of("a.mp4", **given))
+    assert words(move=preset_move("spiral")) == "Your own camera path"
     replaced = {"camera": "still", "mask": "m.npz", "prompt": "a red cube"}
     assert words(**replaced) == "No move (as filmed), an object replaced: “a red cube”"
     assert words(**replaced, remove=True).endswith(", an object removed")
@@ -458,29 +452,29 @@ def test_analyses_are_kept_and_shared():
         calls.append(request)
         yield StageEvent("depth", "Estimating depth", 0.5)
         nothing: Any = None
-        yield Analysis(*[nothing] * 8)
+        return Analysis(*[nothing] * 8)
 
     analyses = Analyses(analyse, keep=2)
-    request = RenderRequest(clip="a.mp4")
+    request = RenderRequest.of(clip="a.mp4")
     assert analyses.get(request) is None
-    list(analyses.find(request))
-    assert analyses.get(replace(request, camera="dolly-in", amount=5, prompt="x", steps=3)) is analyses.get(request)
-    list(analyses.find(replace(request, camera="dolly-in")))
+    result_of(analyses.find(request))
+    assert analyses.get(request.changed(camera="dolly-in", amount=5, prompt="x", steps=3)) is analyses.get(request)
+    result_of(analyses.find(request.changed(camera="dolly-in")))
     assert len(calls) == 1, "another camera costs no second analysis"
-    list(analyses.find(replace(request, frames=5)))
-    list(analyses.find(replace(request, fov=40.0)))
+    result_of(analyses.find(request.changed(frames=5)))
+    result_of(analyses.find(request.changed(fov=40.0)))
     assert len(calls) == 3 and analyses.get(request) is None, "only the last few are kept"
 
 
 def test_the_depth_model_and_what_is_accepted_reach_the_request(clip):
-    values = values_from(RenderRequest(clip=clip))
+    values = values_from(RenderRequest.of(clip=clip))
     assert values["depth_model"] == "" and request_from(values, "nano").depth_model is None
     with pytest.raises(InputError, match="academic"):
         request_from(values | {"depth_model": "depthcrafter"}, "nano")
     request = request_from(values | {"depth_model": "depthcrafter", "accepted": ("depthcrafter",)}, "nano")
     assert request.accepted == ("depthcrafter",)
     assert request_from(values_from(request), "nano") == request
-    assert Analyses.key(request) != Analyses.key(replace(request, depth_model=None))
+    assert Analyses.key(request) != Analyses.key(request.changed(depth_model=None))
 
 
 def test_only_the_hosts_depth_models_are_offered(tmp_path):

@@ -9,11 +9,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from synthetic import write_clip
 
+from pipeline.camera.geometry import default_intrinsics, static_path
+from pipeline.known.known import Known
+from pipeline.known.measurement import Measurement
+from pipeline.method.guidance import Guidance
 from pipeline.models import cost, table
 from pipeline.render.loaded import warm
-from pipeline.render.request import RenderRequest
 from pipeline.render.worker import fill
 from ui import zerogpu
 
@@ -118,19 +122,21 @@ def test_the_duration_follows_frames_size_steps_and_guidance(monkeypatch):
         transformer=SimpleNamespace(config=table.MODELS["wan2.1-fun-1.3b-inp"].configs["transformer"]),
         vae=SimpleNamespace(config={"_class_name": "AutoencoderKLWan"}),
         settings=SimpleNamespace(text_tokens=512), guidance_scale=5.0, steps=50,
+        padded=lambda frames: 4 * -(-(frames - 1) // 4) + 1,
     )  # fmt: skip
     monkeypatch.setattr(zerogpu, "get_backbone", lambda ref: wan)
 
     def seconds(frames=49, size=(480, 832), **given):
-        video = np.broadcast_to(np.float32(0), (frames, 3, *size))
-        request = RenderRequest("clip.mp4", **{"prompt": "a red ball", **given})
-        return zerogpu.fill_seconds(request, video, video[:, :1], video, False)
+        nothing = torch.zeros(()).expand(frames, 3, *size)
+        source = static_path(default_intrinsics(*size, frames))
+        known = Known(Measurement(nothing, nothing[:, :1] > 0), nothing, nothing[:, 0], source, source)
+        return zerogpu.fill_seconds("wan", known, Guidance(**{"prompt": "a red ball", **given}))
 
     whole = seconds()
     assert whole == seconds(frames=46) > zerogpu.START_SECONDS  # padded to 49
     assert seconds(frames=81) > 1.6 * whole
     assert seconds(size=(240, 416)) < whole / 2
-    assert seconds(fast="lora", accepted=("causvid-lora",)) == seconds(steps=8, guidance_scale=1.0)
+    assert seconds(fast="lora") == seconds(steps=8, guidance_scale=1.0)
     for less in (seconds(steps=25), seconds(guidance_scale=1.0), seconds(prompt="")):
         # half of the sampling, all of the rest
         expected = 25 * 2 * cost.work_of("wan2.1-fun-1.3b-inp", 49, (480, 832)).velocity / zerogpu.PACE.transformer

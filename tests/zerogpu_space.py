@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import time
-from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -78,10 +77,10 @@ from gradio.context import LocalContext  # noqa: E402
 from spaces.zero.torch import patching  # noqa: E402
 from starlette.datastructures import Headers  # noqa: E402
 
-from pipeline import InputError  # noqa: E402
-from pipeline.render.analysis import Analysis, analyse, find_depth  # noqa: E402
+from pipeline import InputError, result_of  # noqa: E402
+from pipeline.render.analysis import analyse, find_depth  # noqa: E402
 from pipeline.render.events import DoneEvent, StageEvent, StepEvent  # noqa: E402
-from pipeline.render.loaded import _load_depth_model, get_backbone, warm  # noqa: E402
+from pipeline.render.loaded import get_backbone, loaded_depth_model, warm  # noqa: E402
 from pipeline.render.request import RenderRequest  # noqa: E402
 from pipeline.render.run import render  # noqa: E402
 from pipeline.render.worker import fill  # noqa: E402
@@ -141,7 +140,7 @@ def main() -> dict:
     out: dict = {"cuda in the space": torch.cuda.is_available()}
     warm(BACKBONE)
     backbone = get_backbone(BACKBONE)
-    parts = [backbone.vae, backbone.transformer, backbone.text_encoder, _load_depth_model(DEPTH)]
+    parts = [backbone.vae, backbone.transformer, backbone.text_encoder, loaded_depth_model(DEPTH)]
     out["device"] = str(backbone.device)
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
     tensors += [backbone._mean, backbone._scale]
@@ -150,8 +149,8 @@ def main() -> dict:
     lent_depth = zerogpu.on_gpu(find_depth, zerogpu.depth_seconds)
     work = {"find_depth": lent_depth, "fill": zerogpu.on_gpu(fill, zerogpu.fill_seconds)}
     lent = zerogpu.on_gpu(broken, lambda kind: 7)
-    a = RenderRequest(CLIP_A, backbone=BACKBONE, prompt="a red ball", seed=1, steps=200, size=(32, 48), frames=5)
-    b = RenderRequest(CLIP_B, backbone=BACKBONE, prompt="a blue cube", seed=2, steps=6, size=(32, 48), frames=5)
+    a = RenderRequest.of(CLIP_A, backbone=BACKBONE, prompt="a red ball", seed=1, steps=200, size=(32, 48), frames=5)
+    b = RenderRequest.of(CLIP_B, backbone=BACKBONE, prompt="a blue cube", seed=2, steps=6, size=(32, 48), frames=5)
 
     # two visitors at once; the first leaves when both have begun
     both, left = threading.Barrier(2, timeout=300), {}
@@ -206,9 +205,8 @@ def main() -> dict:
     out["job calls"] = list(Allocator.calls)
 
     # what an analysis is made of stays here; only the depth is found elsewhere
-    (*_, analysis) = as_visitor("cid", lambda: list(analyse(RenderRequest(CLIP_A, backbone=BACKBONE, frames=9),
-                                                                   find_depth=lent_depth)))  # fmt: skip
-    assert isinstance(analysis, Analysis)
+    request = RenderRequest.of(CLIP_A, backbone=BACKBONE, frames=9)
+    analysis = as_visitor("cid", lambda: result_of(analyse(request, find_depth=lent_depth)))
     out["analysis"] = [analysis.depth.z.device.type, analysis.clip.frames.device.type, list(analysis.depth.z.shape)]
     out["told"] = {kind: told(lambda kind=kind: list(lent(kind))) for kind in ("input", "memory", "fault", "killed")}
     # a plain function that is lent
@@ -216,9 +214,9 @@ def main() -> dict:
     out["suggested"] = as_visitor("ann", lambda: suggest("a ball", by="ann"))
     out["told"]["plain"] = told(lambda: suggest("", by="ann"))
     # what was loaded in this thread is still there, and stays as it is
-    out["depth models"] = _load_depth_model.cache_info().currsize
+    out["depth models"] = int(loaded_depth_model(DEPTH) is parts[3])
     for name, given in (("memory", {"memory": "tiles"}), ("compiled", {"compile": True})):
-        (*_, failed) = render(replace(b, **given), folder / name, **work)
+        (*_, failed) = render(b.changed(**given), folder / name, **work)
         out[f"refused {name}"] = failed.message
     out["same backbone"] = get_backbone(BACKBONE) is backbone
     out["told"]["quota"] = as_visitor("poor", lambda: told(lambda: list(lent("quota"))))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
+from pipeline import result_of
 from pipeline.render.analysis import Analysis, hide
 from pipeline.render.events import StageEvent
 from pipeline.render.request import RenderRequest
 
-Analyse = Callable[[RenderRequest], Iterator[StageEvent | Analysis]]
+Analyse = Callable[[RenderRequest], Generator[StageEvent, None, Analysis]]
 
 
 class Analyses:
@@ -28,9 +29,7 @@ class Analyses:
         names = ("mask", "invert", "grow", "remove", "first_frame")
         key = (self.key(request), *(getattr(request, name) for name in names))
         if self._hidden is None or self._hidden[0] != key:
-            (*_, found) = hide(analysis, request)
-            assert isinstance(found, Analysis), "hiding ends with an analysis"
-            self._hidden = key, found
+            self._hidden = key, result_of(hide(analysis, request))
         return self._hidden[1]
 
     @staticmethod
@@ -55,21 +54,18 @@ class Analyses:
     def get(self, request: RenderRequest) -> Analysis | None:
         return self._kept.get(self.key(request))
 
-    def find(self, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
-        """Stage events, then the analysis; at once if it is at hand."""
+    def find(self, request: RenderRequest) -> Generator[StageEvent, None, Analysis]:
+        """Stage events; returns the analysis, at once if it is at hand."""
         while not self._running.acquire(timeout=1.0):
             yield StageEvent("waiting", "Waiting for another clip's analysis to finish …", 0.0)
         try:
             known = self.get(request)
             if known is not None:
                 self._kept.move_to_end(self.key(request))
-                yield known
-                return
-            for event in self._analyse(request):
-                if isinstance(event, Analysis):
-                    self._kept[self.key(request)] = event
-                    while len(self._kept) > self._keep:
-                        self._kept.popitem(last=False)
-                yield event
+                return known
+            found = self._kept[self.key(request)] = yield from self._analyse(request)
+            while len(self._kept) > self._keep:
+                self._kept.popitem(last=False)
+            return found
         finally:
             self._running.release()

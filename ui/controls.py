@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from pipeline import InputError
 from pipeline.camera.moves import MOVES, Move
 from pipeline.depth.files import KINDS
 from pipeline.media.cache import content_key
+from pipeline.method.guidance import CONDITIONS
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
 from pipeline.method.solvers import SCHEDULES, SOLVERS
 from pipeline.models import table
 from pipeline.models.memory import CHOICES as MEMORY
 from pipeline.prior.fast import FAST
-from pipeline.render.request import CONDITIONS, RenderRequest
+from pipeline.render.request import DEFAULTS, RenderRequest
 from ui.camera_tab import editor_value
 from ui.terms import Terms, ask_terms
 
-DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(RenderRequest)}
 DEPTH_SUFFIXES = [".npz", ".exr"]
 NO_MASK = "Say first what is to be replaced: paint over it on the tab Replace an object, then press Follow."
 NO_CLIP = "Choose a clip first: upload a video or press an example."
@@ -107,10 +107,10 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
             hint = ", or every n-th frame with Every n-th" if name == "frames" else ""
             raise InputError(f"{NUMBERS[name][0]}: {given[name]} is too many here; give up to {most}{hint}.")
     if change == "camera":
-        return RenderRequest(**given, backbone=backbone)
+        return RenderRequest.of(**given, backbone=backbone)
     if mask is None:
         raise InputError(NO_MASK)
-    request = RenderRequest(**given, mask=mask["path"], backbone=backbone)
+    request = RenderRequest.of(**given, mask=mask["path"], backbone=backbone)
     if mask["of"] != frames_of(request):
         raise InputError("The mask belongs to other frames of the clip; press Follow through the clip again.")
     return request
@@ -148,8 +148,9 @@ def own_move(editor: dict[str, Any] | None) -> Move | None:
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
-    without = ("backbone", "size", "mask_frame", "mask_label")
-    values = {name: getattr(request, name) for name in DEFAULTS if name not in without}
+    values = request.flat() | {"accepted": request.accepted}
+    for name in ("backbone", "size", "mask_frame", "mask_label"):
+        del values[name]
     for name in ("first_frame_model", "latent_mask", "depth_kind"):
         values[name] = values[name] or ""
     values["height"], values["width"] = request.size or (None, None)

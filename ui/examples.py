@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from pipeline import InputError
@@ -22,7 +21,7 @@ def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
             try:
                 request = RenderRequest.from_json(file.read_text(encoding="utf-8-sig"))
                 mask = str(folder / request.mask) if request.mask else None
-                request, described = replace(request, clip=str(clip), mask=mask), True
+                request, described = request.changed(clip=str(clip), mask=mask), True
             except InputError as error:
                 log.warning("%s: %s", file.name, error)
         examples.append((clip.stem.replace("-", " ").replace("_", " ").capitalize(), request, described))

@@ -98,7 +98,7 @@ class JobStore:
         try:
             names = ("clip", "depth", "mask", "first_frame")
             files = {name: getattr(request, name) for name in names if getattr(request, name)}
-            request = replace(request, **{name: _keep(path, folder / f"given-{name}") for name, path in files.items()})
+            request = request.changed(**{name: _keep(path, folder / f"given-{name}") for name, path in files.items()})
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise InputError("The uploaded file is no longer here; please upload it again.") from error

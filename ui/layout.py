@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, relayed
 from pipeline.camera.files import FORMATS, read_moves, write_move
 from pipeline.camera.moves import MOVES, fov_of
 from pipeline.media.video import size_of, to_uint8
@@ -20,8 +20,8 @@ from pipeline.models import table
 from pipeline.models.caption import Caption, caption
 from pipeline.prior.settings import vocabulary_of
 from pipeline.render.analysis import Analysis, analyse
-from pipeline.render.events import RenderResult, StageEvent
-from pipeline.render.request import RenderRequest
+from pipeline.render.events import RenderResult
+from pipeline.render.request import DEFAULTS, RenderRequest
 from pipeline.render.view import measure, move_of, path_warnings, show_holes, wants_other_frames
 from pipeline.render.view import preview as preview_frame
 from ui import mask_editor, media, widgets
@@ -30,7 +30,6 @@ from ui.camera_tab import editor_scene, editor_value
 from ui.controls import (
     BEFORE_RENDER,
     CHANGES,
-    DEFAULTS,
     EMPTY_CLOUD,
     _advanced,
     _number,
@@ -250,23 +249,21 @@ def build(
             yield {analysis_status: widgets.status_html("Reading the clip …", "busy"), analyse_button: button_off}
             try:
                 request = camera_request(values)
-                for event in analyses.find(request):
-                    if isinstance(event, StageEvent):
-                        yield {analysis_status: widgets.status_html(f"{event.message} …", "busy")}
-                        continue
-                    yield {analysis_status: widgets.status_html("Drawing depth and point cloud …", "busy")}
-                    folder = store.new_folder()
-                    standing = editor_scene(event, folder)
-                    z = event.depth.z.float().cpu().numpy()
-                    (folder / "depth.webp").write_bytes(media.loop_webp(media.depth_frames(z), event.fps))
-                    yield {
-                        shown: analyses.key(request),
-                        analysis_status: widgets.status_html(analysis_words(event), "done"),
-                        analysis_notes: f'<p class="rc-caption">{escape(" ".join(event.notes))}</p>',
-                        analyse_button: button_on,
-                        editor: editor_value(standing, move_of(request, event), own=request.move is not None),
-                        depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
-                    }
+                say = lambda event: {analysis_status: widgets.status_html(f"{event.message} …", "busy")}
+                found = yield from relayed(analyses.find(request), say)
+                yield {analysis_status: widgets.status_html("Drawing depth and point cloud …", "busy")}
+                folder = store.new_folder()
+                standing = editor_scene(found, folder)
+                z = found.depth.z.float().cpu().numpy()
+                (folder / "depth.webp").write_bytes(media.loop_webp(media.depth_frames(z), found.fps))
+                yield {
+                    shown: analyses.key(request),
+                    analysis_status: widgets.status_html(analysis_words(found), "done"),
+                    analysis_notes: f'<p class="rc-caption">{escape(" ".join(found.notes))}</p>',
+                    analyse_button: button_on,
+                    editor: editor_value(standing, move_of(request, found), own=request.move is not None),
+                    depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
+                }
             except Exception as error:
                 words = widgets.status_html(widgets.failure_words(error), "error")
                 yield nothing(values) | {analysis_status: words, analyse_button: button_on}
@@ -306,14 +303,8 @@ def build(
                 yield {warp_status: gr.skip()}
                 return
             try:
-                analysis = analyses.get(request)
-                if analysis is None:
-                    for event in analyses.find(request):
-                        if isinstance(event, StageEvent):
-                            yield {warp_status: widgets.status_html(f"{event.message} …", "busy")}
-                        else:
-                            analysis = event
-                assert analysis is not None, "an analysis ends with its result or an error"
+                say = lambda event: {warp_status: widgets.status_html(f"{event.message} …", "busy")}
+                analysis = yield from relayed(analyses.find(request), say)
                 analysis = analyses.hidden(request, analysis)
                 measurement = measure(analysis, request)
                 unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
@@ -434,7 +425,7 @@ def build(
         for trigger in (clip.upload, clip.clear, analyse_button.click):
             then_all(trigger(show_analysis, inputs, analysis_outputs, **quiet))
         # what was said of one clip says nothing of the next
-        said = {request.prompt for _, request, _ in found}
+        said = {request.guidance.prompt for _, request, _ in found}
         of_clip = [controls[name] for name in ("prompt", "mask", "change")]
         for trigger in (clip.upload, clip.clear):
             trigger(lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **quiet)
@@ -510,14 +501,14 @@ def build(
                 yield update
 
         def finished(result: RenderResult, watched: bool) -> dict[Any, Any]:
-            height, width = (result.report.get("sizes") or {}).get("result") or (9, 16)
+            height, width = result.report.sizes.result
             # downloads are told apart by the clip's name; the report is written last, so that both stand with it
             public = public_report(result)
-            given = Path((public.get("request") or {}).get("clip") or "clip").stem
+            given = Path(public.request.clip).stem
             video, report = (result.folder / f"{given}-recaptured{end}" for end in (".mp4", ".json"))
             if not report.exists():
                 shutil.copyfile(result.video, video)
-                report.write_text(json.dumps(public, indent=2, ensure_ascii=False), encoding="utf-8")
+                report.write_text(json.dumps(public.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
             return {
                 result_card: gr.Column(elem_classes=["rc-card"]),
                 compare: {

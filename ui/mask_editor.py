@@ -15,7 +15,7 @@ import gradio as gr
 import numpy as np
 import torch
 
-from pipeline import InputError
+from pipeline import InputError, relayed
 from pipeline.masks.follow import follow
 from pipeline.masks.shape import complete, grow
 from pipeline.media.video import resize, size_of, to_uint8
@@ -278,15 +278,16 @@ def connect(
     def follow_from(paint: dict[int, np.ndarray], values: tuple, analysis: Analysis):
         yield {tab.status: widgets.status_html("Following the object …", "busy", 0.0)}
         masks = {frame: torch.from_numpy(mask) for frame, mask in paint.items()}
-        for event in follow(analysis.full.frames, masks):
-            if isinstance(event, torch.Tensor):
-                path = write_mask(new_folder() / "mask.npz", event.numpy(), analysis)
-                mask = {"path": str(path), "of": frames_of(values)}
-                change = {controls["change"]: "object"} if given(values)["change"] == "camera" else {}
-                yield {controls["mask"]: mask} | change | show(event.numpy(), values, analysis)
-            else:
-                words = f"Following the object: frame {event[0]} of {event[1]}"
-                yield {tab.status: widgets.status_html(words, "busy", event[0] / event[1])}
+        say = lambda done: {
+            tab.status: widgets.status_html(
+                f"Following the object: frame {done[0]} of {done[1]}", "busy", done[0] / done[1]
+            )
+        }
+        found = (yield from relayed(follow(analysis.full.frames, masks), say)).numpy()
+        path = write_mask(new_folder() / "mask.npz", found, analysis)
+        mask = {"path": str(path), "of": frames_of(values)}
+        change = {controls["change"]: "object"} if given(values)["change"] == "camera" else {}
+        yield {controls["mask"]: mask} | change | show(found, values, analysis)
 
     def follow_object(value, editing, paint, *values):
         """The object through the whole clip, from the frames that were painted."""

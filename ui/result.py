@@ -1,72 +1,54 @@
-"""A finished render: its figures, and the report as others may see it."""
+"""A finished render: its figures in plain words, and the report as others may see it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from pipeline.render.events import RenderResult
+from pipeline.render.report import Report
 from ui.words import change_words
 
 
-def figures_html(report: dict[str, Any]) -> str:
-    """The figures of a report in plain words; what a report lacks is left out."""
-
-    def at(*path: str) -> Any:
-        value: Any = report
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+def figures_html(report: Report) -> str:
+    """The figures of a report in plain words."""
 
     def row(title: str, figure: str, note: str = "") -> str:
         small = f"<small>{escape(note)}</small>" if note else ""
         return f"<div><dt>{escape(title)}</dt><dd>{escape(figure)}{small}</dd></div>"
 
-    rows = []
-    if name := at("request", "clip"):
-        rows.append(row("Your clip", name))
-    if changed := change_words(report):
-        rows.append(row("What was changed", changed))
-    if (unknown := at("unknown")) is not None:
-        rows.append(row("Filled in by the model", f"{100 * unknown:.1f} %", "of the picture, not seen by your clip"))
-    if elsewhere := at("from_other_frames"):
-        rows.append(row("Seen by other frames", f"{100 * elsewhere:.1f} %", "of the picture, and taken from there"))
-    raw, kept = at("measurement", "raw"), at("measurement", "composited")
-    if raw:
-        decibels = "equal" if raw.get("psnr") is None else f"{raw['psnr']:.1f} dB"
-        note = "PSNR where your clip is known, before it is put back"
-        if kept:
-            note += ", " + ("equal" if kept.get("psnr") is None else f"{kept['psnr']:.1f} dB") + " after"
-        rows.append(row("Faithful to your clip", decibels, note))
-        if raw.get("ssim") is not None:
-            after = f", {kept['ssim']:.3f} after" if kept and kept.get("ssim") is not None else ""
-            rows.append(row("Structure kept", f"{raw['ssim']:.3f}", f"SSIM in the same place, 1 is equal{after}"))
-    if source := at("first_frame", "from"):
-        rows.append(row("First frame", source[0].upper() + source[1:]))
-    if (total := at("seconds", "total")) is not None:
-        sampling = at("seconds", "sample")
-        note = f"of which {sampling:.1f} s in {at('steps')} steps" if sampling is not None else ""
-        rows.append(row("Time taken", f"{total:.1f} s", note))
-    if (count := at("frames", "count")) and (size := at("sizes", "result")):
-        worked = at("sizes", "working")
-        note = f"the model worked at {worked[1]} × {worked[0]}" if worked else ""
-        rows.append(row("Video", f"{count} frames, {size[1]} × {size[0]}", note))
-    if at("seed") is not None:
-        rows.append(row("Seed", str(at("seed")), "the same settings and seed give the same video"))
-    notes = "".join(f'<p class="rc-caption">{escape(note)}</p>' for note in at("notes") or [])
+    rows = [
+        row("Your clip", report.request.clip),
+        row("What was changed", change_words(report.request)),
+        row("Filled in by the model", f"{100 * report.unknown:.1f} %", "of the picture, not seen by your clip"),
+    ]
+    if report.from_other_frames:
+        share = f"{100 * report.from_other_frames:.1f} %"
+        rows.append(row("Seen by other frames", share, "of the picture, and taken from there"))
+    raw, kept = report.measurement.raw, report.measurement.composited
+    decibels = lambda psnr: "equal" if psnr is None else f"{psnr:.1f} dB"
+    after = f", {decibels(kept.psnr)} after" if kept else ""
+    note = f"PSNR where your clip is known, before it is put back{after}"
+    rows.append(row("Faithful to your clip", decibels(raw.psnr), note))
+    after = f", {kept.ssim:.3f} after" if kept else ""
+    rows.append(row("Structure kept", f"{raw.ssim:.3f}", f"SSIM in the same place, 1 is equal{after}"))
+    origin = report.first_frame.origin
+    rows.append(row("First frame", origin[0].upper() + origin[1:]))
+    sampling = f"of which {report.seconds.get('sample', 0.0):.1f} s in {report.steps} steps"
+    rows.append(row("Time taken", f"{report.seconds['total']:.1f} s", sampling))
+    (height, width), (worked_height, worked_width) = report.sizes.result, report.sizes.working
+    worked = f"the model worked at {worked_width} × {worked_height}"
+    rows.append(row("Video", f"{report.frames.count} frames, {width} × {height}", worked))
+    rows.append(row("Seed", str(report.request.guidance.seed), "the same settings and seed give the same video"))
+    notes = "".join(f'<p class="rc-caption">{escape(note)}</p>' for note in report.notes)
     return f'<dl class="rc-figures">{"".join(rows)}</dl>{notes}'
 
 
-def public_report(result: RenderResult) -> dict[str, Any]:
+def public_report(result: RenderResult) -> Report:
     """The report without the places of files on the server: those are nobody's business."""
-    report = dict(result.report)
-    request = dict(report.get("request") or {})
-    for name in ("clip", "depth", "mask", "first_frame"):
-        if request.get(name):
-            request[name] = Path(request[name]).name
-    if report.get("request"):
-        report["request"] = request
-    if isinstance(report.get("depth"), dict) and report["depth"].get("from"):
-        report["depth"] = report["depth"] | {"from": Path(report["depth"]["from"]).name}
-    return report
+    request = result.report.request
+    files = {name: getattr(request, name) for name in ("clip", "depth", "mask", "first_frame")}
+    request = request.changed(**{name: Path(file).name for name, file in files.items() if file})
+    depth = replace(result.report.depth, origin=Path(result.report.depth.origin).name)
+    return replace(result.report, request=request, depth=depth)

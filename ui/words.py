@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
 
 from pipeline.camera.moves import MOVES
 from pipeline.render.analysis import Analysis
+from pipeline.render.request import RenderRequest, amount_of
 from ui.jobs import JobView
 
 
@@ -36,20 +36,21 @@ def progress_words(view: JobView) -> str:
     return view.message + left
 
 
-def change_words(report: dict[str, Any]) -> str:
-    """What a render changed of its clip, as its report tells: "Orbit left, 20 degrees, an object removed"."""
-    request, words = report.get("request") or {}, []
-    if request.get("move"):
+def change_words(request: RenderRequest) -> str:
+    """What a render changes of its clip: "Orbit left, 20 degrees, an object removed"."""
+    words = []
+    if request.move is not None:
         words.append("Your own camera path")
-    elif preset := MOVES.get(request.get("camera", "")):
-        amount = report.get("amount")
+    else:
+        preset, amount = MOVES[request.camera], amount_of(request)
         words.append(f"{preset.label}, {amount:g} {preset.unit}" if amount else preset.label)
-    if request.get("mask"):
-        what = "the surroundings" if request.get("invert") else "an object"
-        if request.get("remove"):
+    if request.mask:
+        what = "the surroundings" if request.invert else "an object"
+        if request.remove:
             words.append(f"{what} removed")
         else:
-            words.append(f"{what} replaced" + (f": “{request['prompt']}”" if request.get("prompt") else ""))
+            prompt = request.guidance.prompt
+            words.append(f"{what} replaced" + (f": “{prompt}”" if prompt else ""))
     return ", ".join(words)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -17,12 +18,13 @@ import gradio as gr
 import numpy as np
 import torch
 
-from pipeline import InputError
-from pipeline.method.guidance import guidance_scale_of, steps_of
+from pipeline import InputError, result_of
+from pipeline.known.known import Known
+from pipeline.media.video import size_of
+from pipeline.method.guidance import Guidance, guidance_scale_of, steps_of
 from pipeline.models import cost
-from pipeline.render.events import FailedEvent, StageEvent
+from pipeline.render.events import FailedEvent, stage
 from pipeline.render.loaded import get_backbone
-from pipeline.render.request import RenderRequest
 
 try:
     import spaces
@@ -32,13 +34,20 @@ try:
 except ImportError:
     spaces, ACTIVE = None, False
 
-Work = Callable[..., Generator[Any, None, None]]
+Work = Callable[..., Generator[Any, None, Any]]
 
 # What is lent is 60 of the 132 processors of an H200: 450e12 operations a second in bfloat16, 225e12 in TF32, according
 # to its data sheet. Assumed, not measured: a third of it in the transformer, a tenth in the VAE.
 PACE = cost.Pace(transformer=150e12, vae=20e12)
 START_SECONDS = 15.0  # to fork, to bring the weights to the GPU, and to carry the video there and back
 DEPTH_SECONDS = 0.3  # for a frame of 480x832
+
+
+@dataclass(frozen=True, eq=False)
+class _Returned:
+    """What a generator returned in the other process."""
+
+    value: Any
 
 
 def on_gpu(work: Work, seconds: Callable[..., int]) -> Work:
@@ -52,8 +61,8 @@ def on_gpu(work: Work, seconds: Callable[..., int]) -> Work:
 
     @wraps(work)
     def inside(*args: Any) -> Generator[Any, None, None]:
-        try:  # of an exception only its class would cross
-            yield from work(*args)
+        try:  # of an exception only its class would cross, and of what is returned nothing
+            yield _Returned((yield from work(*args)))
         except InputError as error:
             yield FailedEvent(str(error))
         except torch.OutOfMemoryError:
@@ -62,13 +71,15 @@ def on_gpu(work: Work, seconds: Callable[..., int]) -> Work:
     lent = spaces.GPU(inside, duration=seconds)
 
     @wraps(work)
-    def outside(*args: Any) -> Generator[Any, None, None]:
-        yield StageEvent("gpu", "Waiting for a GPU", 0.11)
+    def outside(*args: Any) -> Generator[Any, None, Any]:
+        yield stage("gpu", "Waiting for a GPU")
         try:
             with closing(lent(*args)) as events:
                 for event in events:
                     if isinstance(event, FailedEvent):
                         raise InputError(event.message)
+                    if isinstance(event, _Returned):
+                        return event.value
                     yield event
         except gr.Error as error:
             raise _understood(error, seconds(*args)) from error
@@ -81,15 +92,15 @@ def lend(function: Callable[..., Any], seconds: int) -> Callable[..., Any]:
     if not ACTIVE:
         return function
 
-    def work(args: tuple, options: dict[str, Any]) -> Generator[Any, None, None]:
-        yield function(*args, **options)
+    def work(args: tuple, options: dict[str, Any]) -> Generator[Any, None, Any]:
+        return function(*args, **options)
+        yield  # a generator, as `on_gpu` takes it
 
     lent = on_gpu(work, lambda *_: seconds)
 
     @wraps(function)
     def outside(*args: Any, **options: Any) -> Any:
-        (*_, result) = lent(args, options)
-        return result
+        return result_of(lent(args, options))
 
     return outside
 
@@ -107,23 +118,15 @@ def _understood(error: gr.Error, seconds: int) -> Exception:
     return RuntimeError(f"{message}, in the process that had the GPU")
 
 
-def fill_seconds(
-    request: RenderRequest,
-    video: np.ndarray,
-    mask: np.ndarray,
-    source: np.ndarray,
-    still: bool,
-    place: np.ndarray | None = None,
-    depth: np.ndarray | None = None,
-) -> int:
-    """How long to ask for, for `render.fill` with these arguments."""
-    backbone = get_backbone(request.backbone)
-    frames = 4 * -(-(len(video) - 1) // 4) + 1
-    height, width = video.shape[-2:]
-    transformer, vae = (dict(model.config) for model in (backbone.transformer, backbone.vae))
-    work = cost.count(transformer, vae, backbone.settings.text_tokens, frames, (height, width))
-    steps, passes = steps_of(request, backbone), 1 if guidance_scale_of(request, backbone) == 1 else 2
-    return round(START_SECONDS + cost.seconds_of(work, PACE, steps=steps, passes=passes))
+def fill_seconds(backbone: str, known: Known, guidance: Guidance) -> int:
+    """How long to ask for, for `worker.fill` with these arguments."""
+    model = get_backbone(backbone)
+    frames, size = model.padded(len(known.clip)), size_of(known.clip)
+    transformer, vae = (dict(part.config) for part in (model.transformer, model.vae))
+    work = cost.count(transformer, vae, model.settings.text_tokens, frames, size)
+    scale = guidance_scale_of(guidance, model, replaces=known.place is not None)
+    seconds = cost.seconds_of(work, PACE, steps=steps_of(guidance, model), passes=1 if scale == 1 else 2)
+    return round(START_SECONDS + seconds)
 
 
 def depth_seconds(ref: str, frames: np.ndarray, size: tuple[int, int]) -> int:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pipeline import InputError
 
+DEFAULT_FOV = 55.0  # degrees, along the longer side, of a clip whose lens is not known
+
 
 @dataclass(frozen=True, eq=False)
 class CameraPath:
@@ -55,7 +57,9 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def default_intrinsics(height: int, width: int, frames: int, fov_degrees: float = 55.0) -> Float[Tensor, "T 3 3"]:
+def default_intrinsics(
+    height: int, width: int, frames: int, fov_degrees: float = DEFAULT_FOV
+) -> Float[Tensor, "T 3 3"]:
     """Intrinsics of a pinhole camera with square pixels whose axis meets the middle of the image.
 
     `fov_degrees` is the field of view along the longer side. Raises InputError unless it lies in [5, 150].
@@ -78,6 +82,11 @@ def scale_intrinsics(
 def static_path(K: Float[Tensor, "T 3 3"]) -> CameraPath:
     """A camera that stands still at the identity: the world is the first camera."""
     return CameraPath(repeat(torch.eye(4, dtype=K.dtype, device=K.device), "i j -> t i j", t=len(K)).clone(), K)
+
+
+def stands_still(source: CameraPath, target: CameraPath) -> bool:
+    """Whether the target cameras are the source cameras, pose and lens, in every frame."""
+    return torch.equal(target.world_from_cam, source.world_from_cam) and torch.equal(target.K, source.K)
 
 
 def follow(source: CameraPath, motion: Float[Tensor, "T 4 4"]) -> CameraPath:

@@ -11,12 +11,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import InputError
-from pipeline.cli.progress import _Progress
+from pipeline import InputError, result_of
+from pipeline.cli.progress import Progress
 
 
 def recapture(options: argparse.Namespace) -> None:
@@ -44,55 +44,38 @@ def render_file(options: argparse.Namespace) -> None:
         return str(beside) if not Path(name).exists() and beside.exists() else name
 
     files = {name: getattr(request, name) for name in ("clip", "depth", "mask", "first_frame")}
-    _render_to(replace(request, **{name: located(path) for name, path in files.items() if path}), options)
+    _render_to(request.changed(**{name: located(path) for name, path in files.items() if path}), options)
 
 
 def warp(options: argparse.Namespace) -> None:
     """Stop at the measurement: the clip seen from the new camera, its holes as a grey checkerboard."""
     from pipeline.media.files import make_writable, writing
     from pipeline.media.video import Clip, write_video
-    from pipeline.render.analysis import Analysis, analyse, hide
+    from pipeline.render.analysis import analyse, hide
     from pipeline.render.report import keep_measurement, sound_of
-    from pipeline.render.view import at_moment, measure, replaced_place, see_elsewhere, show_holes, wants_other_frames
+    from pipeline.render.view import look, show_holes
 
     request, output = _request(options), _checked_output(options)
     keep = Path(options.keep) if options.keep else None
     if keep:
         make_writable(keep)
-    with _Progress() as progress:
-        analysis = None
-        for event in analyse(request):
-            if isinstance(event, Analysis):
-                analysis = event
-            else:
-                progress.show(event.message, 5 * event.fraction)
-        assert analysis is not None
-        for event in hide(analysis, request):
-            if isinstance(event, Analysis):
-                analysis = event
-            else:
-                progress.show(event.message, 5 * event.fraction)
-        analysis = at_moment(analysis, request)
-        progress.show("Warping", 0.5)
-        own = measure(analysis, request)
-        found = None
-        if wants_other_frames(analysis, request, own):
-            found = see_elsewhere(analysis, request, own, replaced_place(analysis, request))
-        measurement = found.measurement if found else own
+    with Progress() as progress:
+        show = lambda event: progress.show(event.message, 5 * event.fraction)
+        analysis = result_of(hide(result_of(analyse(request), show), request), show)
+        view = result_of(look(analysis, request), show)
         progress.show("Writing the video", 0.8)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
             video = Path(folder) / "warp.mp4"
-            shown = Clip(show_holes(measurement), analysis.fps)
-            write_video(video, shown, **sound_of(request, analysis))
+            shown = Clip(show_holes(view.known.measurement), view.analysis.fps)
+            write_video(video, shown, **sound_of(request, view.analysis))
             os.replace(video, output)
         if keep:
             with writing(keep):
-                keep_measurement(keep, measurement, analysis)
+                keep_measurement(keep, view)
         progress.show("Done", 1.0)
-    unknown = 1 - measurement.mask.float().mean().item()
-    elsewhere = 1 - own.mask.float().mean().item() - unknown
+    elsewhere = view.elsewhere
     words = f" {elsewhere:.1%} is seen by other frames only, and was taken from there." if elsewhere else ""
-    _say([*analysis.notes, f"{unknown:.1%} of the picture is unknown.{words}"])
+    _say([*view.analysis.notes, f"{view.unknown.mean():.1%} of the picture is unknown.{words}"])
     print(f"Wrote {output}")
 
 
@@ -195,7 +178,7 @@ def _render_to(request: Any, options: argparse.Namespace) -> None:
     if report:
         make_writable(report.parent)
     result, stage = None, ""
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, _Progress() as progress:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, Progress() as progress:
         for event in render(request, folder, keep=options.keep):
             if isinstance(event, StageEvent):
                 stage = event.message
@@ -211,12 +194,12 @@ def _render_to(request: Any, options: argparse.Namespace) -> None:
         with writing(output):
             os.replace(result.video, output)
         if report:
-            write_report(report, result.report)
-    raw = result.report["measurement"]["raw"]
-    _say(result.report["notes"])
-    seconds = result.report["seconds"]["total"]
-    decibels = "infinite" if raw["psnr"] is None else f"{raw['psnr']:.1f} dB"
-    print(f"Wrote {output} in {seconds:.1f} s; raw measurement PSNR {decibels}, SSIM {raw['ssim']:.3f}")
+            write_report(report, result.report.to_dict())
+    raw = result.report.measurement.raw
+    _say(result.report.notes)
+    seconds = result.report.seconds["total"]
+    decibels = "infinite" if raw.psnr is None else f"{raw.psnr:.1f} dB"
+    print(f"Wrote {output} in {seconds:.1f} s; raw measurement PSNR {decibels}, SSIM {raw.ssim:.3f}")
 
 
 def _say(notes: Iterable[str]) -> None:
@@ -241,18 +224,17 @@ def _checked_output(options: argparse.Namespace) -> Path:
 
 def _request(options: argparse.Namespace) -> Any:
     from pipeline.models import hub
-    from pipeline.render.request import RenderRequest
+    from pipeline.render.request import DEFAULTS, RenderRequest
 
     # only what was given on the command line is there (argparse.SUPPRESS): the defaults stand in one place
-    names = {field.name for field in fields(RenderRequest)}
-    given = {name: value for name, value in vars(options).items() if name in names}
+    given = {name: value for name, value in vars(options).items() if name in DEFAULTS}
     if "backbone" not in given:
         given["backbone"], why = hub.default_backbone()
         print(why)
     if move := _move(options):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
-    return RenderRequest(**given)
+    return RenderRequest.of(**given)
 
 
 def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
@@ -264,6 +246,7 @@ def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
 def _move(options: argparse.Namespace) -> Any:
     """The move in the file that --camera names, or a named one that is to go otherwise; None for a named one as is."""
     from pipeline.camera.files import read_move
+    from pipeline.camera.geometry import DEFAULT_FOV
     from pipeline.camera.moves import preset_move
 
     given = vars(options)
@@ -275,15 +258,17 @@ def _move(options: argparse.Namespace) -> Any:
         return replace(read_move(camera, name=given.get("camera_name"), unit=given.get("camera_unit")), **its_own)
     if "camera_name" in given or "camera_unit" in given:
         raise InputError("--camera-name and --camera-unit are for a camera path from a file.")
-    return replace(preset_move(camera, given.get("amount"), given.get("fov", 55.0)), **its_own) if its_own else None
+    return (
+        replace(preset_move(camera, given.get("amount"), given.get("fov", DEFAULT_FOV)), **its_own) if its_own else None
+    )
 
 
 def convert(options: argparse.Namespace) -> None:
     """Write a named camera move, or one from a file, in a format of your choice."""
     from pipeline.camera.files import FORMATS, write_move
+    from pipeline.camera.geometry import DEFAULT_FOV
     from pipeline.camera.moves import preset_move
     from pipeline.media.files import make_writable, writing
-    from pipeline.render.request import DEFAULT_FOV
 
     output = Path(options.output)
     fov = vars(options).get("fov", DEFAULT_FOV)

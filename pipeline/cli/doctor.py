@@ -31,6 +31,7 @@ from pipeline.prior.load import default_dtype, skeleton
 from pipeline.prior.settings import Settings, read_settings
 from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import warm
+from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
 
@@ -246,7 +247,7 @@ def _trial() -> dict[str, Any]:
             loading = time.perf_counter() - begun
             settings = read_settings(Path(hub.resolve("nano")))
             write_video(folder / "clip.mp4", _clip(settings.frames))
-            request = RenderRequest(str(folder / "clip.mp4"), steps=TRIAL_STEPS)
+            request = RenderRequest.of(str(folder / "clip.mp4"), steps=TRIAL_STEPS)
             for event in render(request, folder / "out"):
                 if isinstance(event, FailedEvent):
                     return {"works": False, "error": event.message}
@@ -262,15 +263,15 @@ def _trial() -> dict[str, Any]:
                 os.environ["RECAPTURE_CACHE"] = before
 
 
-def _trial_figures(report: dict[str, Any], settings: Settings, loading: float) -> dict[str, Any]:
-    stages = report["seconds"]
+def _trial_figures(report: Report, settings: Settings, loading: float) -> dict[str, Any]:
+    stages = report.seconds
     step = stages["sample"] / TRIAL_STEPS
     return {
         "loading": round(loading, 2),
         "step": round(step, 4),
         "seconds": round(stages["total"] + step * (settings.steps - TRIAL_STEPS), 2),
-        "frames": report["frames"]["count"],
-        "size": report["sizes"]["working"],
+        "frames": report.frames.count,
+        "size": report.sizes.working,
         "steps": settings.steps,
         "stages": {name: round(seconds, 3) for name, seconds in stages.items()},
     }

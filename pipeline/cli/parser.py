@@ -36,9 +36,9 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m pipeline", description=TITLE)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+def parser() -> argparse.ArgumentParser:
+    made = Parser(prog="python -m pipeline", description=TITLE)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     def command(name: str, run: Any) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=run.__doc__, description=run.__doc__, argument_default=argparse.SUPPRESS)
@@ -248,4 +248,4 @@ def _parser() -> argparse.ArgumentParser:
     words = "one JSON line a scene or clip and method, as they are done; goes on from there"
     add("--output", default=None, metavar="FILE", help=words)
     added.add_argument("--figure", default=None, metavar="FILE", help="also write a strip of pictures, .png")
-    return parser
+    return made

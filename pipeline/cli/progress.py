@@ -8,10 +8,10 @@ import sys
 from tqdm import tqdm
 
 
-class _Progress:
+class Progress:
     """A bar on a terminal, else a line for each new stage."""
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self.bar = None
         self.last = ""
         if sys.stderr.isatty():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, relayed
 from pipeline.media.video import resize
 from pipeline.models import hub, table
 
@@ -58,15 +58,15 @@ class DepthCrafter:
         self._free = threading.Lock()  # hooks, devices and the scheduler are one run's own
 
     @torch.no_grad()
-    def disparity(self, frames: Float[Tensor, "T 3 H W"]) -> Iterator[Progress | Float[Tensor, "T h w"]]:
-        """Disparity in [0, 1] over the whole clip, up to an affine map, at `network_size`, on the CPU; it comes last.
+    def disparity(self, frames: Float[Tensor, "T 3 H W"]) -> Generator[Progress, None, Float[Tensor, "T h w"]]:
+        """Progress; returns disparity in [0, 1] over the clip, up to an affine map, at `network_size`, on the CPU.
 
         frames: in [0, 1], any number, size and device. Raises `InputError` if the device's memory does not do.
         """
         while not self._free.acquire(timeout=1.0):
             yield "Waiting for the depth of another clip", 0.0
         try:
-            yield from self._disparity(frames)
+            return (yield from self._disparity(frames))
         except torch.OutOfMemoryError as error:
             height, width = network_size(*frames.shape[-2:])
             raise InputError(
@@ -76,7 +76,7 @@ class DepthCrafter:
         finally:
             self._free.release()
 
-    def _disparity(self, frames: Tensor) -> Iterator[Progress | Tensor]:
+    def _disparity(self, frames: Tensor) -> Generator[Progress, None, Tensor]:
         size, count = network_size(*frames.shape[-2:]), len(frames)
         chunks = [slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
         random = torch.Generator().manual_seed(_SEED)  # on the CPU: the same noise on any device
@@ -101,15 +101,10 @@ class DepthCrafter:
         embedding, known = torch.cat(embeddings), torch.cat(latents)
 
         noise = torch.randn(min(count, WINDOW), *known.shape[1:], generator=random).to(self.device)
-        z: Tensor | None = None
         with self._at_work(self.unet):
             denoise = lambda span, before: self._denoise(span, before, known, embedding, noise)
-            for event in in_windows(count, denoise):
-                if isinstance(event, Tensor):
-                    z = event
-                else:
-                    yield f"Estimating depth: {event[0]}", 0.15 + 0.75 * event[1]
-        assert z is not None
+            say = lambda told: (f"Estimating depth: {told[0]}", 0.15 + 0.75 * told[1])
+            z = yield from relayed(in_windows(count, denoise), say)
 
         found = []
         with self._at_work(self.vae) as vae:
@@ -120,11 +115,11 @@ class DepthCrafter:
                 yield f"Estimating depth: decoding frame {chunk.stop} of {count}", 0.9 + 0.1 * chunk.stop / count
         disparity = torch.cat(found)
         low, high = disparity.aminmax()
-        yield (disparity - low) / (high - low) if high > low else torch.zeros_like(disparity)
+        return (disparity - low) / (high - low) if high > low else torch.zeros_like(disparity)
 
     def _denoise(
         self, span: range, before: Tensor | None, known: Tensor, embedding: Tensor, noise: Tensor
-    ) -> Iterator[Progress | Tensor]:
+    ) -> Generator[Progress, None, Tensor]:
         """The latents of the frames in `span`. before: of its first frames, as the window before found them."""
         scheduler, dtype, picked = self.scheduler, self.unet.dtype, slice(span.start, span.stop)
         scheduler.set_timesteps(STEPS, device=self.device)
@@ -137,7 +132,7 @@ class DepthCrafter:
             v = predict(self.unet, x.to(dtype), t, embedding[picked].to(dtype))
             z = scheduler.step(v.float(), t, z).prev_sample
             yield f"step {step + 1} of {STEPS}", (step + 1) / STEPS
-        yield z
+        return z
 
     @contextmanager
     def _at_work(self, model: Any, dtype: torch.dtype | None = None) -> Iterator[Any]:
@@ -183,25 +178,21 @@ def windows(frames: int, window: int = WINDOW, overlap: int = OVERLAP) -> list[r
 
 def in_windows(
     frames: int,
-    denoise: Callable[[range, Tensor | None], Iterator[Progress | Tensor]],
+    denoise: Callable[[range, Tensor | None], Generator[Progress, None, Tensor]],
     window: int = WINDOW,
     overlap: int = OVERLAP,
-) -> Iterator[Progress | Float[Tensor, "T c h w"]]:
-    """Latents of any number of frames; they come last. Shared frames fade from one window's to the next one's.
+) -> Generator[Progress, None, Float[Tensor, "T c h w"]]:
+    """Progress; returns the latents of any number of frames. Shared frames fade from one window's to the next one's.
 
-    denoise(span, before): the latents of the frames in span, after progress; before: those of its first `overlap`
+    denoise(span, before): progress, returning the latents of the frames in span; before: those of its first `overlap`
     frames as found so far, None in the first window.
     """
     spans, whole = windows(frames, window, overlap), None
     for number, span in enumerate(spans):
-        before, found = None if whole is None else whole[-overlap:], None
-        for event in denoise(span, before):
-            if isinstance(event, Tensor):
-                found = event
-                continue
-            words = event[0] if len(spans) == 1 else f"part {number + 1} of {len(spans)}, {event[0]}"
-            yield words, (number + event[1]) / len(spans)
-        assert found is not None, "denoising ends with the latents"
+        before = None if whole is None else whole[-overlap:]
+        part = "" if len(spans) == 1 else f"part {number + 1} of {len(spans)}, "
+        say = lambda told, part=part, number=number: (part + told[0], (number + told[1]) / len(spans))
+        found = yield from relayed(denoise(span, before), say)
         if whole is None or before is None:
             whole = found
             continue
@@ -209,7 +200,7 @@ def in_windows(
         shared = torch.lerp(before, found[:overlap], fade)
         whole = torch.cat([whole[:-overlap], shared, found[overlap:]])
     assert whole is not None
-    yield whole
+    return whole
 
 
 def network_size(height: int, width: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ distances and presets behave alike from clip to clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -20,7 +20,7 @@ from jaxtyping import Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.depth.depthcrafter import DepthCrafter, Progress
 from pipeline.depth.network import _STRIDE, DepthNet
 from pipeline.media.video import resize
@@ -56,8 +56,8 @@ class HubDepth:
     @torch.no_grad()
     def predict(
         self, frames: Float[Tensor, "T 3 H W"], size: tuple[int, int]
-    ) -> Iterator[Progress | Float[Tensor, "T h w"]]:
-        """What the model says of each frame by itself, at `size`, on the device of the frames; it comes last."""
+    ) -> Generator[Progress, None, Float[Tensor, "T h w"]]:
+        """Progress; returns what the model says of each frame by itself, at `size`, on the device of the frames."""
         predictions = []
         for number, frame in enumerate(frames):
             image = (rearrange(frame, "c h w -> h w c").clamp(0, 1) * 255).round().byte().cpu().numpy()
@@ -65,7 +65,7 @@ class HubDepth:
             found = self.processor.post_process_depth_estimation(self.model(**inputs), target_sizes=[size])
             predictions.append(found[0]["predicted_depth"].float().to(frames.device))
             yield f"Estimating depth: frame {number + 1} of {len(frames)}", (number + 1) / len(frames)
-        yield torch.stack(predictions)
+        return torch.stack(predictions)
 
 
 DepthModel = DepthNet | HubDepth | DepthCrafter
@@ -73,16 +73,14 @@ DepthModel = DepthNet | HubDepth | DepthCrafter
 
 def estimate_depth(frames: Float[Tensor, "T 3 H W"], model: DepthModel) -> Depth:
     """As `estimate`, without its progress, at the size of the frames."""
-    (*_, depth) = estimate(frames, model)
-    assert isinstance(depth, Depth), "estimating ends with the depth"
-    return depth
+    return result_of(estimate(frames, model))
 
 
 @torch.no_grad()
 def estimate(
     frames: Float[Tensor, "T 3 H W"], model: DepthModel, size: tuple[int, int] | None = None
-) -> Iterator[Progress | Depth]:
-    """Depth of a clip in [0, 1], of any length and size, on its device; it comes last, after progress.
+) -> Generator[Progress, None, Depth]:
+    """Progress; returns the depth of a clip in [0, 1], of any length and size, on its device.
 
     The median is 4, unless the model knows metres; nothing is farther than 40 times the nearest parts, so that sky is
     finite. Of disparity known up to an affine map (Depth Anything, MiDaS, DepthCrafter) zero counts as infinity, and so
@@ -93,30 +91,19 @@ def estimate(
         raise ValueError(f"frames of shape {tuple(frames.shape)}: wanted T 3 H W")
     size = size or _size_of(frames)
     if isinstance(model, HubDepth):
-        found = yield from _last(model.predict(frames, size))
+        found = yield from model.predict(frames, size)
         if model.inverse:
             aligned = align_disparity(found, resize(frames.float(), size))
-            yield Depth(_bounded(-_positive(aligned).log()), metric=False)
-        else:
-            yield Depth(_repair(found, "the prediction of the depth model"), metric=True)
-        return
+            return Depth(_bounded(-_positive(aligned).log()), metric=False)
+        return Depth(_repair(found, "the prediction of the depth model"), metric=True)
     if isinstance(model, DepthCrafter):
-        disparity = yield from _last(model.disparity(frames))
+        disparity = yield from model.disparity(frames)
         z = _bounded(-_positive(disparity).log()).to(frames.device)
         small = resize(frames.float(), _size_of(z))
     else:
         log_z, small = _two_looks(frames, model)
         z = _bounded(log_z)
-    yield Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
-
-
-def _last(events: Iterator[Progress | Tensor]) -> Generator[Progress, None, Tensor]:
-    """Passes progress on, and returns the tensor that comes last."""
-    for event in events:
-        if isinstance(event, Tensor):
-            return event
-        yield event
-    raise AssertionError("there is a result at the end")
+    return Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
 
 def _two_looks(frames: Float[Tensor, "T 3 H W"], model: DepthNet) -> tuple[Float[Tensor, "T h w"], Tensor]:

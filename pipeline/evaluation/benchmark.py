@@ -21,13 +21,17 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, static_path
 from pipeline.depth.estimate import resize_depth
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_to_path
 from pipeline.media.video import Clip, resize, size_of, write_video
-from pipeline.method.problem import Problem, prepare, solve
+from pipeline.method.guidance import Guidance
+from pipeline.method.inversecrafter import tell
+from pipeline.method.methods import solve
+from pipeline.method.problem import Problem, prepare
 from pipeline.method.solvers import dds
 from pipeline.models import memory
 from pipeline.models.table import MODELS, of_role
@@ -35,12 +39,12 @@ from pipeline.prior import backbone as module
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.fast import FEW_STEPS
 from pipeline.prior.settings import Settings
-from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.analysis import analyse
 from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
-from pipeline.render.view import measure, preview
+from pipeline.render.view import look, measure, preview
 from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import Sample, render_sample
 
@@ -57,12 +61,12 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
         clip = Path(folder) / "clip.mp4"
         write_video(clip, synthetic_clip(FRAMES, HEIGHT, WIDTH))
         request = RenderRequest(str(clip), frames=FRAMES, backbone=backbone, depth=depth, size=size)
-        analysis = next(event for event in analyse(request) if isinstance(event, Analysis))
+        analysis = result_of(analyse(request))
         working = size_of(analysis.clip.frames)
 
         model = get_backbone(request.backbone)
-        problem = prepare(model, measure(analysis, request), analysis.clip.frames, request)
-        guided, plain, consistency = step_seconds(model, problem, request)
+        problem = prepare(model, result_of(look(analysis, request)).known, request.guidance)
+        guided, plain, consistency = step_seconds(model, problem, request.guidance)
         share = 100 * (guided / plain - 1)
         _table(
             f"A sampling step of {request.backbone} at {FRAMES}x{working[0]}x{working[1]}",
@@ -77,11 +81,11 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
         _table("The warp (ratio: to a sampling step)", rows)
 
         # another amount each time, as while a handle is dragged; a larger working size is what a larger model has
-        large = next(event for event in analyse(replace(request, size=(HEIGHT, WIDTH))) if isinstance(event, Analysis))
+        large = result_of(analyse(request.changed(size=(HEIGHT, WIDTH))))
         rows = []
         for seen in (analysis, large):
             height, width = size_of(seen.clip.frames)
-            asked = [replace(request, camera="orbit-up", amount=10.0 + i) for i in range(7)]
+            asked = [request.changed(camera="orbit-up", amount=10.0 + i) for i in range(7)]
             first = statistics.median(_seconds(partial(preview, seen, move, 0.5)) for move in asked)
             whole = statistics.median(_seconds(partial(measure, seen, move)) for move in asked[:3])
             rows += [
@@ -99,8 +103,8 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
                 report = event.result.report
         assert report is not None
         whole = time.perf_counter() - started
-        rows = [(stage, seconds, f"{seconds / whole:.3f}") for stage, seconds in report["seconds"].items()]
-        rows.append(("first preview after", report["first_preview_seconds"], ""))
+        rows = [(stage, seconds, f"{seconds / whole:.3f}") for stage, seconds in report.seconds.items()]
+        rows.append(("first preview after", report.first_preview_seconds, ""))
         _table("A whole render, depth from the cache, model loaded (ratio: to the whole)", rows)
 
 
@@ -113,20 +117,19 @@ def synthetic_clip(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDT
 
 
 def step_seconds(
-    backbone: Backbone, problem: Problem, request: RenderRequest, *, pairs: int = 6
+    backbone: Backbone, problem: Problem, guidance: Guidance, *, pairs: int = 6
 ) -> tuple[float, float, float]:
     """Median seconds of a guided step, of an unguided one, and of the data consistency alone."""
-    unguided = Problem(None, None, problem.condition, problem.image, problem.noise)
-    # the first two pairs warm up
-    steps = replace(request, steps=pairs + 2)
-    with_it, without = solve(backbone, problem, steps), solve(backbone, unguided, steps)
+    unguided = replace(problem, y_full=None, h=None)
+    steps = replace(guidance, steps=pairs + 2)  # the first two pairs warm up
+    with_it, without = (solve(backbone, tell(backbone, part, steps)) for part in (problem, unguided))
     guided, plain = [], []
     for _ in range(pairs + 2):
         plain.append(_seconds(lambda: next(without)))
         guided.append(_seconds(lambda: next(with_it)))
     assert problem.y_full is not None and problem.h is not None
     y_full, h = problem.y_full, problem.h
-    alone = [_seconds(lambda: dds(problem.noise, y_full, h, gamma=request.gamma)) for _ in range(20)]
+    alone = [_seconds(lambda: dds(problem.noise, y_full, h, gamma=guidance.gamma)) for _ in range(20)]
     base = statistics.median(plain[2:])
     extra = statistics.median(g - p for g, p in zip(guided[2:], plain[2:], strict=True))
     return base + extra, base, statistics.median(alone)
@@ -237,16 +240,16 @@ def real(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{name}, random weights, on {_device_name(device)}{f', shrunk {shrink} times' if shrink > 1 else ''}; "
           f"{steps} steps with classifier-free guidance, {timed} of them timed, the others extrapolated.")  # fmt: skip
-    request = RenderRequest("(none)", prompt="a red cube", negative_prompt="blurred", steps=steps, guidance_scale=5.0)
+    guidance = Guidance(prompt="a red cube", negative_prompt="blurred", steps=steps, guidance_scale=5.0)
     backbone = random_backbone(name, device, memory.WHOLE, shrink=shrink)
     print(f"Attention: {backbone.attention}; transformer: {str(backbone.dtype).removeprefix('torch.')}.")
     for count in frames:
-        measurement, clip = _half_known(count, *size)
+        known = _half_known(count, *size)
         shape = f"{count}x{size[0]}x{size[1]}"
-        texts = _seconds(lambda: (backbone.embed(request.prompt), backbone.embed(request.negative_prompt)))
-        encoding = _seconds(lambda m=measurement, c=clip: prepare(backbone, m, c, request))
-        problem = prepare(backbone, measurement, clip, request)
-        guided, plain, alone = step_seconds(backbone, problem, request, pairs=timed)
+        texts = _seconds(lambda: (backbone.embed(guidance.prompt), backbone.embed(guidance.negative_prompt)))
+        encoding = _seconds(lambda k=known: prepare(backbone, k, guidance))
+        problem = prepare(backbone, known, guidance)
+        guided, plain, alone = step_seconds(backbone, problem, guidance, pairs=timed)
         decoding = _seconds(lambda p=problem: backbone.decode(p.noise))
         _table(f"A step at {shape} (ratio: to the step without guidance)", [
             ("without guidance", plain, "1.000"),
@@ -261,19 +264,20 @@ def real(
             ("decoding", decoding, f"{decoding / whole:.3f}"),
             ("the whole", whole, "1.000"),
         ])  # fmt: skip
-        _fast_table(backbone, problem, request, shape, guided, steps, texts + encoding + decoding)
+        _fast_table(backbone, problem, guidance, shape, guided, steps, texts + encoding + decoding)
         backbone.forget()
     del backbone, problem
-    _memory_table(name, device, modes, (sorted(frames)[len(frames) // 2], *size), request, shrink)
+    _memory_table(name, device, modes, (sorted(frames)[len(frames) // 2], *size), guidance, shrink)
 
 
 def _fast_table(
-    backbone: Backbone, problem: Problem, request: RenderRequest, shape: str, guided: float, steps: int, rest: float
+    backbone: Backbone, problem: Problem, guidance: Guidance, shape: str, guided: float, steps: int, rest: float
 ) -> None:
     """Fast modes; which passes a cache cuts short depends on the weights, so that its limits are shown."""
 
-    def step(changed: RenderRequest, warm: int) -> float:
-        sampled = solve(backbone, problem, replace(changed, steps=warm + 3))
+    def step(problem: Problem, warm: int, fast: str = "off") -> float:
+        told = tell(backbone, problem, replace(guidance, steps=warm + 3))
+        sampled = solve(backbone, told, fast=fast)
         for _ in range(warm):
             next(sampled)
         seconds = statistics.median(_seconds(lambda: next(sampled)) for _ in range(3))
@@ -281,8 +285,8 @@ def _fast_table(
         return seconds
 
     with cut_always():
-        cut = step(replace(request, fast="cache"), 2)
-    single = step(replace(request, guidance_scale=1.0), 1)
+        cut = step(problem, 2, "cache")
+    single = step(replace(problem, conditions=replace(problem.conditions, scale=1.0)), 1)
     few, full = FEW_STEPS.steps * single, steps * guided
     rows = [("full", full, f"1.00 (with the rest {full + rest:.1f} s)")]
     for share in (0.25, 0.5, 0.75):
@@ -303,7 +307,7 @@ def cut_always() -> Iterator[None]:
 
 
 def _memory_table(
-    name: str, device: torch.device, modes: Sequence[str], clip: tuple[int, int, int], request: RenderRequest,
+    name: str, device: torch.device, modes: Sequence[str], clip: tuple[int, int, int], guidance: Guidance,
     shrink: int,
 ) -> None:  # fmt: skip
     frames, height, width = clip
@@ -318,9 +322,8 @@ def _memory_table(
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        measurement, video = _half_known(frames, height, width)
-        problem = prepare(backbone, measurement, video, request)
-        sampled = solve(backbone, problem, replace(request, steps=4))
+        problem = prepare(backbone, _half_known(frames, height, width), guidance)
+        sampled = solve(backbone, tell(backbone, problem, replace(guidance, steps=4)))
         seconds = [_seconds(lambda s=sampled: next(s)) for _ in range(4)]
         backbone.decode(problem.noise)
         estimate = memory.need(backbone.size, frames, height, width, mode) / 1e9
@@ -333,12 +336,14 @@ def _memory_table(
         del backbone, problem, sampled
 
 
-def _half_known(frames: int, height: int, width: int) -> tuple[Measurement, torch.Tensor]:
-    """A clip whose left half is known after its first frame, and the clip."""
+def _half_known(frames: int, height: int, width: int) -> Known:
+    """A clip whose left half is known after its first frame."""
     video = synthetic_clip(frames, height, width).frames
     mask = torch.ones(frames, 1, height, width, dtype=torch.bool)
     mask[1:, ..., width // 2 :] = False
-    return Measurement(video * mask, mask), video
+    source = static_path(default_intrinsics(height, width, frames))
+    target = follow(source, preset_motion("orbit-left", 20, frames, 4.0))
+    return Known(Measurement(video * mask, mask), video, torch.full((frames, height, width), 4.0), source, target)
 
 
 def _device_name(device: torch.device) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ def example() -> None:
     request = RenderRequest.from_json((ROOT / "examples" / f"{EXAMPLE}.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         files = {name: str(ROOT / "examples" / file) for name in ("clip", "mask") if (file := getattr(request, name))}
-        *_, done = render(replace(request, **files), folder)
+        *_, done = render(request.changed(**files), folder)
         assert isinstance(done, DoneEvent), done
         clips = [read_video(path) for path in (done.result.source, done.result.warp, done.result.video)]
     shown = torch.cat([resize(clip.frames, SIZE) for clip in clips], -1)

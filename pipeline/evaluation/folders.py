@@ -29,33 +29,27 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
-from pipeline.evaluation.scenes import SETTINGS, method_of
+from pipeline.evaluation.scenes import method_of, settings_of
+from pipeline.finish.steady import settle
 from pipeline.known.fill import fill_unknown
+from pipeline.known.gather import Gathered, completed
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.files import make_writable
 from pipeline.media.quality import psnr
-from pipeline.media.video import pictures_of
+from pipeline.media.video import pictures_of, size_of
+from pipeline.method.problem import padded
 from pipeline.prior.backbone import Backbone
 from pipeline.render.analysis import Analysis, analyse, find_depth, hide
-from pipeline.render.events import StageEvent
+from pipeline.render.events import StageEvent, StepEvent
 from pipeline.render.loaded import depth_model_of, get_backbone, release_depth_model
 from pipeline.render.request import RenderRequest
-from pipeline.render.view import (
-    cameras_of,
-    depth_of_seen,
-    measure,
-    replaced_place,
-    see_elsewhere,
-    stands_still,
-    steadied,
-    wants_other_frames,
-    with_depth,
-)
+from pipeline.render.view import look
 from pipeline.render.worker import fill
 
 TASKS = ("camera", "replace", "cycle")
@@ -286,9 +280,9 @@ def jobs_of(
             about = {"clip": source.name, "object": label, "bytes": _bytes(source)}
             for path, prompt, method in product(paths, words, methods):
                 asked = method_of(method)
-                settings = {name: getattr(asked, name) for name in SETTINGS}
-                given = {**settings, "steps": asked.steps or base.steps}
-                request = replace(base, clip=str(source.clip), camera=path, prompt=prompt, **given)
+                settings = settings_of(asked)
+                given = {**settings, "steps": asked.guidance.steps or base.guidance.steps}
+                request = base.changed(clip=str(source.clip), camera=path, prompt=prompt, **given)
                 key = {**run, **about, "path": path, "prompt": prompt, "method": method, "settings": settings}
                 yield Job(task, source, label, request, key)
 
@@ -313,15 +307,20 @@ def row_of(job: Job) -> store.Row:
 def _once(job: Job) -> store.Row:
     """psnr_vae: of the clip encoded and decoded; psnr_vae_warp: of the measurement with its holes filled, where it is
     observed: the limit of any result that is made of these latents."""
-    mask = job.source.mask
-    request = job.request if mask is None else replace(job.request, mask=str(mask))  # it replaces: its guidance differs
+    request = job.request
     analysis = _analysed(job.source, job.label, _of_clip(job))
-    clip, source = analysis.clip.frames, analysis.source
-    measurement, raw, spent = _recapture(analysis, request)
-    cameras = cameras_of(analysis, request)
+    clip = analysis.clip.frames
+    known, raw, spent = _recapture(analysis, request)
+    measurement = known.measurement
     found = {"unknown": 1 - measurement.mask.float().mean().item()}
     case = scores.Case(
-        raw, clip, measurement, prompt=request.prompt, z=analysis.depth.z, source_path=source, target_path=cameras
+        raw,
+        clip,
+        measurement,
+        prompt=request.guidance.prompt,
+        z=analysis.depth.z,
+        source_path=known.source,
+        target_path=known.target,
     )
     found |= scores.measure(case, accepted=request.accepted) | scores.set_features(case, accepted=request.accepted)
     if job.task == "camera":
@@ -339,22 +338,24 @@ def _cycle(job: Job) -> store.Row:
     """
     request, analysis = job.request, _analysed(job.source, None, _of_clip(job))
     clip = analysis.clip.frames
-    out, raw, spent = _recapture(analysis, request)
-    cameras = cameras_of(analysis, request)
+    known, raw, spent = _recapture(analysis, request)
+    out, source, cameras = known.measurement, known.source, known.target
     backbone = get_backbone(request.backbone)
     z = _depth_of(raw, request.depth_model or depth_model_of(backbone))
-    ahead = warp_depth(analysis.depth.z, analysis.source, cameras)
+    ahead = warp_depth(analysis.depth.z, source, cameras)
     if (seen := ahead.isfinite()).any():
         z = z * (ahead[seen] / z[seen]).median()
-    back = warp_to_path(raw, z, cameras, analysis.source)
-    along = warp_to_path(out.mask.float().expand(-1, 3, -1, -1).contiguous(), z, cameras, analysis.source).video[:, :1]
+    back = warp_to_path(raw, z, cameras, source)
+    along = warp_to_path(out.mask.float().expand(-1, 3, -1, -1).contiguous(), z, cameras, source).video[:, :1]
     along = (along > ALONG) & back.mask
     if not along.any():
         raise InputError("nothing of the clip is observed there and back; choose another path")
-    cycled, more = _fill(back, raw, request, still=stands_still(analysis, request))
+    returned = Known(replace(back, z=warp_depth(z, cameras, source)), raw, z, cameras, source)
+    returned, gathered = completed(returned) if request.other_frames else (returned, None)
+    cycled, more = _fill(returned, gathered, request)
     spent = {name: value if name == "memory" else value + spent[name] for name, value in more.items()}
     limit = _through_vae(backbone, _through_vae(backbone, clip))
-    case = scores.Case(cycled, clip, Measurement(clip, along), truth=clip, prompt=request.prompt)
+    case = scores.Case(cycled, clip, Measurement(clip, along), truth=clip, prompt=request.guidance.prompt)
     return {
         "unknown": 1 - out.mask.float().mean().item(),
         "lost": 1 - along.float().mean().item(),
@@ -381,7 +382,7 @@ def _of_clip(job: Job) -> RenderRequest:
 @lru_cache(maxsize=1)
 def _analysed(source: Source, label: int | None, request: RenderRequest) -> Analysis:
     """The clip with its depth; without the object, if the source has a mask."""
-    analysis = _last(analyse(request))
+    analysis = result_of(analyse(request))
     if source.mask is None:
         return analysis
     with tempfile.TemporaryDirectory() as folder:
@@ -389,53 +390,30 @@ def _analysed(source: Source, label: int | None, request: RenderRequest) -> Anal
         if mask.is_dir():
             mask = Path(folder) / f"{source.name}.npz"
             np.savez(mask, mask=_masks(source.mask, label))
-        return _last(hide(analysis, replace(request, mask=str(mask), camera="still")))
+        return result_of(hide(analysis, request.changed(mask=str(mask), camera="still")))
 
 
-def _last(events: Iterator[Any]) -> Any:
-    for event in events:
-        if not isinstance(event, StageEvent):
-            return event
-    raise AssertionError("the result comes last")
-
-
-def _recapture(analysis: Analysis, request: RenderRequest) -> tuple[Measurement, Tensor, dict[str, float]]:
-    """The measurement along the request's path, the raw result T 3 h w in [0, 1], and what it took."""
+def _recapture(analysis: Analysis, request: RenderRequest) -> tuple[Known, Tensor, dict[str, float]]:
+    """What is known along the request's path, the raw result T 3 h w in [0, 1], and what it took."""
     began = time.perf_counter()
-    measurement = own = with_depth(measure(analysis, request), analysis, request)
-    found, place = None, replaced_place(analysis, request)
-    if wants_other_frames(analysis, request, own):
-        found = see_elsewhere(analysis, request, own, place)
-        measurement = found.measurement if found else own
+    view = result_of(look(analysis, request))
     warped = time.perf_counter() - began
-    still = stands_still(analysis, request)
-    raw, spent = _fill(measurement, analysis.clip.frames, request, still=still, place=place)
-    began, reach = time.perf_counter(), get_backbone(request.backbone).settings.steady
-    if found is not None and reach:
-        raw = steadied(raw, found, own, depth_of_seen(analysis), place, reach)
-    return measurement, raw, spent | {"seconds": spent["seconds"] + warped + time.perf_counter() - began}
+    raw, spent = _fill(view.known, view.found, request)
+    return view.known, raw, spent | {"seconds": spent["seconds"] + warped}
 
 
-def _fill(
-    measurement: Measurement,
-    source: Float[Tensor, "T 3 h w"],
-    request: RenderRequest,
-    *,
-    still: bool,
-    place: Bool[Tensor, "T h w"] | None = None,
-) -> tuple[Tensor, dict[str, float]]:
+def _fill(known: Known, found: Gathered | None, request: RenderRequest) -> tuple[Tensor, dict[str, float]]:
+    """The raw result, its frames made to agree as in a render, and what it took."""
     release_depth_model()
-    frames, size = len(source), _size(source)
-    backbone = get_backbone(request.backbone, request, (_padded(frames), *size))
-    began, marks, raw = _now(backbone), {}, None
-    given = (measurement.video.numpy(), measurement.mask.numpy(), source.numpy())
-    prompted, depth = (None if part is None else part.numpy() for part in (place, measurement.z))
-    for event in fill(request, *given, still, prompted, depth):
+    backbone = get_backbone(request.backbone, request, (len(known.clip), *size_of(known.clip)))
+    began, marks = _now(backbone), {}
+
+    def mark(event: StageEvent | StepEvent) -> None:
         if isinstance(event, StageEvent):
             marks[event.stage] = _now(backbone)
-        elif isinstance(event, np.ndarray):
-            raw = torch.from_numpy(event)
-    assert raw is not None, "filling ends with the video"
+
+    filled = result_of(fill(request.backbone, known, request.guidance), mark)
+    raw = settle(torch.from_numpy(filled.video), known, found, backbone.settings.steady)
     sampling = marks["decode"] - marks["sample"]
     return raw, {"seconds": _now(backbone) - began, "sampling": sampling, "memory": _peak(backbone) / 2**30}
 
@@ -466,21 +444,11 @@ def _psnr_vae(source: Source, request: RenderRequest) -> float:
 
 
 def _through_vae(backbone: Backbone, video: Float[Tensor, "T 3 h w"]) -> Float[Tensor, "T 3 h w"]:
-    missing = _padded(len(video)) - len(video)
-    padded = torch.cat([video, video[-1:].expand(missing, *video.shape[1:])])
-    return backbone.decode(backbone.encode(padded))[: len(video)].cpu()
+    return backbone.decode(backbone.encode(padded(video, backbone)))[: len(video)].cpu()
 
 
 def _depth_of(video: Float[Tensor, "T 3 h w"], model: str) -> Float[Tensor, "T h w"]:
-    return torch.from_numpy(_last(find_depth(model, video.numpy(), _size(video)))[0])
-
-
-def _size(video: Tensor) -> tuple[int, int]:
-    return video.shape[-2], video.shape[-1]
-
-
-def _padded(frames: int) -> int:
-    return 4 * math.ceil((frames - 1) / 4) + 1
+    return torch.from_numpy(result_of(find_depth(model, video.numpy(), size_of(video)))[0])
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -513,8 +481,8 @@ def evaluate(
     """
     if output is not None:
         make_writable(output.parent)
-    base = RenderRequest(
-        clip="(clip)", backbone=backbone_ref, steps=steps, frames=frames, depth_model=depth_model, accepted=accepted
+    base = RenderRequest.of(
+        "(clip)", backbone=backbone_ref, steps=steps, frames=frames, depth_model=depth_model, accepted=accepted
     )
     run = {"task": task, "backbone": backbone_ref, "weights": store.fingerprint(backbone_ref), "depth": depth_model}
     run |= {"steps": steps, "frames": frames}
@@ -526,7 +494,7 @@ def evaluate(
         progress(f"{len(jobs) - len(todo)} of {len(jobs)} rows are there already")
     failures: list[str] = []
     for number, (job, found) in enumerate(on_ray(todo) if ray else ((job, outcome(job)) for job in todo), 1):
-        name = f"{number}/{len(todo)} {job.source.name}, {job.request.prompt or job.request.camera}"
+        name = f"{number}/{len(todo)} {job.source.name}, {job.request.guidance.prompt or job.request.camera}"
         if isinstance(found, str):
             failures.append(f"{job.source.name}: {found}")
             progress(f"{name}: left out: {found}")

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -32,11 +32,12 @@ from pipeline.evaluation.metrics import flicker
 from pipeline.evaluation.rows import mean, with_error
 from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
 from pipeline.finish.composite import composite
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.masks.shape import grow
 from pipeline.media.quality import psnr
 from pipeline.media.video import Clip, crop_to_aspect, read_video, resize, to_uint8, write_video
-from pipeline.method.problem import prepare, solve
+from pipeline.method.methods import METHODS, solve
 from pipeline.models.hub import resolve
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.settings import read_settings
@@ -145,11 +146,13 @@ def replacement(
     hidden = view.objects[:, index]
     # its box, so that the outline of the old one does not decide on the new one
     hidden = grow(hidden.any(2, keepdim=True) & hidden.any(1, keepdim=True), 3)
-    measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None], torch.where(hidden, torch.nan, view.z))
-    request = replace(request, prompt=prompt, camera="still", mask="(hidden)")
-    problem = prepare(backbone, measurement, view.frames, request, target=view.frames, place=hidden, still=True)
-    z = problem.noise
-    for step in solve(backbone, problem, request):
+    z = torch.where(hidden, torch.nan, view.z)
+    measurement = Measurement(view.frames * ~hidden[:, None], ~hidden[:, None], z)
+    known = Known(measurement, view.frames, z, view.path, view.path, place=hidden)
+    guidance = request.changed(prompt=prompt).guidance
+    told = METHODS[guidance.method](backbone, known, guidance)
+    z = told.z
+    for step in solve(backbone, told, fast=guidance.fast):
         z = step.z
     return backbone.decode(z).cpu(), hidden, prompt
 
@@ -186,7 +189,7 @@ def evaluate(
             videos = []
             first, alone = {"condition": "first-frame"}, {"solver": "none"}
             for how in ({"other_frames": True}, {}, alone, first, first | alone):
-                raw, completed, _ = recapture_sample(backbone, sample, measurement, replace(BASE, **how))
+                raw, completed, _ = recapture_sample(backbone, sample, measurement, BASE.changed(**how))
                 videos.append(composite(raw, completed, seam_pixels=seam_of(BASE, SIZE)))  # as it is shown
             result, own, prior, own_first, prior_first = videos
             of = lambda video, truth=truth, holes=holes: psnr(video, truth, holes)

@@ -24,18 +24,20 @@ from pipeline import InputError
 from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
+from pipeline.finish.steady import settle
 from pipeline.known.fill import fill_unknown
-from pipeline.known.gather import from_other_frames
+from pipeline.known.gather import completed
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.video import to_uint8
 from pipeline.method.latent_mask import LATENT_MASKS
-from pipeline.method.problem import prepare, solve
+from pipeline.method.methods import METHODS, solve
 from pipeline.method.solvers import SOLVERS
 from pipeline.prior.backbone import Backbone
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
-from pipeline.render.view import show_holes, steadied
+from pipeline.render.view import show_holes
 from pipeline.world.scenes import Sample, render_sample
 
 BASE = RenderRequest(clip="(world)", other_frames=False)  # every method gets the same measurement
@@ -43,18 +45,18 @@ TELEA, DEFAULT, UNGUIDED = "Telea (OpenCV)", "DDS, shown the warp (default)", "p
 OTHERS = "the same, other frames too (the app's way)"
 STRIPS = 5  # scenes in the figure
 PRIORS: dict[str, RenderRequest] = {
-    UNGUIDED: replace(BASE, solver="none"),
-    "prior alone, shown the first frame": replace(BASE, solver="none", condition="first-frame"),
-    "DDS, shown the first frame": replace(BASE, condition="first-frame"),
-    "DDS, shown the warp, binary mask": replace(BASE, latent_mask="binary"),
-    "DDS, shown the warp, reference mask": replace(BASE, latent_mask="reference"),
+    UNGUIDED: BASE.changed(solver="none"),
+    "prior alone, shown the first frame": BASE.changed(solver="none", condition="first-frame"),
+    "DDS, shown the first frame": BASE.changed(condition="first-frame"),
+    "DDS, shown the warp, binary mask": BASE.changed(latent_mask="binary"),
+    "DDS, shown the warp, reference mask": BASE.changed(latent_mask="reference"),
     DEFAULT: BASE,
-    OTHERS: replace(BASE, other_frames=True),
-    "the same, fast (cache)": replace(BASE, fast="cache"),
+    OTHERS: BASE.changed(other_frames=True),
+    "the same, fast (cache)": BASE.changed(fast="cache"),
 }
 SETTINGS = (
-    "solver", "latent_mask", "phi", "tau", "gamma", "iterations", "step_size", "schedule", "guide_from", "guide_until",
-    "condition", "steps", "guidance_scale", "strength", "other_frames",
+    "method", "solver", "latent_mask", "phi", "tau", "gamma", "iterations", "step_size",
+    "schedule", "guide_from", "guide_until", "condition", "steps", "guidance_scale", "strength", "other_frames",
 )  # fmt: skip
 
 
@@ -73,8 +75,8 @@ def method_of(text: str) -> RenderRequest:
     for word in text.split(","):
         name, equals, value = word.strip().partition("=")
         if not equals:
-            name, value = ("solver" if name in SOLVERS else "latent_mask"), name
-        if name not in SETTINGS or (not equals and value not in (*SOLVERS, *LATENT_MASKS)):
+            name, value = "method" if name in METHODS else "solver" if name in SOLVERS else "latent_mask", name
+        if name not in SETTINGS or (not equals and value not in (*METHODS, *SOLVERS, *LATENT_MASKS)):
             raise InputError(
                 f"{word.strip()!r} is no part of a method; give a solver ({', '.join(SOLVERS)}), a latent mask "
                 f"({', '.join(LATENT_MASKS)}) or one of {', '.join(SETTINGS)}, as in gamma=0.2."
@@ -83,7 +85,13 @@ def method_of(text: str) -> RenderRequest:
             given[name] = json.loads(value)
         except ValueError:
             given[name] = value
-    return replace(BASE, **given)
+    return BASE.changed(**given)
+
+
+def settings_of(request: RenderRequest) -> dict[str, Any]:
+    """What tells one method from another in a request."""
+    given = request.flat()
+    return {name: given[name] for name in SETTINGS}
 
 
 def telea(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
@@ -103,27 +111,28 @@ def measure_sample(sample: Sample) -> Measurement:
     return replace(warped, z=warp_depth(source.z, source.path, along))
 
 
+def known_of_sample(sample: Sample, measurement: Measurement) -> Known:
+    """What is known of a sample's second view, the truth among it. measurement: of `measure_sample`."""
+    source, target = sample.source, sample.target
+    return Known(measurement, source.frames, source.z, source.path, target.path, truth=target.frames)
+
+
 def recapture_sample(
     backbone: Backbone, sample: Sample, measurement: Measurement, request: RenderRequest
 ) -> tuple[Float[Tensor, "T 3 H W"], Measurement, dict[str, float]]:
     """The raw result of `request`'s method on a sample, the measurement that it was given (which other frames may have
     completed), and the seconds that it took. The sample's caption is the prompt."""
-    request = replace(request, prompt=sample.caption)
-    began, found = _now(backbone), None
-    source, target, own = sample.source, sample.target, measurement
+    guidance = request.changed(prompt=sample.caption).guidance
+    began, known, found = _now(backbone), known_of_sample(sample, measurement), None
     if request.other_frames:
-        found = from_other_frames(source.frames, source.z, source.path, target.path, measurement)
-        measurement = found.measurement if found else measurement
-    still = torch.equal(source.path.world_from_cam, target.path.world_from_cam)
-    problem = prepare(backbone, measurement, source.frames, request, target=target.frames, still=still)
-    z, ready = problem.noise, _now(backbone)
-    for step in solve(backbone, problem, request):
+        known, found = completed(known)
+    told = METHODS[guidance.method](backbone, known, guidance)
+    z, ready = told.z, _now(backbone)
+    for step in solve(backbone, told, fast=guidance.fast):
         z = step.z
     sampled = _now(backbone)
-    video = backbone.decode(z).cpu()
-    if found is not None:
-        video = steadied(video, found, own, source.z, None, backbone.settings.steady)
-    return video, measurement, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
+    video = settle(backbone.decode(z).cpu(), known, found, backbone.settings.steady)
+    return video, known.measurement, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
 
 
 def _now(backbone: Backbone) -> float:
@@ -173,12 +182,12 @@ def evaluate(
                 "VAE of the truth (ceiling)": lambda t=truth: plain(backbone.decode(backbone.encode(t)).cpu()),
             }
             for name, request in asked.items():
-                request = replace(request, steps=request.steps or steps)
+                request = request.changed(steps=request.guidance.steps or steps)
                 known[name] = lambda r=request, s=sample, m=measurement: recapture_sample(backbone, s, m, r)
             strip = figure is not None and len(strips) < STRIPS
             results: dict[str, Tensor] = {}
             for name, method in known.items():
-                settings = {key: getattr(asked[name], key) for key in SETTINGS} if name in asked else {}
+                settings = settings_of(asked[name]) if name in asked else {}
                 key = {**run, "seed": seed, "method": name, "settings": settings}
                 kept = any(key.items() <= row.items() for row in rows)
                 if kept and not (strip and name in (TELEA, OTHERS)):

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from pipeline.evaluation.metrics import flow_errors
 from pipeline.evaluation.nano import mean_with_error
-from pipeline.evaluation.scenes import BASE, measure_sample
+from pipeline.evaluation.scenes import BASE, known_of_sample, measure_sample
 from pipeline.known.measurement import Measurement
 from pipeline.media.quality import psnr
-from pipeline.method.problem import prepare, solve
+from pipeline.method.inversecrafter import tell
+from pipeline.method.methods import solve
+from pipeline.method.problem import prepare
 from pipeline.method.windows import windows
 from pipeline.prior.backbone import Backbone
 from pipeline.render.loaded import get_backbone
@@ -51,10 +53,11 @@ def recapture(
     backbone: Backbone, sample: Sample, measurement: Measurement, spans: tuple[slice, ...], seed: int = 0
 ) -> Float[Tensor, "T 3 H W"]:
     """The raw result of sampling in the windows of latents that are given."""
-    request = replace(BASE, prompt=sample.caption, seed=seed)
-    problem = prepare(backbone, measurement, sample.source.frames, request)
-    z = problem.noise
-    for step in solve(backbone, problem, request, spans=spans):
+    guidance = BASE.changed(prompt=sample.caption, seed=seed).guidance
+    known = replace(known_of_sample(sample, measurement), truth=None)
+    told = tell(backbone, prepare(backbone, known, guidance), guidance, spans=spans)
+    z = told.z
+    for step in solve(backbone, told):
         z = step.z
     return backbone.decode(z).cpu()
 

@@ -7,9 +7,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath
-from pipeline.known.gather import _like, _pairs, _part, depth_of_all
+from pipeline.known.gather import Gathered, depth_of_all, frame_pairs, likeness, part_of
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_to_path
+from pipeline.media.video import size_of
+
+
+def settle(raw: Float[Tensor, "T 3 h w"], known: Known, found: Gathered | None, reach: int) -> Float[Tensor, "T 3 h w"]:
+    """The raw result of what is known with its frames made to agree, see `steady`; not where something new is to stand,
+    which moves by itself.
+
+    found: of `gather.completed`; None, or a reach of 0, leaves the result as it is.
+    """
+    if found is None:
+        return raw
+    measurement = known.measurement
+    settled = measurement.mask if known.place is None else measurement.mask | known.place[:, None]
+    whole = Measurement(measurement.video, settled)
+    return steady(raw, whole, found.taken, known.z, *found.cameras_at(size_of(raw)), reach)
 
 
 def steady(
@@ -24,7 +40,7 @@ def steady(
     """A generated video whose frames agree on what is painted: such pixels become means along the camera's motion.
 
     A small model paints the same place anew in every frame, which flickers. What the `reach` frames on either side
-    painted there, or took from others, is warped to the frame's camera, and counts as far as it is `_like` what the
+    painted there, or took from others, is warped to the frame's camera, and counts as far as it is `likeness` what the
     frame has. All that is not painted stays as it is. raw in [0, 1]. measurement: what is known, `gathered`: what of it
     other frames saw. z: depth of the clip, from the source cameras, which are in one world with the target's, see
     `Gathered`.
@@ -36,9 +52,9 @@ def steady(
     video, others = torch.where(gathered, measurement.video, raw), ~(painted | gathered)[:, 0]
     total, weight = video.clone(), torch.ones_like(depth)[:, None]
     for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
-        for now, then in _pairs(len(video), offset):
-            there = warp_to_path(video[then], depth[then], _part(target, then), _part(target, now), others[then])
-            like = _like(there.video, video[now], there.mask)
+        for now, then in frame_pairs(len(video), offset):
+            there = warp_to_path(video[then], depth[then], part_of(target, then), part_of(target, now), others[then])
+            like = likeness(there.video, video[now], there.mask)
             total[now] += like * there.video
             weight[now] += like
     return torch.where(painted, total / weight, raw)

@@ -22,6 +22,7 @@ from pipeline.camera.geometry import CameraPath, invert_rigid, scale_intrinsics,
 from pipeline.known.behind import agreement
 from pipeline.known.ego_motion import ego_motion
 from pipeline.known.fill import fill_unknown
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.video import resize
@@ -43,12 +44,14 @@ _LIKE = 0.2  # difference of colours at which two frames hardly show the same th
 class Gathered:
     """measurement: what is known, of all frames together.
 
-    origin: the nearest frame that has a pixel, -1 where that is its own, or none. sees: how many of the pixels that
+    taken: which of its pixels other frames gave. origin: the nearest frame that has a pixel, -1 where that is its own,
+    or none. sees: how many of the pixels that
     a frame (row) lacks another one (column) has. source, target: the cameras in one world. still: see `standing`. These
     are of the size at which was searched.
     """
 
     measurement: Measurement
+    taken: Bool[Tensor, "T 1 H W"]
     origin: Int[Tensor, "T H W"]
     sees: Int[Tensor, "T T"]
     source: CameraPath
@@ -63,6 +66,15 @@ class Gathered:
             for path in (self.source, self.target)
         )
         return source, target
+
+
+def completed(known: Known) -> tuple[Known, Gathered | None]:
+    """What is known, with what other frames of the clip saw in its measurement; not in the place of something new.
+
+    None instead of what was gathered where the motion of the clip's own camera cannot be found.
+    """
+    found = from_other_frames(known.clip, known.z, known.source, known.target, known.measurement, known.place)
+    return (known, None) if found is None else (replace(known, measurement=found.measurement), found)
 
 
 def from_other_frames(
@@ -90,7 +102,8 @@ def from_other_frames(
         found = from_other_frames(pictures, depth, like(source), like(target), small, closed)
         if found is None:
             return None
-        return replace(found, measurement=at_size(found, own, 0, lambda t: (frames[t], z[t])))
+        measurement = at_size(found, own, 0, lambda t: (frames[t], z[t]))
+        return replace(found, measurement=measurement, taken=measurement.mask & ~own.mask)
     cameras = ego_motion(frames, z, source.K)
     if cameras is None:
         return None
@@ -123,10 +136,10 @@ def gather(
     # what moves hides what another frame sees there, and is not to be compared with it
     compared = own.mask & warp_to_path(frames, z, source, target, ~still).mask
     for offset in _offsets(len(frames)):
-        for now, then in _pairs(len(frames), offset):
+        for now, then in frame_pairs(len(frames), offset):
             if not lacks[now].any():
                 continue
-            seen = warp_to_path(frames[then], z[then], _part(source, then), _part(target, now), ~still[then])
+            seen = warp_to_path(frames[then], z[then], part_of(source, then), part_of(target, now), ~still[then])
             for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
                 offered = usable & lacks[t]
                 if offered.any():
@@ -135,7 +148,7 @@ def gather(
                     origin[t][(offered & ~mask[t])[0]] = t + offset
                     _take(found, offered, video[t], mask[t], total[t], weight[t])
     video = torch.where(weight > 0, total / weight, video)
-    return Gathered(replace(own, video=video, mask=mask), origin, sees, source, target, still)
+    return Gathered(replace(own, video=video, mask=mask), mask & ~own.mask, origin, sees, source, target, still)
 
 
 def _take(
@@ -152,7 +165,7 @@ def _take(
     mask |= first
     counts = first.to(seen)
     if again.any():
-        counts = torch.where(first, 1.0, _like(seen[None], video[None], offered[None])[0])
+        counts = torch.where(first, 1.0, likeness(seen[None], video[None], offered[None])[0])
     total += counts * seen
     weight += counts
 
@@ -181,7 +194,7 @@ def at_size(
         here, then = [first + t for t, _ in pairs], [other for _, other in pairs]
         pictures, depths = (torch.stack(part) for part in zip(*map(picture_of, then), strict=True))
         moves, wanted = enlarged(found.still[then]) == 0, lacks[[t for t, _ in pairs]]
-        seen = warp_to_path(pictures, depths, _part(source, then), _part(target, here), moves, wanted)
+        seen = warp_to_path(pictures, depths, part_of(source, then), part_of(target, here), moves, wanted)
         for (t, other), colours, offered in zip(pairs, seen.video, seen.mask, strict=True):
             _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
@@ -198,7 +211,7 @@ def depth_of_all(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPa
     return near / fill_unknown(Measurement(inverse, known[:, None]))[:, 0].clamp_min(1e-4)
 
 
-def _like(
+def likeness(
     seen: Float[Tensor, "N 3 H W"], video: Float[Tensor, "N 3 H W"], usable: Bool[Tensor, "N 1 H W"]
 ) -> Float[Tensor, "N 1 H W"]:
     """How much pixels of `seen`, where `usable`, count beside those of `video`: the less the more colours differ around
@@ -220,7 +233,7 @@ def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H
     z = torch.where(still, z, torch.inf)
     nearest = -F.max_pool2d(-z[:, None], 3, 1, 1)
     for offset in _offsets(T):
-        for now, then in _pairs(T, offset):
+        for now, then in frame_pairs(T, offset):
             seen_from = invert_rigid(source.world_from_cam[then]) @ source.world_from_cam[now]
             place = transform(seen_from, unproject(z[now].nan_to_num(posinf=0), source.K[now]))
             at = torch.einsum("tij,thwj->thwi", source.K[then], place)
@@ -238,14 +251,14 @@ def _offsets(frames: int) -> list[int]:
     return [sign * distance for distance in distances for sign in (-1, 1)]
 
 
-def _pairs(frames: int, offset: int) -> list[tuple[slice, slice]]:
+def frame_pairs(frames: int, offset: int) -> list[tuple[slice, slice]]:
     """Slices (now, then) with then = now + offset, a few frames at once."""
     first, last = max(0, -offset), min(frames, frames - offset)
     starts = range(first, last, _AT_ONCE)
     return [(slice(a, min(a + _AT_ONCE, last)), slice(a + offset, min(a + _AT_ONCE, last) + offset)) for a in starts]
 
 
-def _part(path: CameraPath, span: slice | list[int]) -> CameraPath:
+def part_of(path: CameraPath, span: slice | list[int]) -> CameraPath:
     return CameraPath(path.world_from_cam[span], path.K[span])
 
 

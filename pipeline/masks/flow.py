@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,12 @@ _NOWHERE = 60.0  # squared feature distance at which looking for a like pixel en
 _FADE = 0.95  # of the memory of hidden parts, per frame
 
 
-def propagate(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[tuple[int, int] | Bool[Tensor, "T H W"]]:
+def propagate(
+    frames: Float[Tensor, "T 3 H W"], painted: _Painted
+) -> Generator[tuple[int, int], None, Bool[Tensor, "T H W"]]:
     """Follows the painted object (True) through all frames of a clip in [0, 1]; nothing is downloaded.
 
-    painted: masks H W by frame index, at least one. Yields (done, total) as work goes on, and at last the mask T H W.
+    painted: masks H W by frame index, at least one. Yields (done, total) as work goes on, and returns the mask T H W.
     Painted frames come back as they were given. Frames between two painted ones take what came from both sides, each
     the more the nearer it is. An empty painted mask says that the object is not to be seen there.
 
@@ -69,7 +71,7 @@ def propagate(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[t
     mask = resize(torch.from_numpy(odds)[:, None], (H, W), mode="bilinear")[:, 0] > 0
     for t, given_mask in painted.items():
         mask[t] = given_mask
-    yield mask.to(frames.device)
+    return mask.to(frames.device)
 
 
 @dataclass(frozen=True, eq=False)

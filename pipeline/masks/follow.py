@@ -6,7 +6,7 @@ either without any weights (`propagate`), or by SAM 2 (`track_with_sam2`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,15 +22,15 @@ def follower() -> str:
     return "optical flow" if _sam2_at_hand() is None else "SAM 2"
 
 
-def follow(frames: Float[Tensor, "T 3 H W"], painted: _Painted) -> Iterator[tuple[int, int] | Bool[Tensor, "T H W"]]:
+def follow(
+    frames: Float[Tensor, "T 3 H W"], painted: _Painted
+) -> Generator[tuple[int, int], None, Bool[Tensor, "T H W"]]:
     """The painted object through a clip, by SAM 2 if its weights are in the hub's cache, else as `propagate` does.
 
     Nothing is downloaded: `python -m pipeline models --download sam2-hiera-tiny` brings the weights. What surrounds
     itself in a frame that was not painted is filled.
     """
     model = _sam2_at_hand()
-    for event in propagate(frames, painted) if model is None else track_with_sam2(frames, painted, model):
-        if isinstance(event, Tensor):
-            given = torch.tensor([t in painted for t in range(len(event))]).view(-1, 1, 1)
-            event = torch.where(given, event, fill_holes(event))
-        yield event
+    found = yield from (propagate(frames, painted) if model is None else track_with_sam2(frames, painted, model))
+    given = torch.tensor([t in painted for t in range(len(found))]).view(-1, 1, 1)
+    return torch.where(given, found, fill_holes(found))

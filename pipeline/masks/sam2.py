@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import lru_cache
 from typing import Any
 
@@ -39,7 +39,7 @@ def load_sam2(ref: str, device: str | torch.device = "cpu") -> Any:
 @torch.no_grad()
 def track_with_sam2(
     frames: Float[Tensor, "T 3 H W"], painted: _Painted, model: Any
-) -> Iterator[tuple[int, int] | Bool[Tensor, "T H W"]]:
+) -> Generator[tuple[int, int], None, Bool[Tensor, "T H W"]]:
     """As `propagate`, by a model of `load_sam2`: painted masks are its prompts, the walk goes both ways from the first.
 
     The model keeps the clip at its own size on the CPU, 12 MB a frame at 1024x1024.
@@ -80,7 +80,7 @@ def track_with_sam2(
                 yield done, T
     for t in times:
         mask[t] = painted[t]
-    yield mask.to(frames.device)
+    return mask.to(frames.device)
 
 
 _load_sam2 = lru_cache(maxsize=1)(load_sam2)

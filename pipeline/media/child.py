@@ -75,7 +75,13 @@ def stream(
     """
     name = Path(path).name or str(path)
     begun = time.monotonic()
-    job = {"task": task, "path": os.fspath(path), "seconds": seconds, "options": options, "sends": arrays is not None}
+    job = {
+        "task": task,
+        "path": os.path.abspath(path),
+        "seconds": seconds,
+        "options": options,
+        "sends": arrays is not None,
+    }
     with _opened() as (incoming, outgoing):
         try:
             _send(outgoing, (job, []))

@@ -279,8 +279,9 @@ def size_of(video: Tensor) -> tuple[int, int]:
 
 def to_uint8(video: Tensor) -> np.ndarray:
     """T C H W in [0, 1] (or bool) as uint8 T H W C."""
-    return _bytes(video).cpu().numpy()
+    return to_bytes(video).cpu().numpy()
 
 
-def _bytes(video: Tensor) -> Tensor:
+def to_bytes(video: Tensor) -> Tensor:
+    """As `to_uint8`, left on its device."""
     return (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -10,6 +10,7 @@ import hashlib
 import html
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from importlib.util import find_spec
 from typing import Any
@@ -23,8 +24,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.known.fill import fill_unknown
-from pipeline.known.measurement import Measurement
 from pipeline.models import hub, memory, table
 from pipeline.prior.fast import FEW_STEPS, Passes, _check_lora
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
@@ -47,6 +46,30 @@ def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return method(self, z, *others, **options)
 
     return call
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What the model is told besides the noisy latents.
+
+    channels: of `Backbone.condition`.
+    prompt, negative: of `Backbone.embed`; negative may be None where the scale is 1, which costs one pass, not two.
+    scale: of classifier-free guidance; it may differ from place to place.
+    image: of `Backbone.embed_image`; None for no image.
+    context: the name under which a step cache remembers, one for each window of a long clip.
+    """
+
+    channels: Float[Tensor, "4+C t h w"]
+    prompt: Float[Tensor, "L D"]
+    negative: Float[Tensor, "L D"] | None = None
+    scale: float | Float[Tensor, "1 t h w"] = 1.0
+    image: Float[Tensor, "N D"] | None = None
+    context: str = ""
+
+    def within(self, span: slice) -> Conditions:
+        """Those of a window of latent frames."""
+        scale = self.scale[:, span] if isinstance(self.scale, Tensor) else self.scale
+        return replace(self, channels=self.channels[:, span], scale=scale, context=str(span.start or ""))
 
 
 class Backbone:
@@ -121,7 +144,7 @@ class Backbone:
 
     def plan(self, frames: int, height: int, width: int, *, wanted: str = "auto", fast: str = "off") -> memory.Plan:
         """How a clip would be rendered in the memory that is there now, see `memory.choose`. Raises `InputError`."""
-        free = memory.free_memory(self.device)
+        free, frames = memory.free_memory(self.device), self.padded(frames)
         return memory.choose(self.size, frames, height, width, free=free, wanted=wanted, cache=fast == "cache")
 
     def place(self, mode: memory.Mode) -> None:
@@ -333,46 +356,27 @@ class Backbone:
         self,
         video: Float[Tensor, "T 3 H W"],
         mask: Float[Tensor, "T 1 H W"],
-        filled: Float[Tensor, "C t h w"] | None = None,
+        latents: Float[Tensor, "C t h w"] | None = None,
     ) -> Float[Tensor, "4+C t h w"]:
-        """The inpainting channels of the transformer: the mask, then the video encoded with its unknown pixels grey (or
-        filled, see `Settings`).
+        """The inpainting channels of the transformer: the mask, then the encoded video with its unknown pixels grey.
 
-        video in [0, 1]; mask: 1 (or True) = known. A mask that is 1 on the first frame alone is image-to-video.
-        filled: latents of the same video with its unknown pixels filled, if they are at hand.
+        video: in [0, 1]. mask: 1 (or True) = known; one that is 1 on the first frame alone is image-to-video.
+        latents: in place of the encoded video, for a model whose unknown pixels are filled, see `Settings`.
         """
         self.latent_shape(len(video), *video.shape[-2:])
         known = mask.to(video.device) > 0.5  # pixels of a long clip stay where they are until they are encoded
         grouped = group_mask(known.float(), self.temporal, self.spatial).to(self.device)
-        if self.settings.fill_condition and filled is not None:
-            return torch.cat([grouped, filled])
-        shown = torch.where(known, video, 0.5)
-        if self.settings.fill_condition:
-            shown = fill_unknown(Measurement(shown, known))
-        return torch.cat([grouped, self.encode(shown)])
+        return torch.cat([grouped, self.encode(torch.where(known, video, 0.5)) if latents is None else latents])
 
     @_frozen
-    def velocity(
-        self,
-        z_t: Float[Tensor, "C t h w"],
-        sigma: float,
-        condition: Float[Tensor, "4+C t h w"],
-        prompt: Float[Tensor, "L D"],
-        negative: Float[Tensor, "L D"] | None,
-        guidance_scale: float | Float[Tensor, "1 t h w"],
-        image: Float[Tensor, "N D"] | None = None,
-        context: str = "",
-    ) -> Float[Tensor, "C t h w"]:
+    def velocity(self, z_t: Float[Tensor, "C t h w"], sigma: float, conditions: Conditions) -> Float[Tensor, "C t h w"]:
         """v = eps - z0 at z_t = (1 - sigma) z0 + sigma eps, with classifier-free guidance v = u + s (c - u).
 
-        condition: of `condition`; prompt, negative: of `embed`, negative may be None when guidance_scale is 1, which
-        costs one pass instead of two; guidance_scale may differ from place to place; image: of `embed_image`, None for
-        no image. context: under which a step cache remembers, one for each window of a long clip. Never waits for the
-        device, but with a cache or in groups, see `fast` and `memory.Mode`.
+        Never waits for the device, but with a cache or in groups, see `fast` and `memory.Mode`. Raises ValueError if
+        the scale is not 1 and there is no negative prompt.
         """
-        if image is None:
-            image = self.embed_image(None)
-        packed = torch.cat([z_t, condition])[None].to(self.dtype)
+        image = self.embed_image(None) if conditions.image is None else conditions.image
+        packed = torch.cat([z_t, conditions.channels])[None].to(self.dtype)
         timestep = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=self.device)
         image = None if image is None else image[None].to(self.dtype)
 
@@ -390,13 +394,18 @@ class Backbone:
                 )[0][0].float()
 
         # Two passes rather than a batch of two: half the memory, and no slower where a pass fills the device.
-        conditional = predict(prompt, f"cond{context}")
-        if not isinstance(guidance_scale, Tensor) and guidance_scale == 1:
+        scale, context = conditions.scale, conditions.context
+        conditional = predict(conditions.prompt, f"cond{context}")
+        if not isinstance(scale, Tensor) and scale == 1:
             return conditional
-        if negative is None:
+        if conditions.negative is None:
             raise ValueError("Classifier-free guidance needs a negative prompt embedding; an empty prompt will do.")
-        unconditional = predict(negative, f"uncond{context}")
-        return unconditional + guidance_scale * (conditional - unconditional)
+        unconditional = predict(conditions.negative, f"uncond{context}")
+        return unconditional + scale * (conditional - unconditional)
+
+    def padded(self, frames: int) -> int:
+        """The least number of frames that the model takes and that is not below this one."""
+        return self.temporal * -(-(frames - 1) // self.temporal) + 1
 
     def preview(self, z0_hat: Float[Tensor, "C t h w"]) -> Float[Tensor, "t 3 n*h n*w"]:
         """A small picture of each latent frame, in [0, 1], by what `preview_by` names.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, relayed
 from pipeline.camera.geometry import (
+    DEFAULT_FOV,
     CameraPath,
     default_intrinsics,
     scale_intrinsics,
@@ -45,9 +46,9 @@ from pipeline.media.video import (
 from pipeline.method.problem import windows_of
 from pipeline.models import hub
 from pipeline.prior.backbone import Backbone
-from pipeline.render.events import StageEvent
-from pipeline.render.loaded import _LOADING, _load_depth_model, depth_model_of, get_backbone
-from pipeline.render.request import DEFAULT_FOV, RenderRequest
+from pipeline.render.events import StageEvent, stage
+from pipeline.render.loaded import depth_model_of, get_backbone, loaded_depth_model
+from pipeline.render.request import RenderRequest
 
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
 
@@ -58,7 +59,8 @@ class Analysis:
 
     clip: T 3 h w at working size. full: T 3 H W, the same crop at the clip's resolution. depth: T h w.
     source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
-    fps: of clip, full and the result. info: of the file. notes: choices made for the user, in plain words.
+    fps: of clip, full and the result. info: of the file. first: the first frame that is used; why: why these frames
+    are, in words. notes: choices made for the user, in plain words, that one among them.
     hidden: T H W, True where `full` is not to be used, see `hide`; None if all of it is.
     picture: 3 H W, what the first frame of the result is to show where it is unknown; picture_from: where it is from.
     """
@@ -71,6 +73,7 @@ class Analysis:
     fps: float
     info: VideoInfo
     first: int
+    why: str = ""
     notes: tuple[str, ...] = ()
     hidden: Bool[Tensor, "T H W"] | None = None
     picture: Float[Tensor, "3 H W"] | None = None
@@ -78,34 +81,30 @@ class Analysis:
 
 
 MUCH = 0.9  # of the picture under a mask that may be meant the other way round
-FindDepth = Callable[..., Generator[StageEvent | tuple[np.ndarray, bool], None, None]]
+FindDepth = Callable[..., Generator[StageEvent, None, tuple[np.ndarray, bool]]]
 
 
 def find_depth(
     ref: str, frames: Float[np.ndarray, "T 3 H W"], size: tuple[int, int]
-) -> Generator[StageEvent | tuple[np.ndarray, bool], None, None]:
-    """Depth of a clip by the model `ref`: z (float32 T h w, of that size) and whether it is metric come last.
+) -> Generator[StageEvent, None, tuple[Float[np.ndarray, "T h w"], bool]]:
+    """Stage events; returns the depth of a clip by the model `ref` at that size, and whether it is metric.
 
-    That the terms of a model that has some are accepted is for the caller to see to. Arrays: see `fill`.
+    That the terms of a model that has some are accepted is for the caller to see to. Arrays: see `worker.fill`.
     """
-    with _LOADING:
-        model = _load_depth_model(ref)
-    for event in estimate(torch.from_numpy(frames), model, size):
-        if isinstance(event, Depth):
-            yield event.z.float().cpu().numpy(), event.metric
-        else:
-            yield StageEvent("depth", event[0], 0.03 + 0.05 * event[1])
+    events = estimate(torch.from_numpy(frames), loaded_depth_model(ref), size)
+    depth = yield from relayed(events, lambda told: stage("depth", *told))
+    return depth.z.float().cpu().numpy(), depth.metric
 
 
-def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Iterator[StageEvent | Analysis]:
-    """Read the clip and find its depth. Yields stage events, then one `Analysis`. Raises `InputError`.
+def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Generator[StageEvent, None, Analysis]:
+    """Read the clip and find its depth: stage events; returns the `Analysis`. Raises `InputError`.
 
     find_depth: in place of the function of that name, where its work is done elsewhere.
     """
     info = probe(request.clip)
-    yield StageEvent("load", hub.loading(request.backbone), 0.0)
+    yield stage("load", hub.loading(request.backbone))
     backbone = get_backbone(request.backbone, request)
-    yield StageEvent("read", "Reading the clip", 0.02)
+    yield stage("read", "Reading the clip")
     wanted = request.frames or backbone.frames
     whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
     frames, _, height, width = whole.frames.shape
@@ -120,32 +119,28 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> It
     K[:, 1, 2] -= (height - crop_height) / 2
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
-    read_as = None
+    read_as: list[str] = []
     if request.depth is None:
-        depth = None
-        for event in _estimated_depth(request, clip, full, backbone, find_depth):
-            if isinstance(event, Depth):
-                depth = event
-            else:
-                yield event
-        assert depth is not None, "estimating ends with the depth"
+        depth = yield from _estimated_depth(request, clip, full, backbone, find_depth)
     else:
-        yield StageEvent("depth", "Reading your depth", 0.03)
+        yield stage("depth", "Reading your depth")
         depth, kind = _given_depth(request, (height, width), (crop_height, crop_width), clip)
-        read_as = f"Your depth was read as {KINDS[kind]}."
+        read_as = [f"Your depth was read as {KINDS[kind]}."]
 
-    notes = [_frames_note(request, backbone, info, frames), *info.notes, *([read_as] if read_as else [])]
+    notes = [why := _frames_note(request, backbone, info, frames), *info.notes, *read_as]
     if (crop_height, crop_width) != (height, width):
         notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
     if request.fov is None and info.fov is not None:
         notes.append(f"The file says that the lens saw {fov:.0f} degrees; that is taken for the field of view.")
     elif request.fov is None:
         notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
-    yield Analysis(clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, tuple(notes))
+    return Analysis(
+        clip, full, depth, source, subject_distance(depth), whole.fps, info, request.start, why, tuple(notes)
+    )
 
 
-def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | Analysis]:
-    """Take out of an analysis what the request replaces: yields stage events, then one `Analysis`.
+def hide(analysis: Analysis, request: RenderRequest) -> Generator[StageEvent, None, Analysis]:
+    """Take out of an analysis what the request replaces: stage events; returns the analysis without it.
 
     A mask that shows the object in some frames only is followed through the others. Without a mask and a first frame
     the analysis comes back as it is. Raises `InputError` for files that cannot be used.
@@ -153,9 +148,8 @@ def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | An
     if request.first_frame is not None:
         analysis = replace(analysis, picture=_first_frame(request.first_frame, analysis))
     if request.mask is None:
-        yield analysis
-        return
-    yield StageEvent("mask", "Reading the mask", 0.08)
+        return analysis
+    yield stage("mask", "Reading the mask")
     given = read_mask(
         request.mask,
         analysis,
@@ -170,13 +164,8 @@ def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | An
         notes += (f"The mask covers {covered:.0%} of the picture; if it shows what is to stay, invert it.",)
     if len(given) < len(analysis.full.frames):
         notes += (f"The object was followed from {_painted_words(list(given))} through the clip by {follower()}.",)
-    followed = None
-    for event in follow(analysis.full.frames, given):
-        if isinstance(event, Tensor):
-            followed = event
-        else:
-            yield StageEvent("mask", f"Following the object through the clip, frame {event[0]} of {event[1]}", 0.08)
-    assert followed is not None, "following ends with the mask"
+    say = lambda told: stage("mask", f"Following the object through the clip, frame {told[0]} of {told[1]}")
+    followed = yield from relayed(follow(analysis.full.frames, given), say)
     pixels = round(request.grow / 100 * min(followed.shape[1:]))
     hidden = grow(~followed if request.invert else followed, pixels)
     if not hidden.any():
@@ -187,9 +176,9 @@ def hide(analysis: Analysis, request: RenderRequest) -> Iterator[StageEvent | An
         raise InputError(f"The mask {Path(request.mask).name} hides the whole clip; leave something of it to see.")
     analysis = replace(analysis, hidden=hidden, notes=notes)
     if request.remove:
-        yield StageEvent("mask", "Looking for what stood behind the object", 0.09)
+        yield stage("mask", "Looking for what stood behind the object", 1.0)
         analysis = _see_behind(analysis)
-    yield replace(analysis, clip=replace(analysis.clip, frames=_clear_of_hidden(analysis)))
+    return replace(analysis, clip=replace(analysis.clip, frames=_clear_of_hidden(analysis)))
 
 
 def read_mask(
@@ -252,16 +241,16 @@ def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, fr
     return f"{which}; all {there} can be had by asking for them, and take about {longer:.1f} times as long."
 
 
-def _name_of(model: str | None) -> str | None:
+def name_of(model: str | None) -> str | None:
     """A model's name without the place of its folder."""
     return Path(model).name if model and Path(model).is_dir() else model
 
 
 def _estimated_depth(
     request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone, find_depth: FindDepth
-) -> Iterator[StageEvent | Depth]:
+) -> Generator[StageEvent, None, Depth]:
     ref = request.depth_model or depth_model_of(backbone)
-    yield StageEvent("depth", "Estimating depth", 0.03)
+    yield stage("depth", "Estimating depth")
     key = content_key(
         "depth", 3, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
@@ -270,22 +259,16 @@ def _estimated_depth(
     if kept is None:
         size, frames = size_of(clip.frames), clip.frames
         if request.depth_model is not None:
-            yield StageEvent("depth", hub.loading(ref), 0.03)
+            yield stage("depth", hub.loading(ref))
             # a small backbone's working size is too little for models that were made for larger pictures
             scale = min(1.0, LONGEST / max(size_of(full.frames)))
             height, width = (max(1, round(side * scale)) for side in size_of(full.frames))
             frames = resize(full.frames, (height, width))
         fetch_depth_model(ref, request.accepted)  # here, since the work may be done where time is lent
-        found = None
-        for event in find_depth(ref, frames.numpy(), size):
-            if isinstance(event, StageEvent):
-                yield event
-            else:
-                found = event
-        assert found is not None, "the depth comes last"
-        arrays = {"z": found[0], "metric": np.array(found[1])}
+        z, metric = yield from find_depth(ref, frames.numpy(), size)
+        arrays = {"z": z, "metric": np.array(metric)}
         kept = cached(key, lambda: arrays)
-    yield Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
+    return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
 
 def _given_depth(

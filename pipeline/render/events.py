@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.render.report import Report
+
+# Where in the whole job, in [0, 1], each stage begins; it ends where the next begins.
+STARTS = {
+    "load": 0.0,
+    "read": 0.02,
+    "depth": 0.03,
+    "mask": 0.08,
+    "place": 0.09,
+    "warp": 0.1,
+    "first-frame": 0.11,
+    "gather": 0.11,
+    "gpu": 0.11,
+    "encode": 0.12,
+    "sample": 0.18,
+    "decode": 0.8,
+    "steady": 0.87,
+    "composite": 0.88,
+    "grain": 0.91,
+    "measure": 0.92,
+    "write": 0.95,
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +40,18 @@ class StageEvent:
     stage: str
     message: str
     fraction: float
+
+
+def fraction_of(name: str, done: float = 0.0) -> float:
+    """The fraction of the whole job at which a stage of `STARTS` is done by so much, 0 to 1."""
+    begins = STARTS[name]
+    ends = min([start for start in STARTS.values() if start > begins], default=1.0)
+    return begins + done * (ends - begins)
+
+
+def stage(name: str, message: str, done: float = 0.0) -> StageEvent:
+    """The event that a stage of `STARTS` begins, or is done by so much."""
+    return StageEvent(name, message, fraction_of(name, done))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +90,7 @@ class RenderResult:
     video: Path
     source: Path
     warp: Path
-    report: dict[str, Any]
+    report: Report
 
 
 @dataclass(frozen=True, eq=False)

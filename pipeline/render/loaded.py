@@ -15,7 +15,6 @@ import torch
 
 from pipeline import InputError
 from pipeline.depth.load import load_depth_model
-from pipeline.method.problem import _padded
 from pipeline.models import hub, memory
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.load import load_backbone
@@ -26,7 +25,7 @@ from pipeline.render.request import RenderRequest
 def get_backbone(ref: str, request: RenderRequest | None = None, clip: tuple[int, int, int] | None = None) -> Backbone:
     """The backbone of that name, folder or hub id; loaded once, from whichever thread asks first.
 
-    clip: frames (4n + 1), height and width that the request is about to render, for which the model is loaded again if
+    clip: frames, height and width that the request is about to render, for which the model is loaded again if
     it does not fit into the GPU's memory the way it is placed, or if the request wants another placement. Without it
     any will do. Raises `InputError` where the memory is not enough.
     """
@@ -60,15 +59,15 @@ def _suits(kept: _Kept, request: RenderRequest, clip: tuple[int, int, int]) -> b
         return False
     if mode == _mode(kept.backbone, request, clip):
         return True
-    present = kept.backbone.plan(*clip, wanted=mode.name, fast=request.fast)
+    present = kept.backbone.plan(*clip, wanted=mode.name, fast=request.guidance.fast)
     fits = present.need is None or present.free is None or present.need <= present.free
     return request.memory == "auto" and not mode.eight_bits and fits
 
 
 def _mode(backbone: Backbone, request: RenderRequest | None, clip: tuple[int, int, int] | None) -> memory.Mode:
-    wanted, fast = (request.memory, request.fast) if request else ("auto", "off")
+    wanted, fast = (request.memory, request.guidance.fast) if request else ("auto", "off")
     if clip is None:
-        frames = _padded((request and request.frames) or backbone.frames)
+        frames = (request and request.frames) or backbone.frames
         side = round(math.sqrt(backbone.pixels))
         clip = frames, *((request and request.size) or (side, side))
     return backbone.plan(*clip, wanted=wanted, fast=fast).mode
@@ -82,8 +81,13 @@ def warm(ref: str, depth_model: str | None = None) -> None:
     backbone = get_backbone(ref)
     model = depth_model or depth_model_of(backbone)
     backbone.preview_by  # noqa: B018  loads what makes the previews
+    loaded_depth_model(model)
+
+
+def loaded_depth_model(ref: str) -> Any:
+    """The depth model of that name, folder or hub id, see `depth.load`; loaded once."""
     with _LOADING:
-        _load_depth_model(model)
+        return _load_depth_model(ref)
 
 
 def release_depth_model() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,27 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.camera.geometry import (
-    CameraPath,
-    invert_rigid,
-    project,
-    scale_intrinsics,
-)
+from pipeline.camera.geometry import CameraPath, invert_rigid, project, scale_intrinsics, stands_still
 from pipeline.camera.moves import Move, fov_of, preset_move, target_path
 from pipeline.depth.estimate import resize_depth
-from pipeline.finish.steady import steady
-from pipeline.known.gather import Gathered, from_other_frames
+from pipeline.known.gather import Gathered, completed
+from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
-from pipeline.media.video import (
-    resize,
-    size_of,
-    to_uint8,
-)
+from pipeline.media.video import resize, size_of, to_uint8
 from pipeline.method.problem import COMPLETE_BELOW
 from pipeline.models import table
 from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis
-from pipeline.render.request import RenderRequest, _amount
+from pipeline.render.events import StageEvent, stage
+from pipeline.render.request import RenderRequest, amount_of
 
 LITTLE = 0.3  # share of a frame below which most of it would be invented
 Paint = Callable[..., Float[Tensor, "3 H W"]]
@@ -44,7 +36,7 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
     What is replaced is not in it if the analysis comes from `hide`.
     Raises `InputError` if nothing of the clip is visible from there.
     """
-    measurement = _warp(at_moment(analysis, request), request, size or size_of(analysis.clip.frames), slice(None))
+    measurement = warped(at_moment(analysis, request), request, size or size_of(analysis.clip.frames), slice(None))
     if measurement.mask.float().mean() < VISIBLE_AT_LEAST:
         if request.move is not None:
             raise InputError(
@@ -52,51 +44,81 @@ def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int]
             )
         raise InputError(
             f"Almost nothing of the clip is visible along the camera path {request.camera} with amount "
-            f"{_amount(request):g}; choose a smaller amount or check the depth."
+            f"{amount_of(request):g}; choose a smaller amount or check the depth."
         )
     return measurement
 
 
-def with_depth(measurement: Measurement, analysis: Analysis, request: RenderRequest) -> Measurement:
-    """The measurement at working size with its z, by which holes are filled from what is far."""
-    return replace(measurement, z=warp_depth(depth_of_seen(analysis), analysis.source, cameras_of(analysis, request)))
+@dataclass(frozen=True, eq=False)
+class View:
+    """A clip as the new cameras see it.
+
+    analysis: of the clip; without what is replaced, at its moment, with its first frame painted, as it was asked for.
+    known: what is known of the target video.
+    found: what other frames saw of it; None where they were not asked, or how the camera moves was not found.
+    searched: other frames were asked.
+    """
+
+    analysis: Analysis
+    known: Known
+    found: Gathered | None
+    searched: bool
+
+    @property
+    def unknown(self) -> Float[Tensor, "T"]:
+        """The share of each frame that is not known."""
+        return 1 - self.known.measurement.mask.float().mean(dim=(1, 2, 3))
+
+    @property
+    def elsewhere(self) -> float | None:
+        """The share of the picture that other frames saw; None where how the camera moves was not found."""
+        if self.found is None:
+            return None if self.searched else 0.0
+        return self.found.taken.float().mean().item()
+
+
+def look(analysis: Analysis, request: RenderRequest, paint: Paint | None = None) -> Generator[StageEvent, None, View]:
+    """Measure and complete: stage events; returns what is known along the requested camera path.
+
+    The one way from an analysis to what a method is given, for renders, for `warp` and for evaluations. analysis: from
+    `analysis.hide`. paint: an image model's completion of the first frame; None paints none. Raises `InputError`.
+    """
+    analysis = at_moment(analysis, request)
+    yield stage("warp", "Warping")
+    measurement = measure(analysis, request)
+    model = request.first_frame_model
+    if paint is not None and model is not None and 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW:
+        yield stage("first-frame", f"Inpainting the first frame by {table.title_of(model)}")
+        analysis = _paint_first_frame(analysis, request, model, paint)
+        measurement = measure(analysis, request)
+    known = known_of(analysis, request, measurement)
+    if not wants_other_frames(analysis, request, measurement):
+        return View(analysis, known, None, searched=False)
+    yield stage("gather", "Looking for what other frames saw")
+    known, found = completed(known)
+    return View(analysis, known, found, searched=True)
+
+
+def known_of(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Known:
+    """What each frame by itself tells of the target video. measurement: of `measure`, at working size."""
+    hidden, z, cameras = _hidden(analysis), analysis.depth.z, cameras_of(analysis, request)
+    place = None
+    if hidden is not None and not request.remove:  # where the new cameras would see the object, with a rim
+        seen = warp_to_path(analysis.clip.frames, z, analysis.source, cameras, ~hidden)
+        place = F.max_pool2d(seen.mask.float(), 5, 1, 2)[:, 0] > 0
+    if hidden is not None:
+        z = torch.where(hidden, torch.nan, z)  # other frames are not to show it either
+    # holes are filled from what is far, see `fill_unknown`
+    measurement = replace(measurement, z=warp_depth(z, analysis.source, cameras))
+    return Known(measurement, analysis.clip.frames, z, analysis.source, cameras, place)
 
 
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
     """Whether there is something for other frames to complete: not where time stands still, or where something new is
     all that the picture lacks."""
-    frozen = request.move is not None and request.move.frozen is not None
-    replaces_alone = analysis.hidden is not None and not request.remove and stands_still(analysis, request)
-    return request.other_frames and not frozen and not replaces_alone and not bool(measurement.mask.all())
-
-
-def see_elsewhere(
-    analysis: Analysis, request: RenderRequest, measurement: Measurement, replaced: Bool[Tensor, "T h w"] | None
-) -> Gathered | None:
-    """The measurement at working size, completed by what other frames of the clip saw, see `gather`.
-
-    replaced: of `replaced_place`; it stays unknown. None where the motion of the clip's own camera cannot be found.
-    """
-    z, cameras = depth_of_seen(analysis), cameras_of(analysis, request)
-    return from_other_frames(analysis.clip.frames, z, analysis.source, cameras, measurement, replaced)
-
-
-def steadied(
-    raw: Float[Tensor, "T 3 h w"],
-    found: Gathered,
-    own: Measurement,
-    z: Float[Tensor, "T h w"],
-    replaced: Bool[Tensor, "T h w"] | None,
-    reach: int,
-) -> Float[Tensor, "T 3 h w"]:
-    """The raw result with its frames made to agree, see `gather.steady`; not where something new is to stand.
-
-    own: what each frame saw itself; found: of `see_elsewhere`; z: of `depth_of_seen`; replaced: of `replaced_place`.
-    """
-    measurement = found.measurement
-    settled = measurement.mask if replaced is None else measurement.mask | replaced[:, None]
-    known = Measurement(measurement.video, settled)  # what is new moves by itself
-    return steady(raw, known, measurement.mask & ~own.mask, z, *found.cameras_at(size_of(raw)), reach)
+    still = stands_still(analysis.source, cameras_of(analysis, request))
+    replaces_alone = analysis.hidden is not None and not request.remove and still
+    return request.other_frames and request.frozen is None and not replaces_alone and not bool(measurement.mask.all())
 
 
 def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
@@ -106,27 +128,11 @@ def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
     return F.adaptive_max_pool2d(analysis.hidden[:, None].float(), size_of(analysis.clip.frames))[:, 0] > 0
 
 
-def depth_of_seen(analysis: Analysis) -> Float[Tensor, "T h w"]:
-    """The clip's depth at working size, nan where an object is hidden: other frames are not to show it either."""
-    z, hidden = analysis.depth.z, _hidden(analysis)
-    return z if hidden is None else torch.where(hidden, torch.nan, z)
-
-
-def replaced_place(analysis: Analysis, request: RenderRequest) -> Bool[Tensor, "T h w"] | None:
-    """Where the new cameras would see the object that is hidden, with a rim; None if nothing takes its place."""
-    hidden = _hidden(analysis)
-    if hidden is None or request.remove:
-        return None
-    cameras = cameras_of(analysis, request)
-    seen = warp_to_path(analysis.clip.frames, analysis.depth.z, analysis.source, cameras, ~hidden)
-    return F.max_pool2d(seen.mask.float(), 5, 1, 2)[:, 0] > 0
-
-
 def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.ndarray:
     """One frame of the measurement at working size, with its holes shown, uint8 h w 3. moment: in [0, 1]."""
     frame = round(min(max(moment, 0.0), 1.0) * (len(analysis.clip.frames) - 1))
     size = size_of(analysis.clip.frames)
-    return to_uint8(show_holes(_warp(at_moment(analysis, request), request, size, slice(frame, frame + 1))))[0]
+    return to_uint8(show_holes(warped(at_moment(analysis, request), request, size, slice(frame, frame + 1))))[0]
 
 
 def move_of(request: RenderRequest, analysis: Analysis) -> Move:
@@ -138,7 +144,7 @@ def move_of(request: RenderRequest, analysis: Analysis) -> Move:
 
 def at_moment(analysis: Analysis, request: RenderRequest) -> Analysis:
     """The analysis with time standing still, where the request's move says so."""
-    frozen = request.move.frozen if request.move is not None else None
+    frozen = request.frozen
     if frozen is None:
         return analysis
     frames = len(analysis.clip.frames)
@@ -190,13 +196,8 @@ def cameras_of(analysis: Analysis, request: RenderRequest) -> CameraPath:
     return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
 
 
-def stands_still(analysis: Analysis, request: RenderRequest) -> bool:
-    """Whether the target camera is the one that filmed the clip, throughout; however the request says so."""
-    path = cameras_of(analysis, request)
-    return torch.equal(path.world_from_cam, analysis.source.world_from_cam) and torch.equal(path.K, analysis.source.K)
-
-
-def _warp(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
+def warped(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
+    """Some frames of the clip seen from the new cameras, at a size (h, w), with the picture of the first frame."""
     working = size_of(analysis.clip.frames)
     frames, z = analysis.clip.frames[span], analysis.depth.z[span]
     if size != working:
@@ -226,12 +227,8 @@ def _frames_words(hit: Tensor) -> str:
     return f"between frames {first + 1} and {last + 1} of {count}"
 
 
-def _lacks_first_frame(measurement: Measurement) -> bool:
-    return 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW
-
-
 def _paint_first_frame(analysis: Analysis, request: RenderRequest, model: str, paint: Paint) -> Analysis:
     """The analysis with its first frame completed by an image model, which sees it at the clip's full resolution."""
-    first = _warp(analysis, request, size_of(analysis.full.frames), slice(0, 1))
-    picture = paint(first.video[0], first.mask[0], request.prompt, model, seed=request.seed)
+    first = warped(analysis, request, size_of(analysis.full.frames), slice(0, 1))
+    picture = paint(first.video[0], first.mask[0], request.guidance.prompt, model, seed=request.guidance.seed)
     return replace(analysis, picture=picture, picture_from=f"inpainted by {table.title_of(model)}")

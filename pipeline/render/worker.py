@@ -4,27 +4,66 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.known.measurement import Measurement
-from pipeline.media.video import (
-    _bytes,
-)
-from pipeline.method.guidance import steps_of
-from pipeline.method.problem import prepare, solve, windows_of
+from pipeline.known.known import Known
+from pipeline.media.video import to_bytes
+from pipeline.method.guidance import Guidance, steps_of
+from pipeline.method.methods import METHODS, solve
+from pipeline.method.problem import windows_of
 from pipeline.method.sampler import Step
 from pipeline.models import table
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.fast import FEW_STEPS
-from pipeline.render.events import StageEvent, StepEvent
+from pipeline.render.events import StageEvent, StepEvent, fraction_of, stage
 from pipeline.render.loaded import get_backbone
-from pipeline.render.request import RenderRequest
 
-Fill = Callable[..., Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]]
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """video: the raw result, T 3 h w in [0, 1]; notes: how it was made, for the user."""
+
+    video: Float[np.ndarray, "T 3 h w"]
+    notes: tuple[str, ...]
+
+
+Fill = Callable[[str, Known, Guidance], Generator[StageEvent | StepEvent, None, Filled]]
+
+
+def fill(backbone: str, known: Known, guidance: Guidance) -> Generator[StageEvent | StepEvent, None, Filled]:
+    """Stage and step events; returns the raw result. Raises `InputError`.
+
+    backbone: its name, folder or hub id. All that is needed is among the arguments, and crosses as plain arrays: a
+    shared GPU is another process, and only what must be done there should be.
+    """
+    model, frames = get_backbone(backbone), len(known.clip)
+    yield stage("encode", "Encoding the warp")
+    begun = time.perf_counter()
+    told = METHODS[guidance.method](model, known, guidance)
+    encoding = time.perf_counter() - begun
+
+    spans = windows_of(model, frames)
+    in_windows = f" in {len(spans)} overlapping windows" if len(spans) > 1 else ""
+    yield stage("sample", f"Sampling{in_windows}")
+    begun = time.perf_counter()
+    z = told.z
+    for step, preview in with_previews(model, solve(model, told, fast=guidance.fast)):
+        z = step.z
+        done = step.index + 1
+        left = (time.perf_counter() - begun) / done * (step.total - done)
+        # decoding costs about as much as the encodings, and so does the rest
+        left += 2 * encoding
+        fraction = fraction_of("sample", done / step.total)
+        yield StepEvent(done, step.total, step.sigma, preview, left, fraction, model.preview_by)
+
+    notes = tuple(_speed_notes(guidance, model))
+    yield stage("decode", "Decoding")
+    return Filled(model.decode(z)[:frames].cpu().numpy(), notes)
 
 
 def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[Step, np.ndarray]]:
@@ -34,7 +73,7 @@ def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[S
     """
     waiting: tuple[Step, Tensor, torch.cuda.Event] | None = None
     for step in steps:
-        pixels = _bytes(backbone.preview(step.z0_hat)).to("cpu", non_blocking=True)
+        pixels = to_bytes(backbone.preview(step.z0_hat)).to("cpu", non_blocking=True)
         if backbone.device.type != "cuda":
             yield step, pixels.numpy()
             continue
@@ -49,62 +88,17 @@ def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[S
         yield waiting[0], waiting[1].numpy()
 
 
-def fill(
-    request: RenderRequest,
-    video: Float[np.ndarray, "T 3 h w"],
-    mask: Bool[np.ndarray, "T 1 h w"],
-    source: Float[np.ndarray, "T 3 h w"],
-    still: bool,
-    place: Bool[np.ndarray, "T h w"] | None = None,
-    depth: Float[np.ndarray, "T h w"] | None = None,
-) -> Generator[StageEvent | StepEvent | tuple[str, ...] | np.ndarray, None, None]:
-    """The part of a render that an accelerator does: encode, sample, decode. Notes, then the raw video come last.
-
-    video, mask, depth: of the measurement; source: the clip; still: it is the clean video that is wanted; place: see
-    `prepare`. Plain arrays, and all that it needs among its arguments: a shared GPU is another process, and only what
-    must be done there should be.
-    """
-    backbone = get_backbone(request.backbone)
-    yield StageEvent("encode", "Encoding the warp", 0.12)
-    begun = time.perf_counter()
-    seen = None if depth is None else torch.from_numpy(depth)
-    measurement = Measurement(torch.from_numpy(video), torch.from_numpy(mask), seen)
-    clip = torch.from_numpy(source)
-    prompted = None if place is None else torch.from_numpy(place)
-    target = clip if still else None
-    problem = prepare(backbone, measurement, clip, request, target=target, place=prompted, still=still)
-    encoding = time.perf_counter() - begun
-
-    spans = windows_of(backbone, len(video))
-    in_windows = f" in {len(spans)} overlapping windows" if len(spans) > 1 else ""
-    yield StageEvent("sample", f"Sampling{in_windows}", 0.18)
-    begun = time.perf_counter()
-    z = problem.noise
-    for step, preview in with_previews(backbone, solve(backbone, problem, request)):
-        z = step.z
-        done = step.index + 1
-        left = (time.perf_counter() - begun) / done * (step.total - done)
-        # decoding costs about as much as the encodings, and so does the rest
-        left += 2 * encoding
-        fraction = 0.18 + 0.62 * done / step.total
-        yield StepEvent(done, step.total, step.sigma, preview, left, fraction, backbone.preview_by)
-
-    yield tuple(_speed_notes(request, backbone))
-    yield StageEvent("decode", "Decoding", 0.8)
-    yield backbone.decode(z)[: len(video)].cpu().numpy()
-
-
-def _speed_notes(request: RenderRequest, backbone: Backbone) -> list[str]:
+def _speed_notes(guidance: Guidance, backbone: Backbone) -> list[str]:
     passes, notes = backbone.passes, []
-    if request.fast == "cache":
+    if guidance.fast == "cache":
         spared = passes.asked - passes.whole
         notes.append(
             f"Fast mode: {spared} of {passes.asked} passes through the model were cut short after their first block."
         )
-    if request.fast == "lora":
+    if guidance.fast == "lora":
         spec = table.MODELS[FEW_STEPS.model]
         notes.append(
-            f"Fast mode: {steps_of(request, backbone)} steps with {spec.title}, whose licence is {spec.licence}."
+            f"Fast mode: {steps_of(guidance, backbone)} steps with {spec.title}, whose licence is {spec.licence}."
         )
     if backbone.mode.eight_bits:
         notes.append("The transformer's weights were kept in 8 bits, which changes the result a little.")

@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline import result_of
 from pipeline.camera.geometry import PRESETS, CameraPath, follow
 from pipeline.known.fill import fill_unknown
 from pipeline.known.measurement import Measurement
@@ -38,7 +39,7 @@ from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.method.latent_mask import TAU, difference_mask
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.mask_encoder import MaskEncoder
-from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.analysis import analyse
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.training import save_state
@@ -85,11 +86,10 @@ def recordings(file: Path, backbone_ref: str, frames: int) -> Iterator[Recording
             path = CameraPath(path.world_from_cam[span].float(), path.K[span].float())
             yield Recording(video[span].float() / 255, z[span].float(), path)
         return
-    for event in analyse(RenderRequest(clip=str(file), backbone=backbone_ref, frames=frames)):
-        if isinstance(event, Analysis):
-            span = slice((len(event.clip.frames) - 1) // 4 * 4 + 1)
-            path = CameraPath(event.source.world_from_cam[span].float(), event.source.K[span].float())
-            yield Recording(event.clip.frames[span], event.depth.z[span].float().cpu(), path)
+    analysis = result_of(analyse(RenderRequest(str(file), backbone=backbone_ref, frames=frames)))
+    span = slice((len(analysis.clip.frames) - 1) // 4 * 4 + 1)
+    path = CameraPath(analysis.source.world_from_cam[span].float(), analysis.source.K[span].float())
+    yield Recording(analysis.clip.frames[span], analysis.depth.z[span].float().cpu(), path)
 
 
 def make_pairs(
