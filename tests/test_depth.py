@@ -328,7 +328,7 @@ def ramp(frames: int = 4, height: int = 12, width: int = 20) -> np.ndarray:
     return np.stack([plane + t for t in range(frames)])
 
 
-@pytest.mark.parametrize("key", ["z", "depth", "anything"])
+@pytest.mark.parametrize("key", ["z", "depth", "distance"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_npz(tmp_path, key, compressed):
     (np.savez_compressed if compressed else np.savez)(tmp_path / "d.npz", **{key: ramp()})
@@ -484,8 +484,9 @@ def test_folder_of_exr(tmp_path, names):
         depth = next((n for n in names if n.endswith("Z")), names[0])
         channels = {n: plane if n == depth or "B" in names else np.zeros_like(plane) for n in names}
         OpenEXR.File(header, channels).write(str(tmp_path / f"{t:03d}.exr"))
-    assert np.allclose(load_depth(tmp_path, 4, (12, 20)).z, ramp())
-    assert load_depth(tmp_path / "001.exr", 1, (12, 20)).z.shape == (1, 12, 20)
+    kind = None if "ViewLayer.Depth.Z" in names else "depth"
+    assert np.allclose(load_depth(tmp_path, 4, (12, 20), kind=kind).z, ramp())
+    assert load_depth(tmp_path / "001.exr", 1, (12, 20), kind=kind).z.shape == (1, 12, 20)
 
 
 def test_exr_that_is_none(tmp_path):

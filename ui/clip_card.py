@@ -158,7 +158,8 @@ def connect(
         trigger(lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **QUIET)
     settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
     changes = [event for setting in settings for event in (setting.submit, setting.blur)]
-    changes += [controls["depth"].upload, controls["depth"].clear, card.terms.choice.input]
+    changes += [controls["depth"].upload, controls["depth"].clear]
+    changes += [controls["depth_kind"].input, card.terms.choice.input]
     then(gr.on(changes, handlers.show_if_new, known, outputs, **LATEST))
     accepted = controls["accepted"]
     for terms in (card.terms, *more):

@@ -14,6 +14,7 @@ import gradio as gr
 
 from pipeline import InputError
 from pipeline.camera.moves import MOVES, Move
+from pipeline.depth.files import KINDS
 from pipeline.media.cache import content_key
 from pipeline.method.guidance import CONDITIONS
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
@@ -154,9 +155,9 @@ def editor_value(shown: dict[str, Any], move: Move | None, *, own: bool) -> dict
 def values_from(request: RenderRequest) -> dict[str, Any]:
     """The controls' values that mean this request."""
     values = request.flat() | {"accepted": request.accepted}
-    for name in ("backbone", "size", "mask_frame"):
+    for name in ("backbone", "size", "mask_frame", "mask_label"):
         del values[name]
-    for name in ("first_frame_model", "latent_mask"):
+    for name in ("first_frame_model", "latent_mask", "depth_kind"):
         values[name] = values[name] or ""
     values["height"], values["width"] = request.size or (None, None)
     values["depth_model"] = request.depth_model or ""
@@ -261,4 +262,6 @@ def advanced_settings() -> tuple[dict[str, Any], list[Terms]]:
         height=140,
         elem_id="set-depth",
     )
+    kinds = [("As the file says", ""), *((label[0].upper() + label[1:], kind) for kind, label in KINDS.items())]
+    controls["depth_kind"] = gr.Dropdown(kinds, value="", label="Kind of your depth", elem_id="set-depth_kind")
     return controls, terms

@@ -63,6 +63,7 @@ def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
 
 
 def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
+    from pipeline.depth.files import KINDS
     from pipeline.models.table import of_role
 
     add = added.add_argument
@@ -79,6 +80,8 @@ def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     words = "do not take what a frame does not see from frames that do"
     add("--no-other-frames", dest="other_frames", action="store_false", help=words)
     add("--depth", metavar="PATH", help="your own depth: npz, or a folder of EXR or 16-bit PNG")
+    words = "what its numbers mean, where the file does not say it (disparity: near is large; metric: metres)"
+    add("--depth-kind", choices=KINDS, help=words)
     names = ", ".join(spec.name for spec in of_role("depth"))
     add("--depth-model", metavar="MODEL", help=f"{names}, a folder or a Hugging Face id (default: the backbone's)")
     _accept(added)
@@ -93,6 +96,7 @@ def _masked(added: argparse.ArgumentParser, *, required: bool) -> None:
         type=int,
         help="the frame that a single picture shows (default: the first used)",
     )
+    add("--mask-label", type=int, metavar="N", help="only this label of a label map (default: all of them)")
     add("--invert", action="store_true", help="replace everything but what the mask shows")
     add("--grow", type=float, help="widen the mask by so many percent of the shorter side (default 2)")
     add("--remove", action="store_true", help="put nothing there: take what stood behind it from other frames")

@@ -28,7 +28,7 @@ from pipeline.media.video import resize
 _AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
 WINDOW, OVERLAP = 32, 8  # frames that the network sees at once, and how many of them the next window shares
 MEDIAN = 4.0  # of depth that has no unit
-_FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
+FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FOLLOWED = 0.25  # share of the pixels that the flow must follow to be believed
 _JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 
@@ -149,7 +149,7 @@ def _bounded(log_z: Float[Tensor, "T h w"]) -> Float[Tensor, "T h w"]:
     """Depth with median 4 between half the nearest hundredth and 40 times that."""
     sample = sampled(log_z)
     near, middle = sample.quantile(0.01), sample.median()
-    return (log_z.clamp(near - math.log(2), near + math.log(_FAR_ESTIMATED)) - middle).exp() * MEDIAN
+    return (log_z.clamp(near - math.log(2), near + math.log(FAR_ESTIMATED)) - middle).exp() * MEDIAN
 
 
 def sampled(values: Tensor, most: int = 200_000) -> Tensor:

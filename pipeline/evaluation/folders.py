@@ -199,7 +199,7 @@ def read_prompts(path: str | Path) -> dict[str, list[str]]:
     Raises `InputError`.
     """
     try:
-        given = json.loads(Path(path).read_text(encoding="utf-8"))
+        given = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise InputError(f"Cannot read the prompts {path}: {error}.") from error
     shape = f'The prompts {path} must be an object such as {{"clip": ["a red car", "a horse"]}}.'
