@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import InputError
-from pipeline.depth.estimate import FAR_ESTIMATED, MEDIAN, Depth, as_positive, repaired, sampled, resize_depth
+from pipeline.depth.estimate import FAR_ESTIMATED, MEDIAN, Depth, as_positive, repaired, resize_depth, sampled
 from pipeline.media import arrays, child
 
 KINDS = {  # what the numbers of a file may mean
