@@ -1,5 +1,7 @@
+import contextlib
 import json
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -173,3 +175,109 @@ def test_other_arrays_and_missing_files(tmp_path):
         read_move(tmp_path / "nowhere.json", unit=0)
     with pytest.raises(InputError, match="unknown"):
         write_move("fbx", WINDING, frames=2, own_fov=FOV, size=SIZE)
+
+
+def opengl(x=0.0, scale=1.0):
+    """transform_matrix of nerfstudio: world_from_cam in OpenGL axes."""
+    return [[scale, 0, 0, x], [0, scale, 0, 0], [0, 0, scale, 0], [0, 0, 0, 1]]
+
+
+def transforms(order=range(5), **more):
+    frames = [{"file_path": f"images\\frame_{i + 7}.png", "transform_matrix": opengl(0.1 * i)} for i in order]
+    return {"w": 160, "h": 96, "fl_x": 150.0, "fl_y": 150.0, "frames": frames} | more
+
+
+def sideways(path, content):
+    """x of the cameras in a file, at five moments."""
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return sample_move(read_move(path), 5, 55.0)[0][:, 0, 3].tolist()
+
+
+STEPS = pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=1e-6)
+
+
+def test_pictures_are_ordered_by_their_names(tmp_path):
+    for order in ((0, 3, 1, 4, 2), (2, 0, 4, 1, 3)):
+        assert sideways(tmp_path / "a.json", transforms(order)) == STEPS
+
+
+def test_scale_is_no_part_of_a_rotation(tmp_path):
+    given = transforms()
+    given["frames"] = [frame | {"transform_matrix": opengl(0.1 * i, 2)} for i, frame in enumerate(given["frames"])]
+    assert sideways(tmp_path / "a.json", given) == STEPS
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_of_windows_programs(tmp_path, encoding):
+    text = json.dumps(transforms(), indent=1).replace("\n", "\r\n")
+    assert sideways(tmp_path / "a.json", text.encode(encoding)) == STEPS
+    (tmp_path / "a.txt").write_bytes("0, 0\r\n0, 30\r\n0, 0\r\n".encode(encoding))
+    assert len(read_move(tmp_path / "a.txt").keyframes) == 2
+
+
+def test_the_viewers_camera_path(tmp_path):
+    """fov is of the height; along the longer side it is wider."""
+    path = [{"camera_to_world": np.ravel(opengl(0.1 * i)).tolist(), "fov": 50.0, "aspect": 1.5} for i in range(5)]
+    given = {"keyframes": [], "render_height": 1080, "render_width": 1620, "camera_path": path}
+    assert sideways(tmp_path / "camera_path.json", given) == STEPS
+    wide = math.degrees(2 * math.atan(1.5 * math.tan(math.radians(25))))
+    assert read_move(tmp_path / "camera_path.json").keyframes[0].fov == pytest.approx(wide)
+
+
+def test_the_width_is_twice_the_centre_where_it_is_missing(tmp_path):
+    given = transforms(cx=80.0, cy=48.0)
+    del given["w"], given["h"]
+    assert sideways(tmp_path / "a.json", given) == STEPS
+    assert read_move(tmp_path / "a.json").keyframes[0].fov == pytest.approx(math.degrees(2 * math.atan(80 / 150)))
+
+
+def unreal(numbers):
+    text = "[1 0 0 0] [0 1 0 0] [0 0 1 0] [3390 {} 240 1] "
+    return {f"frame{i}": {"cam01": text.format(1380 + 50 * i)} for i in numbers}
+
+
+def test_a_gap_in_the_frames_keeps_the_others_in_their_place(tmp_path):
+    """Nothing after the gap is cut off: the missing camera lies between its neighbours."""
+    assert sideways(tmp_path / "a.json", unreal((0, 1, 3, 4))) == STEPS
+    with pytest.raises(InputError, match="more than half of its frames 0 to 9 are missing"):
+        sideways(tmp_path / "a.json", unreal((0, 1, 2, 9)))
+    rows = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+    lists = {f"frame{i}": {"cam01": [*rows, [3390, 1380 + 50 * i, 240, 1]]} for i in range(5)}
+    assert sideways(tmp_path / "a.json", lists) == STEPS
+
+
+def test_a_file_that_unpacks_to_much_is_refused_unread(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive, archive.open("world_from_cam.npy", "w") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (100_000_000, 4, 4)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(InputError, match=r"bomb\.npz: the array world_from_cam has shape"):
+        read_move(tmp_path / "bomb.npz")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"frame0": {}}',
+        b'{"w":10,"h":10,"fl_x":0,"frames":[{"transform_matrix":[[1,0,0,0],[0,1,0,0],[0,0,1,0],[0,0,0,1]]}]}',
+        b'{"frames":[{"transform_matrix":"x"}]}',
+        b'{"camera_path":[{}]}',
+        b'{"frames": [], }',
+        b"\x80" * 50,
+    ],
+)
+def test_whatever_is_wrong_is_one_refusal(tmp_path, content):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"c\.json") as refused:
+        read_move(tmp_path / "c.json")
+    for word in ("Error", "codec", "object", "NoneType", "division", "dtype"):
+        assert word not in str(refused.value)
+
+
+def test_every_damaged_byte_of_an_npz_is_refused_or_read(tmp_path):
+    np.savez_compressed(tmp_path / "good.npz", K=np.eye(3) * 5, world_from_cam=np.tile(np.eye(4), (3, 1, 1)))
+    good = (tmp_path / "good.npz").read_bytes()
+    for at in range(len(good)):
+        (tmp_path / "x.npz").write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        with contextlib.suppress(InputError):
+            read_move(tmp_path / "x.npz")

@@ -74,7 +74,10 @@ def test_the_table_goes_on_where_it_stopped(tiny_backbone_folder, tmp_path, monk
     (clips / "inner").mkdir(parents=True)
     for name in ("a", "b", "c"):
         write_clip(clips / "inner" / f"{name}.mp4")
-    lines = [{"file": f"inner/{name}.mp4", "split": split} for name, split in zip("abc", ("val", "train", "val"), strict=True)]
+    lines = [
+        {"file": f"inner/{name}.mp4", "split": split}
+        for name, split in zip("abc", ("val", "train", "val"), strict=True)
+    ]
     (clips / "index.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert [source.name for source in real.clips_of(clips)] == ["a", "c"]
 

@@ -7,10 +7,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from av.stream import Disposition
 from PIL import Image
 
 from pipeline import InputError
-from pipeline.media.video import Clip, crop_to_aspect, probe, read_video, resize, working_size, write_video
+from pipeline.media.video import (
+    Clip,
+    crop_to_aspect,
+    probe,
+    read_picture,
+    read_video,
+    resize,
+    working_size,
+    write_video,
+)
 
 
 def numbered(frames: int, height: int = 48, width: int = 64) -> torch.Tensor:
@@ -390,3 +400,148 @@ def test_the_lens_that_a_phone_writes_gives_the_field_of_view(tmp_path, millimet
     assert probe(path).fov == (None if fov is None else pytest.approx(fov, abs=0.1))
     write_raw(tmp_path / "other.mp4", numbered(3))
     assert probe(tmp_path / "other.mp4").fov is None
+
+
+@pytest.mark.parametrize("turn", [(0, 1, 0), (0, 0, 1), (1, 0, 0), (1, 1, 1)])
+def test_a_mirrored_display_matrix(tmp_path, turn):
+    """Front cameras mirror: swapped, across, down as in `colour.turned`."""
+    swapped, across, down = turn
+    write_raw(tmp_path / "a.mp4", numbered(3, 48, 64))
+    plain = read_video(tmp_path / "a.mp4").frames
+    data = bytearray((tmp_path / "a.mp4").read_bytes())
+    at = data.index(b"tkhd") + 44
+    x, y = (-1) ** across << 16, (-1) ** down << 16
+    data[at : at + 36] = struct.pack(">9i", *((0, y, 0, x, 0) if swapped else (x, 0, 0, 0, y)), 0, 0, 0, 1 << 30)
+    (tmp_path / "a.mp4").write_bytes(data)
+    wanted = plain.transpose(-1, -2) if swapped else plain
+    wanted = wanted.flip([dim for dim, flip in ((-1, across), (-2, down)) if flip])
+    assert torch.equal(read_video(tmp_path / "a.mp4").frames, wanted)
+
+
+def scene():
+    """Patches as a display shows them, H W 3 in [0, 1], and their light relative to white (BT.1886)."""
+    patches = np.array([(200, 60, 40), (60, 160, 60), (50, 80, 190), (128,) * 3, (230,) * 3, (30,) * 3]) / 255
+    shown = np.repeat(np.repeat(patches[None], 16, 1), 16, 0)
+    return shown, shown**2.4
+
+
+def as_pq(light):
+    y = (light * 203 / 10000) ** 0.1593017578125
+    return ((0.8359375 + 18.8515625 * y) / (1 + 18.6875 * y)) ** 78.84375
+
+
+def as_hlg(light):
+    light = light * 203 / 1000
+    scene = light * (light @ np.array([0.2627, 0.6780, 0.0593]))[..., None] ** (1 / 1.2 - 1)
+    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c)
+
+
+@pytest.mark.parametrize("transfer, encode", [(16, as_pq), (18, as_hlg)])
+def test_hdr_becomes_what_a_screen_shows(tmp_path, transfer, encode):
+    """A scene put into HDR as BT.2408 says, with white at 203 cd/m2, comes out as that scene."""
+    shown, light = scene()
+    wide = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])
+    signal = (encode(light @ wide.T).clip(0, 1) * 65535).round().astype(np.uint16)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *signal.shape[:2], "gbrp16le"
+        stream.codec_context.color_primaries, stream.codec_context.color_trc = 9, transfer
+        frame = av.VideoFrame.from_ndarray(signal, format="rgb48le").reformat(format="gbrp16le")
+        for _ in range(3):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    read = read_video(tmp_path / "a.mkv").frames[0].permute(1, 2, 0).numpy()
+    assert np.abs(read - shown)[:, 4::16].max() * 255 <= 3
+    assert any("HDR" in note for note in probe(tmp_path / "a.mkv").notes)
+
+
+def test_highlights_of_hdr_keep_their_order():
+    from pipeline.media.colour import to_sdr
+
+    light = np.array([0.5, 0.78, 1, 1.5, 2, 3, 4.5])
+    signal = (as_pq(light) * 65535).round().astype(np.uint16)
+    seen = to_sdr(np.repeat(signal[None, :, None], 3, 2), 16)[0, :, 0]
+    assert (np.diff(seen.astype(int)) > 0).all() and 240 <= seen[2] < 255
+
+
+def test_interlaced_fields_become_whole_pictures(tmp_path):
+    """A bar that moves three pixels a field, top field first."""
+    fields = torch.full((40, 3, 96, 160), 0.25)
+    for k in range(40):
+        fields[k, :, :, 10 + 3 * k : 22 + 3 * k] = 0.85
+    woven = fields[::2].clone()
+    woven[:, :, 1::2] = fields[1::2, :, 1::2]
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        options = {"crf": "8", "x264opts": "tff=1", "flags": "+ilme+ildct"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for image in woven:
+            data = (image.permute(1, 2, 0) * 255).round().byte().contiguous().numpy()
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(data, format="rgb24")))
+        container.mux(stream.encode())
+    clip = read_video(tmp_path / "a.mp4")
+    assert len(clip.frames) == 20
+    x = clip.frames[1, 0] * 255
+    assert (2 * x[2:-2] - x[1:-3] - x[3:-1]).abs().mean() < 2
+    assert any("interlaced" in note for note in probe(tmp_path / "a.mp4").notes)
+
+
+@pytest.mark.parametrize(
+    "suffix, codec, fmt",
+    [("mov", "qtrle", "argb"), ("mov", "prores_ks", "yuva444p10le"), ("webm", "libvpx-vp9", "yuva420p")],
+)
+def test_transparency_never_shows_the_hidden_colour(tmp_path, suffix, codec, fmt):
+    path = tmp_path / f"a.{suffix}"
+    picture = np.full((48, 64, 4), (200, 60, 40, 255), np.uint8)
+    picture[:, :32] = (0, 255, 0, 0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, fmt
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=fmt)))
+        container.mux(stream.encode())
+    frames = read_video(path).frames * 255
+    assert (frames[:, :, :, 4:28] - 127.5).abs().max() <= 4
+    assert (frames[0, :, 24, 50] - torch.tensor([200.0, 60, 40])).abs().max() <= 12
+    assert any("transparent" in note for note in probe(path).notes)
+    cut = read_video(path, mask=True).frames
+    assert cut[..., 4:28].max() < 0.05 and cut[..., 36:60].min() > 0.95
+
+
+def test_the_stream_that_is_marked_is_taken(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for size in ((36, 64), (48, 96)):
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+            streams.append(stream)
+        streams[0].disposition = 0
+        streams[1].disposition = Disposition.default.value
+        for _ in range(3):
+            for stream in streams:
+                image = np.zeros((stream.height, stream.width, 3), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    assert read_video(path).frames.shape == (3, 3, 48, 96)
+
+
+def test_pictures_of_16_bits_and_with_transparency(tmp_path):
+    grey = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(48, 0)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey).save(tmp_path / "grey.tif")
+    for name in ("grey.png", "grey.tif"):
+        assert (read_picture(tmp_path / name)[0, 0] - torch.linspace(0, 1, 64)).abs().max() < 0.004
+    rgba = np.full((48, 64, 4), (0, 255, 0, 0), np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    assert (read_picture(tmp_path / "rgba.png") - 0.5).abs().max() < 0.01
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        read_picture(tmp_path / "folder")
+    with pytest.raises(InputError, match="holds no pictures"):
+        read_video(tmp_path / "folder")

@@ -37,7 +37,18 @@ class Analyses:
         """What an analysis depends on."""
         return tuple(
             getattr(request, name)
-            for name in ("clip", "fov", "frames", "start", "stride", "size", "depth", "depth_model", "backbone")
+            for name in (
+                "clip",
+                "fov",
+                "frames",
+                "start",
+                "stride",
+                "size",
+                "depth",
+                "depth_kind",
+                "depth_model",
+                "backbone",
+            )
         )
 
     def get(self, request: RenderRequest) -> Analysis | None:

@@ -19,7 +19,7 @@ def find_examples(folder: Path) -> list[tuple[str, RenderRequest, bool]]:
         file, described = clip.with_suffix(".json"), False
         if file.exists():
             try:
-                request = RenderRequest.from_json(file.read_text(encoding="utf-8"))
+                request = RenderRequest.from_json(file.read_text(encoding="utf-8-sig"))
                 mask = str(folder / request.mask) if request.mask else None
                 request, described = request.changed(clip=str(clip), mask=mask), True
             except InputError as error:

@@ -6,11 +6,10 @@ import base64
 import io
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 
-from pipeline.media.video import to_uint8
+from pipeline.media.video import read_video, to_uint8
 from pipeline.render.analysis import Analysis
 
 MAX_LOOP_WIDTH = 480
@@ -98,8 +97,7 @@ def cloud_files(analysis: Analysis, *, points: int = CLOUD_POINTS, moments: int 
 
 def poster(path: str | Path, *, width: int = 240) -> bytes:
     """The first frame of a video as a small JPEG."""
-    with av.open(str(path)) as container:
-        image = next(container.decode(video=0)).to_image()
+    image = Image.fromarray(to_uint8(read_video(path, frames=1, max_side=2 * width).frames)[0])
     image.thumbnail((width, width))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)

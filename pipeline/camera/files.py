@@ -7,18 +7,22 @@ is taken to be the one that filmed, unless we wrote the file, and `unit` says ho
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation, Slerp
 
 from pipeline import InputError
 from pipeline.camera.moves import MAX_KEYFRAMES, Move, move_from_poses, sample_move, spline_through
+from pipeline.media import arrays
+from pipeline.media.arrays import guarded
 
 FORMATS: dict[str, tuple[str, str]] = {
     "recapture": ("Recapture (JSON, editable)", ".json"),
@@ -28,6 +32,8 @@ FORMATS: dict[str, tuple[str, str]] = {
     "npz": ("OpenCV matrices (npz: K, world_from_cam)", ".npz"),
 }
 MAX_BYTES = 20_000_000
+_MAX_POSES = 100_000
+_SHEARED = 0.02  # how far rows of a rotation may be from unit length and right angles: files round
 RECAMMASTER_UNIT = 5.0  # metres from its cameras to its people are 3, 5, 7 or 10 (the README of its data set)
 _OURS = "recapture_world"  # marks files of ours: the world is the filming camera, the unit the subject's distance
 _GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL axes (y up, z back) to OpenCV axes
@@ -48,21 +54,23 @@ def read_moves(path: str | Path, *, unit: float | None = None) -> dict[str, Move
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"Cannot read the camera path {path.name}: {error.strerror or error}.") from error
-    try:
-        if path.suffix.lower() == ".npz":
-            return {path.stem: _from_npz(content, unit or 1.0)}
-        text = content.decode("utf-8")
-        if path.suffix.lower() == ".txt":
-            return {path.stem: _from_angles(text)}
-        return _from_json(text, path.stem, unit)
-    except InputError as error:
-        raise InputError(f"{path.name}: {error}") from error
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
-        raise InputError(
-            f"{path.name} is not a camera path that can be read ({error}). Give one of: "
-            + "; ".join(label for label, _ in FORMATS.values())
-            + "."
-        ) from error
+    formats = "; ".join(label for label, _ in FORMATS.values())
+    with guarded(f"{path.name} is not a camera path that can be read", f"give one of: {formats}."):
+        try:
+            if path.suffix.lower() == ".npz":
+                return {path.stem: _from_npz(content, unit or 1.0)}
+            text = _decoded(content)
+            if path.suffix.lower() == ".txt":
+                return {path.stem: _from_angles(text)}
+            return _from_json(text, path.stem, unit)
+        except InputError as error:
+            raise InputError(f"{path.name}: {error}") from error
+
+
+def _decoded(content: bytes) -> str:
+    """Text with or without a byte order mark, as Windows programs write it."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 def read_move(path: str | Path, *, name: str | None = None, unit: float | None = None) -> Move:
@@ -114,16 +122,40 @@ def _move(poses: np.ndarray, fov: list[float | None] | None, *, unit: float, our
     poses = np.asarray(poses, np.float64)
     if poses.ndim != 3 or poses.shape[1:] != (4, 4):
         raise InputError(f"poses of shape {poses.shape} are not N 4 4.")
+    poses = poses if ours else _rigid(poses)
     if len(poses) > MAX_KEYFRAMES:  # evenly thinned: a path of thousands of cameras is far below the clip's frames
         kept = np.linspace(0, len(poses) - 1, MAX_KEYFRAMES).round().astype(int)
         poses, fov = poses[kept], None if fov is None else [fov[i] for i in kept]
     if not ours and len(poses):
-        if abs(np.linalg.det(poses[0])) < 1e-9:
-            raise InputError("Pose 1 of the camera path is not a rotation with a position.")
         poses = np.linalg.inv(poses[0]) @ poses
     poses = poses.copy()
     poses[:, :3, 3] /= 1.0 if ours else unit
     return move_from_poses(torch.from_numpy(poses), fov)
+
+
+def _rigid(poses: np.ndarray) -> np.ndarray:
+    """Poses N 4 4 without the scale that programs leave in the rotation. Raises InputError for what is no rotation.
+
+    A world with left-handed axes (Unreal) is mirrored: how the cameras move relative to the first stays the same.
+    """
+    poses = poses.copy()
+    if len(poses) and (np.linalg.det(poses[:, :3, :3]) < 0).all():
+        poses[:, 0] *= -1
+    for number, pose in enumerate(poses, 1):
+        wrong = f"Pose {number} of the camera path is not a rotation with a position"
+        if not np.isfinite(pose).all():
+            raise InputError(f"{wrong}: it has numbers that are not finite.")
+        volume = np.linalg.det(pose[:3, :3])
+        if volume < 0:
+            raise InputError(f"{wrong}: it is mirrored, and others are not.")
+        rotation = pose[:3, :3] / max(volume, 1e-30) ** (1 / 3)
+        if volume < 1e-9 or np.abs(rotation.T @ rotation - np.eye(3)).max() > _SHEARED:
+            raise InputError(f"{wrong}.")
+        left, _, right = np.linalg.svd(rotation)
+        exact = left @ right
+        pose[:3, :3] = rotation if np.abs(exact - rotation).max() < 1e-6 else exact
+        pose[3] = [0, 0, 0, 1]
+    return poses
 
 
 def _fov(focal: float, side: float) -> float:
@@ -135,15 +167,25 @@ def _fov(focal: float, side: float) -> float:
 
 def _from_npz(content: bytes, unit: float) -> Move:
     """world_from_cam N 4 4 in OpenCV axes, as is; K N 3 3 or 3 3, with size (h, w), or the principal point doubled."""
-    with np.load(io.BytesIO(content), allow_pickle=False) as data:
-        if "world_from_cam" not in data:
-            raise InputError(f"there is no world_from_cam in it, only {', '.join(data) or 'nothing'}.")
-        poses = np.asarray(data["world_from_cam"], np.float64)
-        fov: list[float | None] | None = None
-        if "K" in data:
-            K = np.broadcast_to(np.asarray(data["K"], np.float64), (len(poses), 3, 3))
-            sizes = [data["size"]] * len(K) if "size" in data else [(2 * k[1, 2], 2 * k[0, 2]) for k in K]
-            fov = [_fov(k[0, 0] if w >= h else k[1, 1], max(h, w)) for k, (h, w) in zip(K, sizes, strict=True)]
+    file = io.BytesIO(content)
+    found = arrays.headers(file)
+    if "world_from_cam" not in found:
+        raise InputError(f"there is no world_from_cam in it, only {', '.join(found) or 'nothing'}.")
+    given = {}
+    for name in ("world_from_cam", "K", "size"):
+        if name in found:
+            shape, dtype = found[name]
+            if math.prod(shape) > 16 * _MAX_POSES or dtype.kind not in "fiu":
+                raise InputError(
+                    f"the array {name} has shape {shape} and type {dtype}: not a camera path that can be read."
+                )
+            given[name] = np.asarray(arrays.read_array(file, name), np.float64)
+    poses = given["world_from_cam"]
+    fov: list[float | None] | None = None
+    if "K" in given:
+        K = np.broadcast_to(given["K"], (len(poses), 3, 3))
+        sizes = [given["size"]] * len(K) if "size" in given else [(2 * k[1, 2], 2 * k[0, 2]) for k in K]
+        fov = [_fov(k[0, 0] if w >= h else k[1, 1], max(h, w)) for k, (h, w) in zip(K, sizes, strict=True)]
     poses = poses.copy()
     poses[:, :3, 3] /= unit
     return _move(poses, fov, unit=1.0, ours=True)
@@ -153,9 +195,14 @@ def _from_npz(content: bytes, unit: float) -> Move:
 
 
 def _from_json(text: str, name: str, unit: float | None) -> dict[str, Move]:
-    given = json.loads(text)
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"it is not valid JSON (line {error.lineno}): not a camera path that can be read.") from error
     if not isinstance(given, dict):
         raise InputError("there is no JSON object in it.")
+    if isinstance(given.get("camera_path"), list):
+        return {name: _from_viewer(given, unit or 1.0)}
     if "keyframes" in given:
         return {name: Move.from_dict(given)}
     ours = given.get(_OURS) is True
@@ -169,10 +216,13 @@ def _from_json(text: str, name: str, unit: float | None) -> dict[str, Move]:
 def _from_nerfstudio(given: dict[str, Any], unit: float, ours: bool) -> Move:
     """docs.nerf.studio, "Data conventions": transform_matrix is world_from_cam in OpenGL axes; fl_x, w in pixels."""
     poses, fov = [], []
-    for frame in given["frames"]:
+    for frame in _in_order(given["frames"]):
         has = given | frame
-        poses.append(np.array(has["transform_matrix"], np.float64) @ _GL)
-        w, h = float(has.get("w", 0)), float(has.get("h", 0))
+        pose = np.eye(4)
+        matrix = np.array(has["transform_matrix"], np.float64)
+        pose[: len(matrix)] = matrix
+        poses.append(pose @ _GL)
+        w, h = (float(has.get(side, 0)) or 2 * float(has.get(centre, 0)) for side, centre in (("w", "cx"), ("h", "cy")))
         if "fl_x" in has and w:
             fov.append(_fov(float(has.get("fl_y", has["fl_x"])), h) if h > w else _fov(float(has["fl_x"]), w))
         elif "camera_angle_x" in has:  # of the width, which is the longer side where nothing else is said
@@ -183,27 +233,66 @@ def _from_nerfstudio(given: dict[str, Any], unit: float, ours: bool) -> Move:
     return _move(np.array(poses), fov, unit=unit, ours=ours)
 
 
+def _in_order(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By the numbers in their pictures' names, as nerfstudio itself does: COLMAP lists pictures as it finds them."""
+    names = [str(frame.get("file_path", "")) for frame in frames]
+    if len(set(names)) < len(names):
+        return frames
+    parts = lambda name: [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+    return [frame for _, frame in sorted(zip(names, frames, strict=True), key=lambda pair: parts(pair[0]))]
+
+
+def _from_viewer(given: dict[str, Any], unit: float) -> Move:
+    """camera_path.json of nerfstudio's viewer: camera_to_world row by row in OpenGL axes, fov of the height."""
+    poses, fov = [], []
+    for camera in given["camera_path"]:
+        poses.append(np.array(camera["camera_to_world"], np.float64).reshape(4, 4) @ _GL)
+        aspect = float(camera.get("aspect") or 0) or float(given["render_width"]) / float(given["render_height"])
+        tangent = math.tan(math.radians(float(camera["fov"])) / 2) * max(1.0, aspect)
+        fov.append(math.degrees(2 * math.atan(tangent)))
+    return _move(np.array(poses), fov, unit=unit, ours=False)
+
+
 def _from_recammaster(given: dict[str, Any], unit: float, ours: bool) -> dict[str, Move]:
     """KwaiVGI/ReCamMaster: frame0..frameN, each with cam01.. as text "[x x x 0] [y y y 0] [z z z 0] [t t t 1]".
 
     The rows are the columns of world_from_cam in Unreal's left-handed axes (x forward, y right, z up), in centimetres;
     ReCamMaster takes the columns y, -z, x for the camera's OpenCV axes.
     """
-    count = 0
-    while f"frame{count}" in given:
-        count += 1
+    numbers = sorted(int(key[5:]) for key in given if re.fullmatch(r"frame\d{1,9}", key))
+    if 2 * len(numbers) <= numbers[-1]:
+        raise InputError(f"more than half of its frames 0 to {numbers[-1]} are missing.")
+    if not given["frame0"]:
+        raise InputError("there is no camera in its frames.")
     moves = {}
     for name in given["frame0"]:
-        rows = [given[f"frame{i}"][name].replace("[", " ").replace("]", " ").split() for i in range(count)]
-        unreal = np.array(rows, np.float64).reshape(count, 4, 4).transpose(0, 2, 1)
+        rows = [_numbers_of(given[f"frame{i}"][name]) for i in numbers]
+        unreal = np.array(rows, np.float64).reshape(len(rows), 4, 4).transpose(0, 2, 1)
         poses = unreal[:, :, [1, 2, 0, 3]]
         poses[:, :3, 1] *= -1
         poses[:, :3, 3] /= 100
         if ours:  # the world's axes too: from Unreal's to OpenCV's
             poses[:, :3] = poses[:, [1, 2, 0]] * np.array([1.0, -1.0, 1.0])[:, None]
             poses[:, :3, 3] /= RECAMMASTER_UNIT
-        moves[str(name)] = _move(poses, None, unit=unit, ours=ours)
+        moves[str(name)] = _move(_without_gaps(poses, numbers), None, unit=unit, ours=ours)
     return moves
+
+
+def _numbers_of(matrix: Any) -> list[Any]:
+    if isinstance(matrix, str):
+        return matrix.replace("[", " ").replace("]", " ").replace(",", " ").split()
+    return [value for row in matrix for value in row]
+
+
+def _without_gaps(poses: np.ndarray, numbers: list[int]) -> np.ndarray:
+    """A pose for each frame from 0 to the last; those that are missing lie between their neighbours."""
+    if len(numbers) == numbers[-1] + 1:
+        return poses
+    poses, every = _rigid(poses), np.arange(numbers[-1] + 1)
+    filled = np.tile(np.eye(4), (len(every), 1, 1))
+    filled[:, :3, :3] = Slerp(numbers, Rotation.from_matrix(poses[:, :3, :3]))(every).as_matrix()
+    filled[:, :3, 3] = np.stack([np.interp(every, numbers, poses[:, axis, 3]) for axis in range(3)], 1)
+    return filled
 
 
 def _unreal(pose: np.ndarray) -> str:
@@ -226,7 +315,7 @@ def _from_angles(text: str) -> Move:
     p_target = R (p_source - (0, 0, 1 + forward)) + (0, 0, 1) with R = R_y(right) R_x(up). Its own program smooths the
     values; here they are met.
     """
-    lines = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+    lines = [[float(word) for word in line.replace(",", " ").split()] for line in text.splitlines() if line.strip()]
     if len(lines) != 3 or not all(lines):
         raise InputError("a text file needs three lines of numbers: degrees up, degrees to the right, how far forward.")
     if not all(math.isfinite(value) for line in lines for value in line):

@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.camera.geometry import PRESETS, CameraPath, Preset, follow
+from pipeline.camera.geometry import DEFAULT_FOV, PRESETS, CameraPath, Preset, follow
 
 Point = tuple[float, float, float]
 
@@ -93,8 +93,8 @@ class Move:
     def from_json(cls, text: str) -> Move:
         try:
             given = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"The camera move is not valid JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError("The camera move is not valid JSON; write it as `Move.to_dict` says it.") from error
         return cls.from_dict(given)
 
 
@@ -111,7 +111,7 @@ def _number(value: Any, low: float, high: float) -> bool:
 def _validate(move: Move) -> None:
     if not 1 <= len(move.keyframes) <= MAX_KEYFRAMES:
         raise InputError(f"A camera move needs from 1 to {MAX_KEYFRAMES} keyframes; it has {len(move.keyframes)}.")
-    if move.speed not in SPEEDS:
+    if move.speed not in tuple(SPEEDS):
         raise InputError(f"speed must be one of {', '.join(SPEEDS)}; it is {move.speed!r}.")
     if move.frozen is not None and not _number(move.frozen, 0, 1):
         raise InputError(f"frozen must be a moment of the clip from 0 to 1, or nothing; it is {move.frozen!r}.")
@@ -267,7 +267,7 @@ def _point(values: Sequence[float] | np.ndarray) -> Point:
 
 # --- moves to start from ----------------------------------------------------------------------------------------------
 
-# The six of `camera.PRESETS` and what film people call the others. Positive goes the way that is named.
+# The six of `geometry.PRESETS` and what film people call the others. Positive goes the way that is named.
 MOVES: dict[str, Preset] = (
     {"still": Preset("No move (as filmed)", "percent", (0.0, 0.0), 0.0)}
     | PRESETS
@@ -285,7 +285,7 @@ MOVES: dict[str, Preset] = (
 )
 
 
-def preset_move(name: str, amount: float | None = None, own_fov: float = 55.0) -> Move:
+def preset_move(name: str, amount: float | None = None, own_fov: float = DEFAULT_FOV) -> Move:
     """A named move as keyframes; amount in its unit, None for its default. Raises `InputError`.
 
     Orbits turn about the subject. Dolly zoom goes back by `amount` percent of the distance (in, if negative) and zooms

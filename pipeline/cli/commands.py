@@ -35,7 +35,7 @@ def render_file(options: argparse.Namespace) -> None:
 
     path = Path(options.request)
     try:
-        request = RenderRequest.from_json(path.read_text(encoding="utf-8"), _accepted(options))
+        request = RenderRequest.from_json(path.read_text(encoding="utf-8-sig"), _accepted(options))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Cannot read the request {path}: {getattr(error, 'strerror', None) or error}.") from error
 

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.container import InputContainer, OutputContainer
-from av.error import EOFError as EndOfFileError
-from av.error import FFmpegError, InvalidDataError
-from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace
 from jaxtyping import Float
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline import InputError
+from pipeline.media import child
 
-# What may be opened. Without the list a text file that is a playlist could make FFmpeg open other files or addresses.
-_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,mxf,dv,3gp,webm,mp4,y4m,yuv4mpegpipe"
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 _MAX_BYTES = 12 * 2**30  # of float frames; more is a mistake, or needs a choice of frames
 _MAX_COUNT = 2**31
-MAX_PICTURE = 2**26  # pixels
-_MAX_RATE = 1000  # Hz; containers with broken time bases claim 90000
-_AUDIO_RATE = 48000
+_MAX_RATE = 1000  # Hz
 PICTURES_RATE = 24.0  # frames per second of a folder of pictures, which says nothing of it; DAVIS was filmed so
-# Flags of swscale. By default it doubles chroma samples instead of interpolating them, which costs 5 dB or more.
-_BICUBIC, _AREA, _FULL_CHROMA = 0x4, 0x20, 0x2000 | 0x4000 | 0x40000
+_PICTURE_SECONDS = 60.0  # that reading one picture may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +42,7 @@ class VideoInfo:
     """Size in pixels as shown (after rotation), frames on the uniform time grid, Hz, seconds.
 
     fov: field of view in degrees along the longer side, where the file says what lens it was filmed with.
+    notes: what was done to show it as meant (HDR, interlaced, transparent), and what cannot be used of it.
     """
 
     width: int
@@ -63,10 +52,11 @@ class VideoInfo:
     duration: float
     has_audio: bool
     fov: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
-    """What `read_video` would find, from the header and the first frame only.
+    """What `read_video` would find: all packets are counted, the first frame is decoded.
 
     Raises InputError if the file is missing, empty, or not a video that can be decoded.
     """
@@ -74,19 +64,17 @@ def probe(path: str | os.PathLike) -> VideoInfo:
         pictures = pictures_of(path)
         height, width = read_picture(pictures[0]).shape[1:]
         return VideoInfo(width, height, len(pictures), PICTURES_RATE, len(pictures) / PICTURES_RATE, False)
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        fps = _frame_rate(stream)
-        first = next(_decoded(container, stream), None)
-        if first is None:
-            raise InputError(f"{_name(path)} holds no picture that can be decoded: export it again as MP4 (H.264)")
-        height, width = _square_pixels(first, stream)
-        if _quarter_turns(first) % 2:
-            height, width = width, height
-        duration = _duration(container, stream)
-        frames = max(1, round(duration * fps) if duration else stream.frames)
-        fov = _lens_fov(container.metadata | stream.metadata, width, height)
-        return VideoInfo(width, height, frames, fps, duration or frames / fps, bool(container.streams.audio), fov)
+    found, _ = child.run("probe_video", path)
+    width, height, frames, fps = found["width"], found["height"], found["frames"], found["fps"]
+    notes, has_audio = tuple(found["notes"]), found["has_audio"]
+    if has_audio:
+        try:
+            child.run("read_sound", path, start=0.0, duration=0.1)
+        except InputError:
+            has_audio = False
+            notes += (f"The sound of {_name(path)} cannot be decoded: the result is silent.",)
+    fov = _lens_fov(found["lens"], width, height)
+    return VideoInfo(width, height, frames, fps, frames / fps, has_audio, fov, notes)
 
 
 def _lens_fov(metadata: dict[str, str], width: int, height: int) -> float | None:
@@ -103,14 +91,22 @@ def _lens_fov(metadata: dict[str, str], width: int, height: int) -> float | None
 
 
 def read_video(
-    path: str | os.PathLike, *, start: int = 0, frames: int | None = None, stride: int = 1, max_side: int = 1920
+    path: str | os.PathLike,
+    *,
+    start: int = 0,
+    frames: int | None = None,
+    stride: int = 1,
+    max_side: int = 1920,
+    mask: bool = False,
 ) -> Clip:
     """Frames start, start + stride, ... of the file's uniform time grid, upright, in shown proportions.
 
-    The grid has the file's average rate: a variable frame rate becomes constant, each grid time takes the frame on show
-    then. At most `frames` are returned, fewer when the video ends sooner; None reads to the end. Longer sides than
-    `max_side` pixels are scaled down while decoding. `Clip.fps` = source rate / stride, so motion keeps its speed.
-    A folder of numbered pictures, as data sets have them, counts as a video of `PICTURES_RATE`.
+    The grid has the shortest interval that is common in the file: a variable frame rate becomes constant, each grid
+    time takes the frame on show then. At most `frames` are returned, fewer when the video ends sooner; None reads to
+    the end. Longer sides than `max_side` pixels are scaled down while decoding. `Clip.fps` = grid rate / stride, so
+    motion keeps its speed. HDR becomes BT.709, interlaced fields become whole pictures, what is transparent becomes
+    neutral grey; mask: what is opaque becomes white instead, and the rest black. A folder of numbered pictures, as data
+    sets have them, counts as a video of `PICTURES_RATE`.
 
     Raises InputError if the file cannot be decoded, `start` lies past its end, or a number makes no sense.
     """
@@ -120,56 +116,20 @@ def read_video(
         _check_count("frames", frames, 1)
     if Path(path).is_dir():
         return _read_pictures(path, start, frames, stride, max_side)
-
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        fps = _frame_rate(stream)
-        origin = _start_time(stream)
-        picked: list[Tensor] = []
-        shown: av.VideoFrame | None = None
-        image: Tensor | None = None  # of `shown`, once converted
-        wanted = start  # index on the grid of the next frame to pick
-        last = -1  # index on the grid of the latest decoded frame
-        budget = _MAX_BYTES
-        done = False
-
-        def pick_until(end: float) -> bool:
-            """Picks `shown` for all wanted grid times before `end`; True once nothing more is wanted."""
-            nonlocal wanted, image, budget
-            while shown is not None and wanted < end:
-                if frames is not None and len(picked) == frames:
-                    return True
-                image = _to_rgb(shown, stream, max_side) if image is None else image
-                budget -= 4 * image.numel()
-                if budget < 0:
-                    raise InputError(
-                        f"{_name(path)} does not fit into memory: ask for at most {len(picked)} frames, a larger "
-                        f"stride, or a max_side below {max_side}"
-                    )
-                picked.append(image)
-                wanted += stride
-            return frames is not None and len(picked) == frames
-
-        for frame in _decoded_from(container, stream, origin + start / fps - 0.5):
-            if frame.pts is None or frame.time is None:
-                index = last + 1
-            else:
-                # The rounding tolerates time stamps in coarse units (Matroska: milliseconds).
-                index = math.floor((frame.time - origin) * fps + 0.5)
-            if shown is not None and index <= last:
-                continue  # two frames for one grid time: the first stays
-            if done := pick_until(index):
-                break
-            shown, image, last = frame, None, index
-        if not done and shown is not None:
-            # The last frame stays on show for its own duration.
-            hold = round(float((shown.duration or 0) * (shown.time_base or 0)) * fps)
-            pick_until(last + min(max(1, hold), math.ceil(fps)))
-
-    if last < 0:
-        raise InputError(f"{_name(path)} holds no picture that can be decoded: export it again as MP4 (H.264)")
-    if not picked:
-        raise InputError(f"start {start} is past the end of {_name(path)}: it has {last + 1} frames, counted from 0")
+    options = {"start": int(start), "count": frames, "stride": int(stride), "max_side": int(max_side), "mask": mask}
+    picked: list[Tensor] = []
+    budget, fps = _MAX_BYTES, 0.0
+    with closing(child.stream("read_frames", path, **options)) as messages:
+        for values, arrays in messages:
+            fps = values.get("fps", fps)
+            new = [torch.from_numpy(array) for array in arrays] or picked[-1:] * values.get("again", 0)
+            budget -= 4 * sum(image.numel() for image in new)
+            if budget < 0:
+                raise InputError(
+                    f"{_name(path)} does not fit into memory: ask for at most {len(picked)} frames, a larger "
+                    f"stride, or a max_side below {max_side}"
+                )
+            picked += new
     size = picked[0].shape
     if any(image.shape != size for image in picked):  # a stream may change its size on the way
         picked = [_fit(image, size) for image in picked]
@@ -179,7 +139,7 @@ def read_video(
 def pictures_of(folder: str | os.PathLike) -> list[Path]:
     """The pictures in a folder in the order of their numbers. Raises `InputError` if there are none."""
     found = [
-        file for file in Path(folder).iterdir() if file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+        file for file in Path(folder).iterdir() if file.suffix.lower() in _PICTURES and not file.name.startswith(".")
     ]
     if not found:
         raise InputError(f"The folder {_name(folder)} holds no pictures: give a video, or a folder of numbered frames.")
@@ -205,30 +165,21 @@ def _read_pictures(folder: str | os.PathLike, start: int, frames: int | None, st
 
 
 def read_picture(path: str | os.PathLike) -> Float[Tensor, "3 H W"]:
-    """A picture of the user's in [0, 1], upright; transparency is ignored. Raises `InputError`."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PICTURE:
-                raise InputError(
-                    f"{_name(path)} has {image.width}x{image.height} pixels; give a picture of at most 64 megapixels."
-                )
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {_name(path)}.") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{_name(path)} is not a picture that can be read: give a PNG, JPEG or WebP.") from error
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).float() / 255
+    """A picture of the user's in [0, 1], upright; what is transparent is neutral grey. Raises `InputError`."""
+    _, (image,) = child.run("read_colours", path, seconds=_PICTURE_SECONDS)
+    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
 def write_video(
     path: str | os.PathLike, clip: Clip, *, audio_from: str | os.PathLike | None = None, audio_start: float = 0.0
-) -> None:
+) -> bool:
     """Writes an H.264 (yuv420p, BT.709, limited range) mp4 that browsers play and start before it is loaded.
 
     Odd sides gain a repeated row or column, since yuv420p has only even ones. The sound of `audio_from`, if it has any,
     is taken from `audio_start` seconds on for the clip's length, as AAC. The file appears at `path` complete or not at
-    all. Raises InputError for a clip without frames or rate, an `audio_start` that is not a time, and an `audio_from`
-    that cannot be opened.
+    all. Returns whether it has sound: where decoding that ends its process, the pictures are written without. Raises
+    InputError for a clip without frames or rate, an `audio_start` that is not a time, and an `audio_from` that cannot
+    be opened.
     """
     path = Path(path)
     T, C, H, W = clip.frames.shape
@@ -238,14 +189,20 @@ def write_video(
         raise InputError(f"{path.name}: {clip.fps} frames per second: give a rate above 0, up to {_MAX_RATE}")
     if not (math.isfinite(audio_start) and audio_start >= 0):
         raise InputError(f"audio start {audio_start}: give a time in seconds, 0 or more")
-    sound = None if audio_from is None else _read_sound(audio_from, audio_start, T / clip.fps)
+    sound: list[np.ndarray] = []
+    if audio_from is not None and not Path(audio_from).is_dir():
+        with suppress(child.Died):
+            _, sound = child.run("read_sound", audio_from, start=float(audio_start), duration=T / clip.fps)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp makes the file private; a plain name next to the target keeps os.replace atomic and the usual permissions.
     with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
         part = Path(folder) / "part.mp4"
-        _encode(part, clip, sound)
+        images = (to_uint8(torch.nan_to_num(image[None]))[0] for image in clip.frames)
+        options = {"fps": float(clip.fps), "has_sound": bool(sound)}
+        child.run("write_frames", part, seconds=None, arrays=chain(sound, images), **options)
         os.replace(part, path)
+    return bool(sound)
 
 
 def working_size(height: int, width: int, *, pixels: int, multiple: int) -> tuple[int, int]:
@@ -310,190 +267,9 @@ def _check_count(label: str, value: int, least: int) -> None:
         raise InputError(f"{label} {value}: give a whole number from {least} to {_MAX_COUNT}")
 
 
-@contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[InputContainer]:
-    """Opens a local media file; everything that FFmpeg cannot do with it becomes an InputError."""
-    file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{_name(path)} does not exist: check the path of the video")
-    if file.stat().st_size == 0:
-        raise InputError(f"{_name(path)} is empty: copy or upload the video again")
-    if file.suffix.lower() in _IMAGES:
-        raise InputError(f"{_name(path)} is an image: give a video")
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-    try:
-        with av.open(str(file.absolute()), options=options, metadata_errors="ignore") as container:
-            yield container
-    except (FFmpegError, OSError) as error:
-        raise InputError(
-            f"{_name(path)} cannot be read as a video ({error.strerror or error}): give an MP4, MOV, WebM, MKV, AVI or "
-            "GIF that plays elsewhere"
-        ) from error
-
-
-def _video_stream(container: InputContainer, path: str | os.PathLike) -> av.VideoStream:
-    # Cover art of a song counts as a video stream for FFmpeg.
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams or streams[0].codec_context is None:
-        raise InputError(f"{_name(path)} has no pictures that can be decoded: give a video (MP4, MOV, WebM, MKV)")
-    streams[0].thread_type = "AUTO"
-    return streams[0]
-
-
-def _frame_rate(stream: av.VideoStream) -> float:
-    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
-        if rate and 0 < rate <= _MAX_RATE:
-            return float(rate)
-    return 25.0  # a single picture, or a broken header
-
-
-def _start_time(stream: av.VideoStream) -> float:
-    return float((stream.start_time or 0) * (stream.time_base or 0))
-
-
-def _duration(container: InputContainer, stream: av.VideoStream) -> float:
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    if container.duration:
-        return container.duration / av.time_base
-    return 0.0
-
-
-def _decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
-    """All frames that can be decoded; damaged packets, and what follows a cut-off end, are left out."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-            if packet is None:
-                return
-            yield from packet.decode()
-        except (InvalidDataError, EndOfFileError):
-            if packet is None or packet.size == 0:
-                return
-
-
-def _decoded_from(container: InputContainer, stream: av.VideoStream | av.AudioStream, time: float) -> Iterator[Any]:
-    """Frames from the last key frame before `time` seconds on, or from the beginning if the file has no good index."""
-    if time > 2:  # near the beginning, decoding on is as fast as seeking
-        with contextlib.suppress(FFmpegError):
-            container.seek(int(time * av.time_base), backward=True)
-            frames = _decoded(container, stream)
-            first = next(frames, None)
-            if first is not None and first.time is not None and first.time <= time:
-                yield first
-                yield from frames
-                return
-        container.seek(0)
-    yield from _decoded(container, stream)
-
-
-def _square_pixels(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
-    """(h, w) of the stored picture with the pixel aspect undone by width."""
-    aspect = stream.sample_aspect_ratio
-    if aspect and 0.1 < aspect < 10:
-        return frame.height, max(1, round(frame.width * float(aspect)))
-    return frame.height, frame.width
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
-
-
-def _to_rgb(frame: av.VideoFrame, stream: av.VideoStream, max_side: int) -> Tensor:
-    """H W 3 uint8, upright, in square pixels, no side above max_side."""
-    height, width = _square_pixels(frame, stream)
-    scale = min(1.0, max_side / max(height, width))
-    height, width = max(1, round(height * scale)), max(1, round(width * scale))
-    # Untagged: players take BT.709 for HD and BT.601 below. Values as in AVColorSpace.
-    tag = int(frame.colorspace)
-    hd = tag == 1 or (tag not in (4, 5, 6, 7, 9, 10) and frame.height >= 720)
-    space = Colorspace.ITU709 if hd else Colorspace.ITU601 if tag not in (4, 7, 9, 10) else None
-    rgb = frame.reformat(
-        width=width,
-        height=height,
-        format="rgb24",
-        src_colorspace=space,
-        interpolation=(_AREA if scale < 1 else _BICUBIC) | _FULL_CHROMA,
-    ).to_ndarray()
-    return torch.from_numpy(np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame))))
-
-
 def _fit(image: Tensor, size: tuple[int, ...]) -> Tensor:
     video = resize(image.permute(2, 0, 1)[None].float(), (size[0], size[1]))
     return video[0].permute(1, 2, 0).round().clamp(0, 255).byte()
-
-
-def _encode(path: Path, clip: Clip, sound: np.ndarray | None) -> None:
-    frames = clip.frames.detach()
-    H, W = frames.shape[-2:]
-    # Common rates (24000/1001) come out exact.
-    rate = Fraction(clip.fps).limit_denominator(1001) or Fraction(clip.fps).limit_denominator(10**6)
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        video = container.add_stream("libx264", rate=rate, options={"crf": "16", "preset": "medium"})
-        video.width, video.height, video.pix_fmt = W + W % 2, H + H % 2, "yuv420p"
-        context = video.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = ColorRange.MPEG.value
-        # The muxer interleaves by time; the sound is small, so it can wait for the pictures.
-        if sound is not None:
-            for packet in _encode_sound(container, sound):
-                container.mux(packet)
-        for image in frames:
-            image = F.pad(image[None].float(), (0, W % 2, 0, H % 2), mode="replicate")[0]
-            image = torch.nan_to_num(image).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-            frame = av.VideoFrame.from_ndarray(image.contiguous().cpu().numpy(), format="rgb24")
-            frame = frame.reformat(
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=_BICUBIC | _FULL_CHROMA,
-            )
-            container.mux(video.encode(frame))
-        container.mux(video.encode())
-
-
-def _read_sound(path: str | os.PathLike, start: float, duration: float) -> np.ndarray | None:
-    """Stereo samples (2, n) float32 at 48 kHz of a span counted from the first picture; None for a silent file."""
-    if Path(path).is_dir():
-        return None
-    with _open(path) as container:
-        if not container.streams.audio or container.streams.audio[0].codec_context is None:
-            return None
-        stream = container.streams.audio[0]
-        start += _start_time(container.streams.video[0]) if container.streams.video else 0.0
-        sound = np.zeros((2, round(duration * _AUDIO_RATE)), np.float32)
-        resampler = av.AudioResampler("fltp", "stereo", _AUDIO_RATE)
-        at = None  # where the next sample goes, in samples from `start`
-        heard = False
-        for frame in _decoded_from(container, stream, start - 1):
-            stamp = at if frame.time is None else round((frame.time - start) * _AUDIO_RATE)
-            # Time stamps jitter by a sample or so; only a real gap may break the stream of samples.
-            if stamp is not None and (at is None or abs(stamp - at) > _AUDIO_RATE // 50):
-                at = stamp
-            at = at or 0
-            if at >= sound.shape[1]:
-                break
-            frame.pts = None
-            for part in resampler.resample(frame):
-                samples = part.to_ndarray()
-                first, last = max(0, -at), min(samples.shape[1], sound.shape[1] - at)
-                if last > first:
-                    sound[:, at + first : at + last] = samples[:, first:last]
-                    heard = True
-                at += samples.shape[1]
-        return sound if heard else None
-
-
-def _encode_sound(container: OutputContainer, sound: np.ndarray) -> Iterator[av.Packet]:
-    stream = container.add_stream("aac", rate=_AUDIO_RATE, layout="stereo")
-    stream.bit_rate = 192_000
-    for at in range(0, sound.shape[1], 1024):  # one AAC frame
-        chunk = np.ascontiguousarray(sound[:, at : at + 1024])
-        frame = av.AudioFrame.from_ndarray(chunk, format="fltp", layout="stereo")
-        frame.sample_rate, frame.pts, frame.time_base = _AUDIO_RATE, at, Fraction(1, _AUDIO_RATE)
-        yield from stream.encode(frame)
-    yield from stream.encode()
 
 
 def size_of(video: Tensor) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class Guidance:
             value = getattr(self, name)
             need(is_number(value) and 0 <= value <= 1, name, "a noise level from 0 to 1")
         need(self.guide_until <= self.guide_from, "guide_until", f"at most guide_from ({self.guide_from})")
-        optional("latent_mask", lambda value: value in LATENT_MASKS, f"one of {', '.join(LATENT_MASKS)}")
+        optional("latent_mask", lambda value: value in tuple(LATENT_MASKS), f"one of {', '.join(LATENT_MASKS)}")
         one_of("solver", SOLVERS)
         one_of("phi", PHI)
         one_of("schedule", SCHEDULES)

@@ -23,7 +23,7 @@ from pipeline.camera.geometry import (
 )
 from pipeline.depth.depthcrafter import LONGEST
 from pipeline.depth.estimate import Depth, estimate, resize_depth, subject_distance
-from pipeline.depth.files import load_depth
+from pipeline.depth.files import KINDS, load_depth_as
 from pipeline.depth.load import fetch_depth_model
 from pipeline.known.behind import see_behind
 from pipeline.known.fill import fill_unknown
@@ -96,6 +96,7 @@ def depth_at(
     return frames, resize_depth(z[span], size, guide=(small, frames))
 
 
+MUCH = 0.9  # of the picture under a mask that may be meant the other way round
 FindDepth = Callable[..., Generator[StageEvent, None, tuple[np.ndarray, bool]]]
 
 
@@ -134,17 +135,19 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
     K[:, 1, 2] -= (height - crop_height) / 2
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
+    read_as: list[str] = []
     if request.depth is None:
         depth = yield from _estimated_depth(request, clip, full, backbone, find_depth)
     else:
         yield stage("depth", "Reading your depth")
-        depth = _given_depth(request, (height, width), full, clip)
+        depth, kind = _given_depth(request, (height, width), full, clip)
+        read_as = [f"Your depth was read as {KINDS[kind]}."]
     detail = None
     if size_of(depth.z) != size:
         detail = depth.z
         depth = replace(depth, z=resize_depth(detail, size))
 
-    notes = [why := _frames_note(request, backbone, info, frames)]
+    notes = [why := _frames_note(request, backbone, info, frames), *info.notes, *read_as]
     if (crop_height, crop_width) != (height, width):
         notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
     if request.fov is None and info.fov is not None:
@@ -168,8 +171,18 @@ def hide(analysis: Analysis, request: RenderRequest) -> Generator[StageEvent, No
     if request.mask is None:
         return analysis
     yield stage("mask", "Reading the mask")
-    given = read_mask(request.mask, analysis, start=request.start, stride=request.stride, frame=request.mask_frame)
+    given = read_mask(
+        request.mask,
+        analysis,
+        start=request.start,
+        stride=request.stride,
+        frame=request.mask_frame,
+        label=request.mask_label,
+    )
     notes = analysis.notes
+    covered = max(mask.float().mean().item() for mask in given.values())
+    if covered > MUCH and not request.invert:
+        notes += (f"The mask covers {covered:.0%} of the picture; if it shows what is to stay, invert it.",)
     if len(given) < len(analysis.full.frames):
         notes += (f"The object was followed from {_painted_words(list(given))} through the clip by {follower()}.",)
     say = lambda told: stage("mask", f"Following the object through the clip, frame {told[0]} of {told[1]}")
@@ -190,11 +203,18 @@ def hide(analysis: Analysis, request: RenderRequest) -> Generator[StageEvent, No
 
 
 def read_mask(
-    path: str, analysis: Analysis, *, start: int, stride: int, frame: int | None = None
+    path: str,
+    analysis: Analysis,
+    *,
+    start: int,
+    stride: int,
+    frame: int | None = None,
+    label: int | None = None,
 ) -> dict[int, Bool[Tensor, "H W"]]:
     """A mask of the user's for the frames of an analysis that it shows, cut like its pictures; True is the object.
 
-    start, stride: of the request; frame: of the clip, which a single picture shows, None for the first that is used.
+    start, stride: of the request; frame: of the clip, which a single picture shows, None for the first that is used;
+    label: which of the file's counts, None for all.
     Raises `InputError`.
     """
     info, (height, width) = analysis.info, size_of(analysis.full.frames)
@@ -205,7 +225,7 @@ def read_mask(
             f"The mask's frame {frame} is not among the frames of the clip that are used, {start} to "
             f"{start + (count - 1) * stride}{f', one in {stride}' if stride > 1 else ''}; choose one of those."
         )
-    given = load_mask(path, count, (info.height, info.width), start=start, stride=stride, at=at)
+    given = load_mask(path, count, (info.height, info.width), start=start, stride=stride, at=at, label=label)
     top, left = (info.height - height) // 2, (info.width - width) // 2
     return {frame: mask[top : top + height, left : left + width] for frame, mask in given.items()}
 
@@ -272,13 +292,21 @@ def _estimated_depth(
     return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
 
-def _given_depth(request: RenderRequest, picture: tuple[int, int], full: Clip, clip: Clip) -> Depth:
+def _given_depth(request: RenderRequest, picture: tuple[int, int], full: Clip, clip: Clip) -> tuple[Depth, str]:
+    """The user's depth of the clip, and what its numbers were read as."""
     # the file shows the whole picture: bring it to the scale of what is kept, then crop it like the clip
     (height, width), crop = _detail_size(full, clip), size_of(full.frames)
     scaled = round(picture[0] * height / crop[0]), round(picture[1] * width / crop[1])
-    depth = load_depth(str(request.depth), len(clip.frames), scaled, start=request.start, stride=request.stride)
+    depth, kind = load_depth_as(
+        str(request.depth),
+        len(clip.frames),
+        scaled,
+        start=request.start,
+        stride=request.stride,
+        kind=request.depth_kind,
+    )
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric)
+    return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric), kind
 
 
 def _detail_size(full: Clip, clip: Clip) -> tuple[int, int]:

@@ -225,8 +225,8 @@ def quality_of(video: Float[Tensor, "T 3 h w"], measurement: Measurement) -> Qua
 
 
 def sound_of(request: RenderRequest, analysis: Analysis) -> dict[str, Any]:
-    """The sound of a result, as arguments of `write_video`: the clip's, none where time stands still."""
-    if request.frozen is not None:
+    """The sound of a result, as arguments of `write_video`: the clip's if it has any, none where time stands still."""
+    if not analysis.info.has_audio or request.frozen is not None:
         return {}
     return {"audio_from": request.clip, "audio_start": request.start / analysis.info.fps}
 

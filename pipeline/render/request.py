@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline import InputError
 from pipeline.camera.moves import MOVES, Move
+from pipeline.depth.files import KINDS as DEPTH_KINDS
 from pipeline.method.guidance import Guidance, checks, is_int, is_number
 from pipeline.method.methods import METHODS
 from pipeline.models import memory, table
@@ -36,6 +37,7 @@ class RenderRequest:
         replaces nothing.
     mask_frame: the frame of the clip that a single picture shows; None for the first that is used. The object is
         followed from there.
+    mask_label: which label of a mask file counts; None for all.
     invert: everything but that object is replaced.
     grow: percent of the picture's shorter side by which what is replaced is widened; negative values shrink it.
     remove: what stood behind the object is taken from other frames of the clip first, where they saw it.
@@ -46,6 +48,7 @@ class RenderRequest:
         folder or a hub id; None leaves it to the video model.
     backbone: the video model: a name, a folder or a hub id.
     depth: a file or folder of the user's own depth; None to estimate it.
+    depth_kind: what its numbers mean, one of `depth.files.KINDS`; None where the file says it.
     depth_model: a name, a folder or a hub id, see `depth.load`; None for what comes with the backbone.
     accepted: names of models whose terms the user has accepted. It is not written to JSON: everyone accepts for
         themselves.
@@ -69,6 +72,7 @@ class RenderRequest:
     guidance: Guidance = field(default_factory=Guidance)
     mask: str | None = None
     mask_frame: int | None = None
+    mask_label: int | None = None
     invert: bool = False
     grow: float = 2.0
     remove: bool = False
@@ -77,6 +81,7 @@ class RenderRequest:
     first_frame_model: str | None = None
     backbone: str = "nano"
     depth: str | None = None
+    depth_kind: str | None = None
     depth_model: str | None = None
     accepted: tuple[str, ...] = ()
     memory: str = "auto"
@@ -128,8 +133,9 @@ class RenderRequest:
         """The request in JSON text as `to_json` writes it; fields that are left out take their defaults."""
         try:
             given = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"The request is not valid JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+            raise InputError(f"The request is not valid JSON{line}; write it anew, or mend it there.") from error
         if not isinstance(given, dict):
             raise InputError('The request must be a JSON object such as {"version": 1, "clip": "clip.mp4"}.')
         version = given.pop("version", None)
@@ -175,6 +181,7 @@ def _validate(request: RenderRequest) -> None:
         "false with a fast mode, which changes the blocks",
     )
     optional("depth", lambda value: isinstance(value, str) and value, "the path of a depth file or folder")
+    optional("depth_kind", lambda value: value in tuple(DEPTH_KINDS), f"one of {', '.join(DEPTH_KINDS)}")
     optional("depth_model", lambda value: isinstance(value, str) and value, "a name, a folder or a hub id")
     optional("mask", lambda value: isinstance(value, str) and value, "the path of a mask: a picture, a video or an npz")
     optional("first_frame", lambda value: isinstance(value, str) and value, "the path of a picture")
@@ -192,6 +199,7 @@ def _validate(request: RenderRequest) -> None:
     )
     for ref in filter(None, used):
         table.check_accepted(ref, request.accepted)
+    optional("mask_label", lambda value: is_int(value) and value >= 0, "the number of a label")
     optional("mask_frame", lambda value: is_int(value) and value >= 0, "a whole number, 0 or more")
     need(is_number(request.grow) and -10 <= request.grow <= 25, "grow", "from -10 to 25 percent")
     need(isinstance(request.remove, bool), "remove", "true or false")

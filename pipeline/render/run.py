@@ -96,28 +96,29 @@ def _render(
     composited = None if finished.composited is None else quality_of(finished.composited, known)
     measured = Measured(quality_of(finished.raw, known), composited)
     yield stage("write", "Writing the video")
-    files = _write(folder, keep, request, filmed, view, finished)
+    files, notes = _write(folder, keep, request, filmed, view, finished)
     clock.enter("")
-    report = report_of(request, backbone, plan, view, finished.video, measured, clock, filled.notes)
+    report = report_of(request, backbone, plan, view, finished.video, measured, clock, (*filled.notes, *notes))
     write_report(folder / "report.json", report.to_dict())
     yield DoneEvent(RenderResult(folder, *files, report))
 
 
 def _write(
     folder: Path, keep: Path | None, request: RenderRequest, filmed: Analysis, view: View, finished: Finished
-) -> tuple[Path, Path, Path]:
-    """The videos of a result: itself, the same frames of the clip, and the warp with its holes shown."""
+) -> tuple[tuple[Path, Path, Path], list[str]]:
+    """The videos of a result: itself, the same frames of the clip, and the warp with its holes shown; and notes."""
     result, fps, sound = finished.video, view.analysis.fps, sound_of(request, filmed)
     source = filmed.full.frames
     if finished.composited is None:
         source = resize(source, size_of(result))
     files = folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4"
     with writing(folder):
-        write_video(files[0], Clip(result, fps), **sound)
+        heard = write_video(files[0], Clip(result, fps), **sound)
         write_video(files[1], Clip(source, fps), **sound)
         write_video(files[2], Clip(show_holes(view.known.measurement), fps))
     if keep is not None:
         with writing(keep):
             keep_measurement(keep, view)
             np.savez_compressed(keep / "raw.npz", video=to_uint8(finished.raw))
-    return files
+    silent = ["The result is silent: the clip has no sound there that can be decoded."]
+    return files, silent if sound and not heard else []

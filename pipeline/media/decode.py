@@ -1,0 +1,286 @@
+"""Videos of visitors to frames. This runs in a process of its own (see `child`), without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import BlockingIOError as NotYetError
+from av.error import EOFError as EndOfFileError
+from av.error import FFmpegError, InvalidDataError
+from av.filter import Graph
+from av.stream import Disposition
+
+from pipeline import InputError
+from pipeline.media import colour, pictures
+from pipeline.media.child import Message
+from pipeline.media.times import Times, times_of
+
+# What may be opened. Without the list a text file that is a playlist could make FFmpeg open other files or addresses.
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,mxf,dv,3gp,webm,mp4,y4m,yuv4mpegpipe"
+_MAX_THREADS = 8
+
+Image = Callable[[], np.ndarray]  # H W 3 uint8, upright; converted only where it is wanted
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """A file that was opened: its times and its frames, each with the index into the times."""
+
+    times: Times
+    frames: Callable[[int], Iterator[tuple[int, Image]]]  # from at most this index on
+    lens: dict[str, str]
+    notes: tuple[str, ...] = ()
+    has_audio: bool = False
+
+
+def probe_video(path: Path) -> Iterator[Message]:
+    """One message: width, height, frames, fps, has_audio, lens (metadata that may name it), notes."""
+    film = opened(path, 1 << 15, False)
+    found = next(film.frames(0), None)
+    if found is None:
+        raise _no_picture(path)
+    height, width = found[1]().shape[:2]
+    about = {"width": width, "height": height, "frames": film.times.total, "fps": film.times.fps}
+    yield about | {"has_audio": film.has_audio, "lens": film.lens, "notes": film.notes}, []
+
+
+def read_frames(path: Path, start: int, count: int | None, stride: int, max_side: int, mask: bool) -> Iterator[Message]:
+    """A message with the rate as `fps`; then one for each picked frame: the picture H W 3 uint8, or `again`: how often
+    the one before is meant once more. mask: where the video is a cut-out, what is opaque is white.
+    """
+    film = opened(path, max_side, mask)
+    times = film.times
+    if start >= times.total:
+        raise InputError(f"start {start} is past the end of {path.name}: it has {times.total} frames, counted from 0")
+    wanted = range(start, times.total, stride)[:count]
+    yield {"fps": times.fps, "count": len(wanted)}, []
+    taken, shown, fresh = 0, None, True  # how many were sent; the image on show; whether it was not yet sent
+
+    def due(before: float) -> Iterator[Message]:
+        """What is on show at the wanted places before this one."""
+        nonlocal taken, fresh
+        again = 0
+        while shown is not None and taken < len(wanted) and wanted[taken] < before:
+            taken += 1
+            if fresh:
+                fresh = False
+                yield {}, [shown()]
+            else:
+                again += 1
+        if again:
+            yield {"again": again}, []
+
+    placed = np.flatnonzero(times.slots >= 0)
+    first = int(placed[max(0, np.searchsorted(times.slots[placed], start, side="right") - 1)])
+    for index, image in film.frames(first):
+        slot = int(times.slots[index]) if index < len(times.slots) else -1
+        if slot < 0:
+            continue
+        yield from due(slot)
+        if taken == len(wanted):
+            return
+        shown, fresh = image, True
+    yield from due(math.inf)
+    if shown is None:
+        raise _no_picture(path)
+
+
+def _no_picture(path: Path) -> InputError:
+    return InputError(f"{path.name} holds no picture that can be decoded: export it again as MP4 (H.264)")
+
+
+def opened(path: Path, max_side: int, mask: bool) -> Film:
+    """A video, or an animated picture."""
+    return (_animation if path.suffix.lower() in pictures.SUFFIXES else _film)(path, max_side, mask)
+
+
+@contextlib.contextmanager
+def open_container(path: Path) -> Iterator[InputContainer]:
+    """A local media file; everything that FFmpeg cannot do with it becomes an InputError."""
+    if path.is_dir():
+        raise InputError(f"{path.name} is a folder: give a video file")
+    if not path.is_file():
+        raise InputError(f"{path.name} does not exist: check the path of the video")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path.name} is empty: copy or upload the video again")
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+    try:
+        with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
+            yield container
+    except (FFmpegError, OSError) as error:
+        raise InputError(
+            f"{path.name} cannot be read as a video ({error.strerror or error}): give an MP4, MOV, WebM, MKV, AVI or "
+            "GIF that plays elsewhere"
+        ) from error
+
+
+def chosen(streams: Any) -> Any:
+    """The stream that a player would take: the one marked as default, else the first. Cover art is none."""
+    films = [s for s in streams if not s.disposition & Disposition.attached_pic and s.codec_context is not None]
+    default = [s for s in films if s.disposition & Disposition.default]
+    return (default or films or [None])[0]
+
+
+def video_stream(container: InputContainer, path: Path) -> av.VideoStream:
+    """Raises InputError where there is none, or where its pictures are too large."""
+    stream = chosen(container.streams.video)
+    if stream is None:
+        raise InputError(f"{path.name} has no pictures that can be decoded: give a video (MP4, MOV, WebM, MKV)")
+    if stream.codec_context.width * stream.codec_context.height > pictures.MAX_PIXELS:
+        raise pictures.too_many_pixels(path, stream.codec_context.width, stream.codec_context.height)
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = min(_MAX_THREADS, stream.codec_context.thread_count or _MAX_THREADS)
+    return stream
+
+
+def times_in(container: InputContainer, stream: av.VideoStream) -> Times | None:
+    """Of all packets of the stream. The container stands at its beginning afterwards."""
+    stamps, cut_off = [], False
+    for packet in _packets(container, stream):
+        if packet.size and not packet.is_discard:
+            stamps.append((packet.pts, packet.dts, packet.duration or 0))
+            cut_off = packet.is_corrupt
+    if cut_off:  # the last one; others may well be decoded
+        stamps.pop()
+    declared = [float(rate) for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+    unit = stream.time_base
+    assert unit is not None, "a stream that was opened has a time base"
+    return times_of(stamps, unit, declared, stream.codec_context.has_b_frames)
+
+
+def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (InvalidDataError, EndOfFileError):
+            return
+        if packet is None:
+            return
+        yield packet
+
+
+def decoded(container: InputContainer, stream: Any, context: Any = None) -> Iterator[Any]:
+    """All frames that can be decoded; damaged packets, and what follows a cut-off end, are left out."""
+    for packet in _packets(container, stream):
+        try:
+            yield from packet.decode() if context is None else context.decode(packet if packet.size else None)
+        except (InvalidDataError, EndOfFileError):
+            if packet.size == 0:
+                return
+
+
+def _film(path: Path, max_side: int, mask: bool) -> Film:
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        times = times_in(container, stream)
+        lens = {key: value for key, value in (container.metadata | stream.metadata).items() if "focal" in key.lower()}
+        has_audio = chosen(container.streams.audio) is not None
+    if times is None:
+        raise _no_picture(path)
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        first = next(decoded(container, stream, _own_decoder(container, stream)), None)
+        if first is None:
+            raise _no_picture(path)
+        notes, turn, interlaced = _notes(first, stream.codec_context), colour.turned(first), first.interlaced_frame
+
+    def frames(first: int) -> Iterator[tuple[int, Image]]:
+        with open_container(path) as container:
+            stream = video_stream(container, path)
+            context, aspect = stream.codec_context, stream.sample_aspect_ratio
+            found = _from(container, stream, times, first)
+            index = -1
+            for frame in _deinterlaced(found, stream) if interlaced else found:
+                index = times.index_of(frame.time, index)
+                rgb = lambda frame=frame: colour.to_rgb(frame, context, aspect, max_side, mask)
+                yield index, lambda rgb=rgb: colour.upright(rgb(), turn)
+
+    return Film(times, frames, lens, notes, has_audio)
+
+
+def _own_decoder(container: InputContainer, stream: av.VideoStream) -> Any:
+    """For VP8 and VP9 with transparency, which FFmpeg's own decoders leave out; None for all else."""
+    decoder = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if (stream.metadata.get("alpha_mode") or "") != "1" or decoder not in av.codecs_available:
+        return None
+    return av.CodecContext.create(decoder, "r")
+
+
+def _notes(frame: av.VideoFrame, context: Any) -> tuple[str, ...]:
+    notes = []
+    if colour.is_hdr(context):
+        notes.append("The clip is HDR: it was brought to the standard range, with diffuse white at 203 nits.")
+    if frame.interlaced_frame:
+        notes.append("The clip is interlaced: whole pictures were made of its fields.")
+    if colour.is_transparent(frame):
+        notes.append("The clip has transparent parts: they are shown as a neutral grey.")
+    return tuple(notes)
+
+
+def _from(container: InputContainer, stream: av.VideoStream, times: Times, first: int) -> Iterator[Any]:
+    """Frames from the last key frame before index `first` on, or from the beginning if the file has no good index."""
+    own = _own_decoder(container, stream)
+    time = times.origin + float(times.seconds[first])
+    # Near the beginning, decoding on is as fast as seeking.
+    if times.seconds[first] > 2 and not times.by_order and own is None:
+        with contextlib.suppress(FFmpegError):
+            container.seek(int((time - 0.5) * av.time_base), backward=True)
+            frames = decoded(container, stream)
+            frame = next(frames, None)
+            if frame is not None and frame.time is not None and frame.time <= time:
+                yield frame
+                yield from frames
+                return
+        with contextlib.suppress(FFmpegError):
+            container.seek(0)
+    yield from decoded(container, stream, own)
+
+
+def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
+    """Whole pictures of the frames that are flagged as interlaced, by FFmpeg's bwdif; the others as they are."""
+    graph = Graph()
+    source, sink = graph.add_buffer(template=stream), graph.add("buffersink")
+    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    source.link_to(bwdif)
+    bwdif.link_to(sink)
+    graph.configure()
+
+    def ready() -> Iterator[Any]:
+        with contextlib.suppress(NotYetError, EndOfFileError):
+            while True:
+                yield graph.pull()
+
+    for frame in frames:
+        graph.push(frame)
+        yield from ready()
+    graph.push(None)
+    yield from ready()
+
+
+# --- animated pictures ------------------------------------------------------------------------------------------------
+
+
+def _animation(path: Path, max_side: int, mask: bool) -> Film:
+    """An animated WebP or PNG. A single picture is refused. Transparency does not count as a mask here."""
+    durations = pictures.durations_of(path)
+    if len(durations) < 2:
+        raise InputError(f"{path.name} is a single picture: give a video, or a folder of numbered pictures")
+    milliseconds = np.concatenate([[0], np.cumsum([max(1, d) for d in durations])])
+    stamps = [(int(at), int(at), int(d)) for at, d in zip(milliseconds, durations, strict=False)]
+    times = times_of(stamps, pictures.MILLISECOND, [], False)
+    assert times is not None, "there are frames"
+
+    def frames(first: int) -> Iterator[tuple[int, Image]]:
+        for index, image in enumerate(pictures.frames_of(path, max_side)):
+            yield index, lambda image=image: image
+
+    return Film(times, frames, {})
