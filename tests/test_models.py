@@ -537,3 +537,35 @@ def test_the_command_prints_the_table_and_gets_models(hub_cache, pair, capsys):
     assert "4.5 GB are missing" in capsys.readouterr().err
     assert main(["models", "--download", "nothing"]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_a_model_is_offered_only_where_it_can_be_had(monkeypatch):
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    from huggingface_hub import constants
+
+    from pipeline.models import hub
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(hub, "in_cache", lambda spec: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    hub.hub_answers.cache_clear()
+    assert hub.obtainable("depth-anything-v2-small")
+    server.shutdown()
+    server.server_close()
+    hub.hub_answers.cache_clear()
+    assert not hub.obtainable("depth-anything-v2-small")
+    monkeypatch.setattr(hub, "in_cache", lambda spec: True)
+    assert hub.obtainable("depth-anything-v2-small") and not hub.obtainable("no such model")
+    hub.hub_answers.cache_clear()

@@ -10,6 +10,8 @@ from typing import Any
 import gradio as gr
 
 from pipeline import InputError, relayed
+from pipeline.models.hub import obtainable
+from pipeline.models.table import MODELS, size, title_of
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import move_of
 from ui import media, widgets
@@ -21,6 +23,7 @@ from ui.words import analysis_words
 
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 EMPTY_DEPTH = "Depth of the clip"
+LARGER = "depth-anything-v2-small"  # of the depth models the one of an open licence
 Example = tuple[str, RenderRequest, bool]  # title, request, whether a file described it
 Then = Callable[[Any], Any]  # chains to an event
 
@@ -36,6 +39,7 @@ class ClipCard:
     button: gr.Button
     notes: gr.HTML
     terms: Terms
+    larger: gr.Button
 
 
 def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> ClipCard:
@@ -64,9 +68,18 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
             choice = page.controls["depth_model"] = gr.Dropdown(
                 depth_choices(depth_model), value=depth_model or "", label="Depth from", elem_id="depth-model"
             )
+            larger = gr.Button(larger_words(), size="sm", visible=False, elem_id="larger-depth")
             page.controls["accepted"] = gr.State(())
             terms = ask_terms(choice, "depth")
-    return ClipCard(clip, strip, depth, status, button, notes, terms)
+    return ClipCard(clip, strip, depth, status, button, notes, terms, larger)
+
+
+def larger_words() -> str:
+    """What the button for a larger depth model says: its title, what is fetched for it, its licence."""
+    spec = MODELS[LARGER]
+    return (
+        f"Try {title_of(LARGER)}, larger and finer ({size(sum(p.download_bytes for p in spec.parts))}, {spec.licence})"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +94,8 @@ class Analysing:
     def outputs(self) -> list[Any]:
         card, tab = self.card, self.tab
         return [
-            self.page.shown, card.status, card.notes, card.button, tab.editor, card.depth, tab.warp, tab.status
+            self.page.shown, card.status, card.notes, card.button, tab.editor, card.depth, tab.warp, tab.status,
+            card.larger,
         ]  # fmt: skip
 
     def nothing(self, values: tuple) -> dict[Any, Any]:
@@ -90,6 +104,7 @@ class Analysing:
         return {
             self.page.shown: None,
             self.card.notes: "",
+            self.card.larger: gr.Button(visible=False),
             self.tab.editor: {"empty": EMPTY_CLOUD}
             | {k: kept[k] for k in ("move", "own", "serial") if kept.get("own")},
             self.card.depth: {"empty": EMPTY_DEPTH},
@@ -118,6 +133,7 @@ class Analysing:
                 card.status: widgets.status_html(analysis_words(found), "done"),
                 card.notes: f'<p class="rc-caption">{escape(" ".join(found.notes))}</p>',
                 card.button: on,
+                card.larger: gr.Button(visible=not (request.depth or request.depth_model) and obtainable(LARGER)),
                 self.tab.editor: editor_value(standing, move_of(request, found), own=request.move is not None),
                 card.depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
             }
@@ -161,6 +177,8 @@ def connect(
     changes += [controls["depth"].upload, controls["depth"].clear]
     changes += [controls["depth_kind"].input, card.terms.choice.input]
     then(gr.on(changes, handlers.show_if_new, known, outputs, **LATEST))
+    chosen = card.larger.click(lambda: LARGER, None, card.terms.choice, **QUIET)
+    then(chosen.then(handlers.show_if_new, known, outputs, **QUIET))
     accepted = controls["accepted"]
     for terms in (card.terms, *more):
         told = [terms.words, terms.box, terms.column]

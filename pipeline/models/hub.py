@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
+import urllib.request
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline import InputError
@@ -203,6 +206,29 @@ def loading(ref: str) -> str:
 def command_for(spec: ModelSpec) -> str:
     """The command that gets a model of the table."""
     return f"python -m pipeline models --download {spec.name}" + (f" --accept {spec.name}" if spec.terms else "")
+
+
+def obtainable(ref: str, seconds: float = 3.0) -> bool:
+    """Whether a model of the table can be used here: it is on this machine, or the hub answers within `seconds`.
+
+    What the hub said counts for ten minutes.
+    """
+    spec = find(ref)
+    return spec is not None and (in_cache(spec) or hub_answers(int(time.monotonic() // 600), seconds))
+
+
+@lru_cache(1)
+def hub_answers(_: int, seconds: float) -> bool:
+    """Whether the Hugging Face hub can be reached. The first argument changes when it is to be asked again."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _unreachable(hub_id: str) -> str:

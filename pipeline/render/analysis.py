@@ -45,6 +45,7 @@ from pipeline.media.video import (
 )
 from pipeline.method.problem import windows_of
 from pipeline.models import hub
+from pipeline.models.table import title_of
 from pipeline.prior.backbone import Backbone
 from pipeline.render.events import StageEvent, stage
 from pipeline.render.loaded import depth_model_of, get_backbone, loaded_depth_model
@@ -135,19 +136,20 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
     K[:, 1, 2] -= (height - crop_height) / 2
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
 
-    read_as: list[str] = []
     if request.depth is None:
+        by = title_of(request.depth_model) if request.depth_model else "the network that comes with the model"
+        how = f"The depth was estimated from the pictures by {by}."
         depth = yield from _estimated_depth(request, clip, full, backbone, find_depth)
     else:
         yield stage("depth", "Reading your depth")
         depth, kind = _given_depth(request, (height, width), full, clip)
-        read_as = [f"Your depth was read as {KINDS[kind]}."]
+        how = f"Your depth was read as {KINDS[kind]}."
     detail = None
     if size_of(depth.z) != size:
         detail = depth.z
         depth = replace(depth, z=resize_depth(detail, size))
 
-    notes = [why := _frames_note(request, backbone, info, frames), *info.notes, *read_as]
+    notes = [why := _frames_note(request, backbone, info, frames), *info.notes, how]
     if (crop_height, crop_width) != (height, width):
         notes.append(f"The clip's {height}x{width} picture is cropped at the centre to {crop_height}x{crop_width}.")
     if request.fov is None and info.fov is not None:

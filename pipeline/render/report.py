@@ -289,9 +289,6 @@ def _notes(view: View, request: RenderRequest, backbone: Backbone) -> list[str]:
     frames, worked_on = len(unknown), backbone.padded(len(unknown))
     if worked_on != frames:
         notes.append(f"The model works on {worked_on} frames: the last one was repeated, and cut off again.")
-    if request.depth is None and not view.known.still:
-        by = f" by {name_of(request.depth_model)}" if request.depth_model else ""
-        notes.append(f"The depth was estimated from the pictures{by}.")
     if elsewhere is None:
         notes.append("Other frames of the clip were not used: how its own camera moves was not found.")
     elif elsewhere >= 0.001:

@@ -224,6 +224,8 @@ def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
     upload(page, clip)
     analysed(page)
     assert not page.is_visible("#depth-terms")
+    assert "by the network that comes with the model" in page.inner_text("#analysis-notes")
+    assert not page.is_visible("#larger-depth"), "no hub can be reached: nothing is offered"
     choose_depth(page, "depthcrafter")
     wait_words(page, "analysis-status", "accept its terms")
     assert page.is_visible("#depth-terms") and "academic" in page.inner_text("#depth-terms")
