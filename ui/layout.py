@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -80,6 +79,7 @@ def build(
 
     with gr.Blocks(title=NAME, analytics_enabled=False, delete_cache=(3600, 12 * 3600)) as page:
         job_id = gr.BrowserState("", storage_key="recapture-job", secret="recapture-browser-state")
+        made = gr.State("")  # the job that Render has just made
         shown = gr.State(None)  # what the analysis on the page was made of
         gr.HTML(
             f'<header class="rc-header"><h1>{NAME}</h1>'
@@ -468,16 +468,21 @@ def build(
 
         # --- renders as jobs -----------------------------------------------------------------------------------
 
-        def start(*values):
+        def start(visit: gr.Request, *values):
+            """The job; it is followed only if there is one: the words of a refusal stay."""
             try:
-                return store.submit(request_of(values)), widgets.status_html("Starting …", "busy", 0.0)
+                made = store.submit(request_of(values), str(visit.session_hash or ""))
+                return made, made, widgets.status_html("Starting …", "busy", 0.0)
             except Exception as error:
-                return gr.skip(), widgets.status_html(widgets.failure_words(error), "error")
+                return gr.skip(), "", widgets.status_html(widgets.failure_words(error), "error")
 
         def follow(wanted):
             """Bring the page to where the job is, until it ends. A closed page ends this, never the job."""
             last = None
             # A generator that yields nothing would empty all of its outputs.
+            if not wanted:
+                yield {start_button: gr.Button(interactive=True)}
+                return
             yield {start_button: gr.Button(interactive=True), stop_button: gr.Button(interactive=False)}
             for view in store.follow(wanted):
                 update: dict[Any, Any] = {
@@ -490,7 +495,7 @@ def build(
                         update[preview] = {"empty": "The first preview comes with the first step."}
                         update[result_card] = gr.Column(elem_classes=["rc-card", "rc-away"])
                 else:
-                    kind = {"done": "done", "failed": "error"}.get(view.state, "")
+                    kind = {"done": "done", "failed": "error", "interrupted": "warning"}.get(view.state, "")
                     update[progress] = widgets.status_html(widgets.without_paths(view.message), kind)
                 if view.preview is not None and (last is None or view.step != last.step):
                     update[preview_note] = preview_words(view.preview_by)
@@ -507,7 +512,7 @@ def build(
             given = Path(public.request.clip).stem
             video, report = (result.folder / f"{given}-recaptured{end}" for end in (".mp4", ".json"))
             if not report.exists():
-                shutil.copyfile(result.video, video)
+                widgets.same_file(result.video, video)
                 report.write_text(json.dumps(public.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
             return {
                 result_card: gr.Column(elem_classes=["rc-card"]),
@@ -536,20 +541,31 @@ def build(
             figures,
         ]
 
-        started = start_button.click(start, inputs, [job_id, progress], **quiet)
-        started.then(follow, job_id, job_outputs, **quiet)
+        started = start_button.click(start, inputs, [job_id, made, progress], **quiet)
+        started.then(follow, made, job_outputs, **quiet)
         stop_button.click(store.cancel, job_id, None, **quiet)
 
         # --- coming back ---------------------------------------------------------------------------------------
 
-        def restore(wanted):
-            """The clip and the settings of the visitor's own last job."""
+        def restore(wanted, chosen):
+            """The clip and the settings of the visitor's own last job, unless a clip was chosen meanwhile."""
             job = store.get(wanted)
-            return [gr.skip()] * len(controls) if job is None else set_controls(job.request)
+            return [gr.skip()] * len(controls) if job is None or chosen else set_controls(job.request)
+
+        def put_away(wanted):
+            """The result of another clip goes; a render that is still running stays."""
+            job = store.get(wanted)
+            if job is not None and job.view.active:
+                return [gr.skip()] * 4
+            away = gr.Column(elem_classes=["rc-card", "rc-away"])
+            return away, widgets.status_html(""), {"empty": EMPTY_PREVIEW}, ""
 
         page.load(follow, job_id, job_outputs, **quiet)
-        restored = page.load(restore, job_id, inputs, **quiet)
+        # In two steps: what was chosen is asked for when it would be overwritten, not when the page began to load.
+        restored = page.load(lambda: None, None, None, **quiet).then(restore, [job_id, clip], inputs, **quiet)
         then_all(restored.then(show_analysis, inputs, analysis_outputs, **quiet))
+        for trigger in (clip.upload, clip.clear, *([strip.pick] if strip is not None else [])):
+            trigger(put_away, job_id, [result_card, progress, preview, preview_note], **quiet)
 
     page.queue(default_concurrency_limit=None)
     return page
@@ -560,6 +576,7 @@ def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": CSS,
+        "head": f"<script>{(widgets.STATIC / 'away.js').read_text(encoding='utf-8')}</script>",
         "allowed_paths": [str(store.root), str(examples)],
         "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,29 @@ class Report:
         plain = {name: _plain(value) for name, value in parts.items()}
         own = {"seed": request.guidance.seed, "fast": request.guidance.fast}
         return {"version": REQUEST_VERSION, "request": request.to_dict(), **own, **plain}
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any], accepted: tuple[str, ...] = ()) -> Report:
+        """The report that `to_dict` wrote; accepted: of its request, which JSON leaves out.
+
+        Raises KeyError, TypeError or `InputError` for anything else.
+        """
+        request = RenderRequest.from_json(json.dumps({"version": given["version"], **given["request"]}), accepted)
+        parts: dict[str, Any] = {name.name: given[name.name] for name in fields(cls) if name.name != "request"}
+        for name, part in (
+            ("memory", Placed),
+            ("frames", Frames),
+            ("sizes", Sizes),
+            ("depth", DepthUsed),
+            ("first_frame", FirstFrame),
+        ):
+            parts[name] = part(**{"origin" if k == "from" else k: v for k, v in parts[name].items()})
+        measured = parts["measurement"]
+        parts["measurement"] = Measured(
+            Quality(**measured["raw"]), measured["composited"] and Quality(**measured["composited"])
+        )
+        parts["notes"] = tuple(parts["notes"])
+        return cls(request=request, **parts)
 
 
 def _plain(value: Any) -> Any:
