@@ -63,8 +63,10 @@ class Book:
         """All that are kept, in the order in which they were submitted."""
         with closing(self._open()) as book:
             rows = book.execute("SELECT * FROM jobs ORDER BY rowid").fetchall()
-        read = lambda given, accepted, report, touched: Entry(*given, tuple(json.loads(accepted)), report, touched)
-        return [read(row[:5], *row[5:]) for row in rows]
+        return [
+            Entry(job, visitor, state, message, request, tuple(json.loads(accepted)), report, touched)
+            for job, visitor, state, message, request, accepted, report, touched in rows
+        ]
 
     def close(self) -> None:
         """Remove the files, and let go of the lock."""

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.known.measurement import Measurement
+from pipeline.media.files import save_arrays
 from pipeline.media.quality import psnr, ssim
 from pipeline.media.video import size_of, to_uint8
 from pipeline.method.guidance import guidance_scale_of, latent_mask_of, steps_of, strength_of
@@ -259,8 +260,8 @@ def keep_measurement(folder: Path, view: View) -> None:
     """Write measurement.npz (video uint8 T H W 3, mask bool T H W, True = observed), depth.npz (z float32 T H W)."""
     measurement, depth = view.known.measurement, view.analysis.depth
     mask = measurement.mask[:, 0].cpu().numpy()
-    np.savez_compressed(folder / "measurement.npz", video=to_uint8(measurement.video), mask=mask)
-    np.savez_compressed(folder / "depth.npz", z=depth.z.cpu().numpy().astype(np.float32))
+    save_arrays(folder / "measurement.npz", video=to_uint8(measurement.video), mask=mask)
+    save_arrays(folder / "depth.npz", z=depth.z.cpu().numpy().astype(np.float32))
 
 
 class Clock:
