@@ -15,9 +15,9 @@ from pipeline import InputError, result_of
 from pipeline.depth.estimate import (
     Depth,
     HubDepth,
-    _in_windows,
     align_disparity,
     estimate_depth,
+    in_windows,
     resize_depth,
     subject_distance,
 )
@@ -96,7 +96,7 @@ def test_windows_of_any_scale_join_without_a_seam():
         return frames[:, :, 0] + 3 * torch.rand(1, generator=generator)
 
     generator = torch.Generator().manual_seed(0)
-    found = _in_windows(truth[:, None].expand(-1, 3, -1, -1), model, window=12, overlap=4)
+    found = in_windows(truth[:, None].expand(-1, 3, -1, -1), model, window=12, overlap=4)
     assert found.shape == truth.shape
     assert torch.allclose(found - found.mean(), truth - truth.mean(), atol=1e-5)
 

@@ -20,7 +20,7 @@ from pipeline import InputError
 from pipeline.__main__ import main
 from pipeline.models import hub, table
 from pipeline.prior.backbone import Conditions
-from pipeline.prior.load import _fetch, load_backbone, skeleton
+from pipeline.prior.load import fetch_parts, load_backbone, skeleton
 from pipeline.prior.wan_layout import diffusers_key, load_original, original_config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -343,7 +343,7 @@ def test_the_default_model_loads_from_parts_of_three_repositories(hub_cache, pai
     assert backbone.has_image_branch and backbone.image_encoder is not None
     assert (backbone.name, backbone.frames, backbone.steps, backbone.shift) == (FUN.name, 81, 50, 3.0)
     assert hub.loading(FUN.name) == f"Loading the model {FUN.name}"
-    assert _fetch(FUN.ref) == _fetch(FUN.name)  # its hub id means the same
+    assert fetch_parts(FUN.ref) == fetch_parts(FUN.name)  # its hub id means the same
 
 
 def test_what_is_not_in_the_cache_is_named_with_size_and_command(hub_cache, pair):
@@ -378,7 +378,7 @@ def test_a_lone_original_transformer_takes_the_encoders_from_the_cache(hub_cache
         load_backbone(str(tmp_path), **CPU)
     for part in table.WAN_ENCODERS:
         put(hub_cache, part, pair[1])
-    root, folders = _fetch(str(tmp_path))
+    root, folders = fetch_parts(str(tmp_path))
     assert folders["transformer"] == root == tmp_path and folders["vae"].is_relative_to(hub_cache)
     assert load_backbone(str(tmp_path), **CPU).has_image_branch
 

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from pipeline.camera.geometry import static_path
 from pipeline.evaluation import judge as classifier
-from pipeline.training import Muon, check_gradients, orthogonalised, prior, text, vae
+from pipeline.training import Muon, check_gradients, orthogonalised, prior, prior_examples, text, vae
 from pipeline.training.photos import load_photos, photo_clip
 from pipeline.world.dataset import Stored, load, render_to
 from pipeline.world.objects import COMPOUNDS, SHAPES
@@ -136,7 +136,7 @@ def test_stored_scenes_come_back(tmp_path):
 
 def test_random_masks_are_of_every_kind():
     rng = np.random.default_rng(0)
-    masks = [prior.random_mask(rng, 9, 32, 48) for _ in range(60)]
+    masks = [prior_examples.random_mask(rng, 9, 32, 48) for _ in range(60)]
     assert all(m.shape == (9, 1, 32, 48) and set(m.unique().tolist()) <= {0.0, 1.0} for m in masks)
     by_frame = [m.mean((1, 2, 3)) for m in masks]
     assert any((f[0] == 1) and (f[1:] == 0).all() for f in by_frame)  # the first frame alone
@@ -164,9 +164,9 @@ def test_an_object_in_a_still_fills_its_cut_out(started):
     stored.source[:, 0][stored.source_objects[:, 0]] = 255
     names = []
     for seed in range(12):
-        for example in prior.still_examples(stored, started, np.random.default_rng(seed), "cpu"):
+        for example in prior_examples.still_examples(stored, started, np.random.default_rng(seed), "cpu"):
             names.append(example["name"])
-            assert example["z"].shape[1:] == (1, *prior.OBJECT_WINDOW)
+            assert example["z"].shape[1:] == (1, *prior_examples.OBJECT_WINDOW)
             known = example["known"][0, 0].float()
             assert 0.1 < (known < 1).float().mean() < 0.9, "much of it is hidden, not all"
             if example["name"]:
@@ -181,16 +181,19 @@ def test_a_mask_of_one_object_hides_it_and_its_short_name_names_it():
     objects = torch.zeros(5, 3, 32, 48, dtype=torch.bool)
     objects[:, 0, 10:18, 10:22] = True
     objects[:, 1, 0, 0] = True  # too small to be asked for
-    assert prior.well_seen(objects) == [0]
+    assert prior_examples.well_seen(objects) == [0]
     for seed in range(8):
-        known = prior.without_object(np.random.default_rng(seed), objects[:, :1])
+        known = prior_examples.without_object(np.random.default_rng(seed), objects[:, :1])
         assert known.shape == (5, 1, 32, 48) and not (known[:, 0] * objects[:, 0]).any()
         assert 0.3 < known.mean() < 1
-    assert prior.short_name("an orange egg") == "an orange egg"
-    assert prior.short_name("a glossy red striped ball") == "a red ball"
-    assert prior.short_name("a person in white") == "a person in white"
-    assert prior.other_shape("a red ball") == "a red egg" and prior.other_shape("an orange ring") == "an orange ball"
-    assert prior.other_shape("a person in white") == "a person in white"
+    assert prior_examples.short_name("an orange egg") == "an orange egg"
+    assert prior_examples.short_name("a glossy red striped ball") == "a red ball"
+    assert prior_examples.short_name("a person in white") == "a person in white"
+    assert (
+        prior_examples.other_shape("a red ball") == "a red egg"
+        and prior_examples.other_shape("an orange ring") == "an orange ball"
+    )
+    assert prior_examples.other_shape("a person in white") == "a person in white"
 
 
 def test_every_object_has_a_cut_out_about_it(started):
@@ -210,11 +213,11 @@ def test_every_object_has_a_cut_out_about_it(started):
     stored.target_objects[:, 1, 8:24, 8:24] = True
     stored.source[:, 0, 70:90, 130:150] = 255
     for seed in range(4):
-        examples = prior.object_examples(stored, started, np.random.default_rng(seed), "cpu")
+        examples = prior_examples.object_examples(stored, started, np.random.default_rng(seed), "cpu")
         ball, _, box, nothing = examples
         assert [example["name"] for example in examples] == ["a red ball", "", "a blue box", ""]
         for example in examples:
-            channels, shape = len(example["z"]), (3, *prior.OBJECT_WINDOW)
+            channels, shape = len(example["z"]), (3, *prior_examples.OBJECT_WINDOW)
             assert example["z"].shape[1:] == shape and example["known"].shape == (4 + channels, *shape)
             inside = example["known"][:4].float().mean((0, 1))
             assert (inside.min() == 0).item() and inside.max() == 1, "what is hidden and what is around it"
@@ -224,7 +227,7 @@ def test_every_object_has_a_cut_out_about_it(started):
         assert differs.any() and not (differs & ~hidden).any(), "the ball is filled in, the rest is as it was"
         assert torch.allclose(nothing["z"], nothing["known"][4:], atol=0.02), "plain ground, carried on"
 
-    z, known, captions = prior.draw_objects(
+    z, known, captions = prior_examples.draw_objects(
         [(ball, stored.caption), (box, stored.caption)], 32, np.random.default_rng(0)
     )
     assert z.shape == (32, channels, *shape) and known.shape == (32, 4 + channels, *shape)
@@ -238,13 +241,13 @@ def test_examples_are_held_out_with_their_objects(tmp_path):
             folder.mkdir(exist_ok=True)
             torch.save({"examples": [{"name": f"{kept} {number}"}] * 2, "caption": ""}, folder / f"{number}.pt")
     names = lambda items: {example["name"] for example, _ in items}
-    examples = prior.Examples(tmp_path, 3)
+    examples = prior_examples.Examples(tmp_path, 3)
     assert names(examples.held_out) == {"whole 0", "whole 1"} and names(examples.scenes) == {"whole 2", "whole 3"}
     assert names(examples.held_out_objects) == {"object 0", "object 1"}
     assert names(examples.objects) == {"object 2", "object 3"} and len(examples.objects) == 4
     torch.save({"examples": [{"name": "object 4"}], "caption": ""}, tmp_path / "objects" / "4.pt")
     (tmp_path / "objects" / "0.pt").unlink()
-    late = prior.Examples(tmp_path, 3)
+    late = prior_examples.Examples(tmp_path, 3)
     torch.save({"examples": [{"name": "object 0"}], "caption": ""}, tmp_path / "objects" / "0.pt")
     late.refresh()
     assert "object 0" not in names(late.objects), "encoded after the start, held out all the same"
@@ -255,7 +258,7 @@ def test_examples_are_held_out_with_their_objects(tmp_path):
     assert names(examples.stills) == {"object 0"}, "other scenes than those held out"
     for number in range(1, 5):
         torch.save({"examples": [{"name": f"object {number}"}], "caption": ""}, tmp_path / "stills" / f"{number}.pt")
-    with_stills = prior.Examples(tmp_path, 3)
+    with_stills = prior_examples.Examples(tmp_path, 3)
     assert names(with_stills.held_out_stills) == {"object 0", "object 1", "object 2"}
     assert names(with_stills.stills) == {"object 3", "object 4"}
 
@@ -279,7 +282,7 @@ def test_validation_tells_whether_the_prompt_is_followed(monkeypatch, tmp_path):
         return torch.tensor(0.0 if prompt.endswith(("ball", "box")) else 1.0)
 
     monkeypatch.setattr(prior, "flow_loss", loss)
-    found = prior.validation(None, None, None, prior.Examples(tmp_path, 1), torch.zeros(2, 1, 1, 1), "cpu")
+    found = prior.validation(None, None, None, prior_examples.Examples(tmp_path, 1), torch.zeros(2, 1, 1, 1), "cpu")
     kinds = [f"{kind}{suffix}" for kind in ("object", "still") for suffix in ("", " misnamed", " misshaped")]
     assert list(found) == [*kinds, "warp", "random", "whole", "nothing"]
     assert said[:2] == ["a red ball", "a blue box"] and said[6:8] == ["a blue box", "a red ball"]
@@ -304,16 +307,16 @@ def test_photographs_become_moving_pictures(tmp_path):
 
 def test_prior_examples_and_loss(tmp_path, started):
     stored = load(render_to(tmp_path, 4, FRAMES, SIZE))
-    examples = prior.make_examples(stored, started, np.random.default_rng(0), "cpu")
+    examples = prior_examples.make_examples(stored, started, np.random.default_rng(0), "cpu")
     channels = vae.CONFIG["z_dim"]
     assert [e["z"].shape for e in examples] == [(channels, 3, 4, 6)] * 2
     assert [e["known"].shape for e in examples] == [(3 if e["name"] else 2, 4 + channels, 3, 4, 6) for e in examples]
     items = [(example, stored.caption) for example in examples]
     grey = torch.zeros(channels, 3, 1, 1)
-    z, known, captions = prior.draw(items, 8, (2, 4), np.random.default_rng(1), grey)
+    z, known, captions = prior_examples.draw(items, 8, (2, 4), np.random.default_rng(1), grey)
     assert z.shape == (8, channels, 3, 2, 4) and known.shape == (8, 4 + channels, 3, 2, 4)
     names = {e["name"] for e in examples}
-    said = {"", stored.caption} | names | {prior.short_name(name) for name in names if name}
+    said = {"", stored.caption} | names | {prior_examples.short_name(name) for name in names if name}
     assert all(c in said or c.endswith(f", {stored.caption}") for c in captions)
 
     text.train_tokenizer([stored.caption], tmp_path / "tokenizer")

@@ -28,7 +28,7 @@ from pipeline.render.events import DoneEvent, FailedEvent, RenderResult, StageEv
 from pipeline.render.request import RenderRequest
 from ui import media, widgets
 from ui.analyses import Analyses
-from ui.controls import _advanced, amount_slider, depth_choices, request_from, values_from
+from ui.controls import advanced_settings, amount_slider, depth_choices, request_from, values_from
 from ui.examples import find_examples
 from ui.jobs import MAX_WAITING, JobStore
 from ui.result import figures_html, public_report
@@ -279,7 +279,7 @@ def test_close_stops_and_removes(make_store, clip):
 
 def test_every_solver_and_mask_can_be_chosen_by_a_name_for_people():
     with gr.Blocks():
-        controls, _ = _advanced()
+        controls, _ = advanced_settings()
     tables = {"solver": SOLVERS, "schedule": SCHEDULES, "phi": PHI}
     tables["latent_mask"] = [
         "",

@@ -1,14 +1,197 @@
-"""The tab with the camera editor."""
+"""The tab with the camera editor: a path in the clip's point cloud, and the clip seen from it."""
 
 from __future__ import annotations
 
-import uuid
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.camera.moves import Move, fov_of
+import gradio as gr
+
+from pipeline import InputError, relayed
+from pipeline.camera.files import FORMATS, read_moves, write_move
+from pipeline.camera.moves import MOVES, fov_of
+from pipeline.media.video import size_of, to_uint8
 from pipeline.render.analysis import Analysis
+from pipeline.render.request import DEFAULTS
+from pipeline.render.view import measure, move_of, path_warnings, preview, show_holes, wants_other_frames
 from ui import media, widgets
+from ui.controls import EMPTY_CLOUD, amount_slider, editor_value, number_from
+from ui.page import LATEST, QUIET, Page
+from ui.words import share_words
+
+EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
+
+
+@dataclass(frozen=True, eq=False)
+class CameraTab:
+    """The parts of the tab."""
+
+    camera: gr.Dropdown
+    amount: gr.Slider
+    warp: gr.HTML
+    status: gr.HTML
+    file: gr.File
+    file_name: gr.Dropdown
+    file_unit: gr.Textbox
+    editor: Any
+
+
+def camera_tab(page: Page) -> CameraTab:
+    """The inside of the tab."""
+    with gr.Column(min_width=300, scale=2):
+        camera = page.controls["camera"] = gr.Dropdown(
+            [(preset.label, name) for name, preset in MOVES.items()], value=DEFAULTS["camera"],
+            label="Start from", elem_id="camera",
+        )  # fmt: skip
+        amount = page.controls["amount"] = gr.Slider(
+            **amount_slider(DEFAULTS["camera"]), step=1, buttons=[], elem_id="amount"
+        )
+        warp = widgets.loop_view("Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp"])
+        status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
+        with gr.Accordion("Open a camera file", open=False, elem_classes="rc-advanced", elem_id="open-path"):
+            formats = "; ".join(label for label, _ in FORMATS.values())
+            gr.HTML(f'<p class="rc-caption">{escape(formats)}.</p>')
+            file = gr.File(
+                label="Camera path", file_types=[".json", ".txt", ".npz"], type="filepath", height=120,
+                elem_id="camera-file",
+            )  # fmt: skip
+            with gr.Row(elem_classes="rc-fields"):
+                name = gr.Dropdown([], label="Camera in the file", min_width=130, interactive=True)
+                unit = gr.Textbox(
+                    label="Units to the subject", placeholder="1; ReCamMaster 5", max_length=20, min_width=130
+                )
+    with gr.Column(min_width=320, scale=3):
+        # the path lives in the page, so that whatever is asked for next has the latest
+        editor = page.controls["move"] = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
+    return CameraTab(camera, amount, warp, status, file, name, unit, editor)
+
+
+@dataclass(frozen=True, eq=False)
+class Warping:
+    """The handlers."""
+
+    page: Page
+    tab: CameraTab
+
+    def failed(self, error: Exception) -> dict[Any, Any]:
+        return {self.tab.status: widgets.status_html(widgets.failure_words(error), "error")}
+
+    def show(self, known, *values):
+        """The clip along the chosen path; uses the analysis that is at hand."""
+        tab, page = self.tab, self.page
+        if known is None:  # no clip, or its analysis failed and says so beside it
+            yield {tab.status: widgets.status_html("")}
+            return
+        try:
+            request = page.warp_request(values)
+        except InputError:  # a setting is wrong, and its message stands already
+            yield {tab.status: gr.skip()}
+            return
+        try:
+            say = lambda event: {tab.status: widgets.status_html(f"{event.message} …", "busy")}
+            analysis = page.analyses.get(request) or (yield from relayed(page.analyses.find(request), say))
+            analysis = page.analyses.hidden(request, analysis)
+            measurement = measure(analysis, request)
+            unknown = 1 - measurement.mask.float().mean(dim=(1, 2, 3))
+            file = page.store.new_folder() / "warp.webp"
+            file.write_bytes(media.loop_webp(to_uint8(show_holes(measurement)), analysis.fps))
+            warnings = "".join(
+                widgets.status_html(words, "warning") for words in path_warnings(analysis, request, 1 - unknown)
+            )
+            words = widgets.status_html(
+                share_words(unknown.mean().item(), wants_other_frames(analysis, request, measurement))
+            )
+            yield {
+                tab.warp: {"url": widgets.file_url(file), "alt": "Your clip from the new path; unknown is checkered"},
+                tab.status: words + widgets.unknown_strip(unknown.tolist()) + warnings,
+            }
+        except Exception as error:
+            yield self.failed(error) | {tab.warp: {"empty": EMPTY_WARP}}
+
+    def show_named(self, known, *values):
+        """The path of the named move, in place of the visitor's own."""
+        given = self.page.given(values)
+        standing = given["move"] or {"empty": EMPTY_CLOUD}
+        given["move"] = editor_value(standing, None, own=False)
+        try:
+            request = self.page.camera_request(tuple(given.values()))
+            analysis = self.page.analyses.get(request)
+            if known is not None and analysis is not None:
+                given["move"] = editor_value(standing, move_of(request, analysis), own=False)
+        except InputError:  # no clip yet, or a setting is wrong, and its message stands already
+            pass
+        yield {self.tab.editor: given["move"]}
+        yield from self.show(known, *given.values())
+
+    def show_edited(self, event: gr.EventData, known, *values):
+        """The visitor's own path: one frame of the warp at once, then all of it."""
+        page = self.page
+        try:
+            request = page.warp_request(values)
+            analysis = page.analyses.get(request)
+            if known is not None and analysis is not None:
+                picture = preview(page.analyses.hidden(request, analysis), request, float(event.at))
+                shown = {"url": media.picture_url(picture), "alt": "One frame of your clip from the new path"}
+                yield {self.tab.warp: shown}
+        except (InputError, TypeError, ValueError) as error:
+            yield self.failed(error)
+            return
+        yield from self.show(known, *values)
+
+    def save(self, event: gr.EventData, known, *values):
+        """The camera path as a file that the page downloads."""
+        try:
+            request = self.page.camera_request(values)
+            analysis = self.page.analyses.get(request)
+            standing = self.page.given(values)["move"]
+            if known is None or standing is None or analysis is None:
+                raise InputError("Analyse the clip again first: its frames decide how many cameras are written.")
+            name = str(event.format)
+            content = write_move(
+                name, move_of(request, analysis), frames=len(analysis.clip.frames),
+                own_fov=fov_of(analysis.source, size_of(analysis.clip.frames)), size=size_of(analysis.full.frames),
+            )  # fmt: skip
+            file = self.page.store.new_folder() / f"camera-path-{name}{FORMATS[name][1]}"
+            file.write_bytes(content)
+            return standing | {"download": widgets.file_url(file)}, gr.skip()
+        except Exception as error:
+            return gr.skip(), widgets.status_html(widgets.failure_words(error), "error")
+
+    def open(self, file, name, unit, standing):
+        """The move in a file: the names in it, and the path for the editor."""
+        tab = self.tab
+        if not file:
+            return {tab.file_name: gr.Dropdown([], value=None)}
+        try:
+            moves = read_moves(file, unit=number_from(unit, "Units to the subject", float) if unit else None)
+            name = name if name in moves else next(iter(moves))
+            return {
+                tab.editor: editor_value(standing or {"empty": EMPTY_CLOUD}, moves[name], own=True),
+                tab.file_name: gr.Dropdown(list(moves), value=name),
+            }
+        except Exception as error:
+            return self.failed(error)
+
+
+def connect(page: Page, tab: CameraTab) -> Any:
+    """Let the tab work. Returns what chains the warp to an event."""
+    handlers = Warping(page, tab)
+    known, shown = [page.shown, *page.inputs], [tab.warp, tab.status]
+    then_warp = lambda event: event.then(handlers.show, known, shown, **QUIET)
+    named = known, [tab.editor, *shown]
+    slid = tab.camera.input(lambda name: gr.Slider(**amount_slider(name)), tab.camera, tab.amount, **QUIET)
+    slid.then(handlers.show_named, *named, **QUIET)
+    tab.amount.input(handlers.show_named, *named, **LATEST)
+    tab.editor.reset(handlers.show_named, *named, **QUIET)
+    page.controls["change"].input(handlers.show, known, shown, **LATEST)
+    tab.editor.edit(handlers.show_edited, known, shown, **LATEST)
+    tab.editor.save(handlers.save, known, [tab.editor, tab.status], **QUIET)
+    opened = [tab.file, tab.file_name, tab.file_unit, tab.editor], [tab.editor, tab.file_name, tab.status]
+    for trigger in (tab.file.upload, tab.file_name.input, tab.file_unit.submit):
+        then_warp(trigger(handlers.open, *opened, **QUIET))
+    return then_warp
 
 
 def editor_scene(analysis: Analysis, folder: Path) -> dict[str, Any]:
@@ -27,9 +210,3 @@ def editor_scene(analysis: Analysis, folder: Path) -> dict[str, Any]:
         "frames": frames,
         "fps": analysis.fps,
     }
-
-
-def editor_value(shown: dict[str, Any], move: Move | None, *, own: bool) -> dict[str, Any]:
-    """The camera editor's value: what it shows, and a path that takes the place of the one it has, if there is one."""
-    rest = {name: value for name, value in shown.items() if name not in ("move", "own", "serial", "download")}
-    return rest | ({"move": move.to_dict(), "own": own, "serial": uuid.uuid4().hex} if move else {"own": False})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,6 @@ from pipeline.models import table
 from pipeline.models.memory import CHOICES as MEMORY
 from pipeline.prior.fast import FAST
 from pipeline.render.request import DEFAULTS, RenderRequest
-from ui.camera_tab import editor_value
 from ui.terms import Terms, ask_terms
 
 DEPTH_SUFFIXES = [".npz", ".exr"]
@@ -94,7 +94,7 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
         given |= {"camera": "still", "amount": None, "move": None}
     for name, (label, kind) in NUMBERS.items():
         if name in given:
-            given[name] = _number(given[name], label, kind)
+            given[name] = number_from(given[name], label, kind)
     height, width = given.pop("height", None), given.pop("width", None)
     if (height is None) != (width is None):
         raise InputError("Working size: give both a height and a width, or neither.")
@@ -131,7 +131,7 @@ def _clip_key(clip: Path, changed: int) -> str:
     return content_key(clip)
 
 
-def _number(value: Any, label: str, kind: type) -> int | float:
+def number_from(value: Any, label: str, kind: type) -> int | float:
     try:
         number = float(str(value).replace(",", "."))
         if kind is int and number != int(number):
@@ -144,6 +144,12 @@ def _number(value: Any, label: str, kind: type) -> int | float:
 def own_move(editor: dict[str, Any] | None) -> Move | None:
     """The visitor's own path in the value of the camera editor; None while it shows a named move."""
     return Move.from_dict(editor.get("move")) if editor and editor.get("own") else None
+
+
+def editor_value(shown: dict[str, Any], move: Move | None, *, own: bool) -> dict[str, Any]:
+    """The camera editor's value: what it shows, and a path that takes the place of the one it has, if there is one."""
+    rest = {name: value for name, value in shown.items() if name not in ("move", "own", "serial", "download")}
+    return rest | ({"move": move.to_dict(), "own": own, "serial": uuid.uuid4().hex} if move else {"own": False})
 
 
 def values_from(request: RenderRequest) -> dict[str, Any]:
@@ -193,7 +199,7 @@ def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
     }
 
 
-def _advanced() -> tuple[dict[str, Any], list[Terms]]:
+def advanced_settings() -> tuple[dict[str, Any], list[Terms]]:
     """The settings most people leave alone, by their names in a RenderRequest; and the terms of models among them."""
     controls: dict[str, Any] = {}
 

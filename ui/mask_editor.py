@@ -21,6 +21,7 @@ from pipeline.masks.shape import complete, grow
 from pipeline.media.video import resize, size_of, to_uint8
 from pipeline.render.analysis import Analysis, read_mask
 from ui import media, widgets
+from ui.page import LATEST, QUIET, Page
 
 EMPTY = "The object, followed through your clip, appears here."
 COLOUR = (255, 45, 85)
@@ -78,7 +79,7 @@ def overlay(analysis: Analysis, mask: np.ndarray) -> np.ndarray:
 
 
 def write_mask(path: Path, mask: np.ndarray, analysis: Analysis) -> Path:
-    """A mask T H W as a file that `segment.load_mask` reads: as large as the whole picture of the clip."""
+    """A mask T H W as a file that `masks.files.load_mask` reads: as large as the whole picture of the clip."""
     height, width = mask.shape[1:]
     whole = np.zeros((len(mask), analysis.info.height, analysis.info.width), bool)
     top, left = (analysis.info.height - height) // 2, (analysis.info.width - width) // 2
@@ -164,32 +165,30 @@ def mask_words(mask: np.ndarray) -> str:
     return f"{100 * mask.mean():.1f} % of the clip will be replaced{absent}. Correct any frame, and follow again."
 
 
-def connect(
-    tab: ReplaceTab,
-    controls: dict[str, Any],
-    analysis_of: Callable[[tuple], Analysis],
-    frames_of: Callable[[tuple], tuple],
-    new_folder: Callable[[], Path],
-) -> Callable[[Any], Any]:
-    """Let the tab work. Returns a function that chains to an event: a new clip to paint on.
+@dataclass(frozen=True, eq=False)
+class Painting:
+    """The handlers. What they are given of all controls is called `values`."""
 
-    controls: of the whole page; `values` below are theirs, in that order. analysis_of, frames_of: the analysis of the
-    clip and what a mask of it belongs to, raising `InputError` where there is none.
-    """
-    inputs = list(controls.values())
-    outputs = [
-        tab.editor, tab.frame, tab.editing, tab.painted, tab.view, tab.status, tab.shown, controls["mask"],
-        controls["change"],
-    ]  # fmt: skip
-    nothing = {tab.painted: {}, tab.view: {"empty": EMPTY}, tab.status: widgets.status_html("")}
+    page: Page
+    tab: ReplaceTab
 
-    def given(values: tuple) -> dict[str, Any]:
-        return dict(zip(controls, values, strict=True))
+    @property
+    def outputs(self) -> list[Any]:
+        tab, controls = self.tab, self.page.controls
+        return [
+            tab.editor, tab.frame, tab.editing, tab.painted, tab.view, tab.status, tab.shown, controls["mask"],
+            controls["change"],
+        ]  # fmt: skip
 
-    def followed(values: tuple, analysis: Analysis) -> np.ndarray | None:
+    @property
+    def nothing(self) -> dict[Any, Any]:
+        """The tab without a mask."""
+        return {self.tab.painted: {}, self.tab.view: {"empty": EMPTY}, self.tab.status: widgets.status_html("")}
+
+    def followed(self, values: tuple, analysis: Analysis) -> np.ndarray | None:
         """The mask T H W as it was followed, if there is one of these frames."""
-        mask = given(values)["mask"]
-        if mask is None or tuple(mask["of"]) != frames_of(values):
+        mask = self.page.given(values)["mask"]
+        if mask is None or tuple(mask["of"]) != self.page.frames_of(values):
             return None
         _, start, stride, *_ = mask["of"]
         frames = read_mask(mask["path"], analysis, start=start, stride=stride)
@@ -197,160 +196,163 @@ def connect(
             np.stack([frames[t].numpy() for t in sorted(frames)]) if len(frames) == len(analysis.clip.frames) else None
         )
 
-    def with_paint(value, frame: int, paint: dict, mask: np.ndarray | None, analysis: Analysis) -> dict:
+    def with_paint(self, value, frame: int, paint: dict, mask: np.ndarray | None, analysis: Analysis) -> dict:
         """What the visitor has painted, with what is new in the editor."""
         before = paint.get(frame, None if mask is None else mask[frame])
         stood = painted(editor_value(analysis, frame, before), analysis)
         marks = painted(value, analysis)
         return paint if np.mean(stood != marks) < 2e-4 else paint | {frame: marks}
 
-    def show(mask: np.ndarray, values: tuple, analysis: Analysis) -> dict[Any, Any]:
+    def show(self, mask: np.ndarray, values: tuple, analysis: Analysis) -> dict[Any, Any]:
         """The view of a mask that was followed, and what it means."""
-        wanted = given(values)
+        wanted = self.page.given(values)
         mask = ~mask if wanted["invert"] else mask
         mask = grow(torch.from_numpy(mask), round(float(wanted["grow"]) / 100 * min(mask.shape[1:]))).numpy()
-        folder, value = new_folder(), {"alt": "Your clip with the mask in red"}
+        folder, value = self.page.store.new_folder(), {"alt": "Your clip with the mask in red"}
         for name, frames in (("mask", overlay(analysis, mask)), ("clip", to_uint8(analysis.clip.frames))):
             (folder / f"{name}.webp").write_bytes(media.loop_webp(frames, analysis.fps))
             value[name] = widgets.file_url(folder / f"{name}.webp")
         return {
-            tab.view: value | {"url": value["mask"]},
-            tab.shown: True,
-            tab.status: widgets.status_html(mask_words(mask), "done"),
+            self.tab.view: value | {"url": value["mask"]},
+            self.tab.shown: True,
+            self.tab.status: widgets.status_html(mask_words(mask), "done"),
         }
 
-    def failed(error: Exception) -> dict[Any, Any]:
-        return {tab.status: widgets.status_html(widgets.failure_words(error), "error")}
+    def failed(self, error: Exception) -> dict[Any, Any]:
+        return {self.tab.status: widgets.status_html(widgets.failure_words(error), "error")}
 
-    def start(*values):
+    def start(self, *values):
         """The editor for a clip; a mask of these very frames is shown.
 
         The mask itself is left alone: what is followed here may be an older clip than the one that brought it.
         """
         try:
-            analysis = analysis_of(values)
+            analysis = self.page.analysis_at_hand(values)
         except InputError:
-            return nothing | {tab.editor: None, tab.editing: 0}
-        mask, frames = followed(values, analysis), len(analysis.clip.frames)
+            return self.nothing | {self.tab.editor: None, self.tab.editing: 0}
+        mask, frames = self.followed(values, analysis), len(analysis.clip.frames)
         update = {
-            tab.frame: gr.Slider(minimum=1, maximum=max(2, frames), value=1, interactive=frames > 1),
-            tab.editing: 0,
-            tab.painted: {},
-            tab.editor: editor_value(analysis, 0, None if mask is None else mask[0]),
+            self.tab.frame: gr.Slider(minimum=1, maximum=max(2, frames), value=1, interactive=frames > 1),
+            self.tab.editing: 0,
+            self.tab.painted: {},
+            self.tab.editor: editor_value(analysis, 0, None if mask is None else mask[0]),
         }
         if mask is not None:
-            return update | show(mask, values, analysis)
-        return nothing | update
+            return update | self.show(mask, values, analysis)
+        return self.nothing | update
 
-    def show_frame(value, number, editing, paint, *values):
+    def show_frame(self, value, number, editing, paint, *values):
         """Another frame in the editor; what was painted on the last one is kept."""
         try:
-            analysis = analysis_of(values)
-            mask = followed(values, analysis)
-            paint = with_paint(value, editing, paint, mask, analysis)
+            analysis = self.page.analysis_at_hand(values)
+            mask = self.followed(values, analysis)
+            paint = self.with_paint(value, editing, paint, mask, analysis)
             frame = min(max(int(number) - 1, 0), len(analysis.clip.frames) - 1)
             shown = paint.get(frame, None if mask is None else mask[frame])
             return {
-                tab.editor: editor_value(analysis, frame, shown),
-                tab.editing: frame,
-                tab.painted: paint,
+                self.tab.editor: editor_value(analysis, frame, shown),
+                self.tab.editing: frame,
+                self.tab.painted: paint,
             }
         except Exception as error:
-            return failed(error)
+            return self.failed(error)
 
-    def complete_object(value, editing, paint, *values):
+    def complete_object(self, value, editing, paint, *values):
         """The whole object from marks on it."""
         try:
-            analysis = analysis_of(values)
+            analysis = self.page.analysis_at_hand(values)
             marks = painted(value, analysis)
             if not marks.any():
                 raise InputError("Mark the object first: a dot or a stroke on each of its parts.")
             mask = complete(analysis.full.frames[editing], torch.from_numpy(marks)).numpy()
             words = "Add or erase what is wrong, then follow it through the clip."
             return {
-                tab.editor: editor_value(analysis, editing, mask),
-                tab.painted: paint | {editing: mask},
-                tab.status: widgets.status_html(words),
+                self.tab.editor: editor_value(analysis, editing, mask),
+                self.tab.painted: paint | {editing: mask},
+                self.tab.status: widgets.status_html(words),
             }
         except Exception as error:
-            return failed(error)
+            return self.failed(error)
 
-    def follow_from(paint: dict[int, np.ndarray], values: tuple, analysis: Analysis):
-        yield {tab.status: widgets.status_html("Following the object …", "busy", 0.0)}
+    def follow_from(self, paint: dict[int, np.ndarray], values: tuple, analysis: Analysis):
+        yield {self.tab.status: widgets.status_html("Following the object …", "busy", 0.0)}
         masks = {frame: torch.from_numpy(mask) for frame, mask in paint.items()}
         say = lambda done: {
-            tab.status: widgets.status_html(
+            self.tab.status: widgets.status_html(
                 f"Following the object: frame {done[0]} of {done[1]}", "busy", done[0] / done[1]
             )
         }
         found = (yield from relayed(follow(analysis.full.frames, masks), say)).numpy()
-        path = write_mask(new_folder() / "mask.npz", found, analysis)
-        mask = {"path": str(path), "of": frames_of(values)}
-        change = {controls["change"]: "object"} if given(values)["change"] == "camera" else {}
-        yield {controls["mask"]: mask} | change | show(found, values, analysis)
+        path = write_mask(self.page.store.new_folder() / "mask.npz", found, analysis)
+        mask = {"path": str(path), "of": self.page.frames_of(values)}
+        change = {self.page.controls["change"]: "object"} if self.page.given(values)["change"] == "camera" else {}
+        yield {self.page.controls["mask"]: mask} | change | self.show(found, values, analysis)
 
-    def follow_object(value, editing, paint, *values):
+    def follow_object(self, value, editing, paint, *values):
         """The object through the whole clip, from the frames that were painted."""
         try:
-            analysis = analysis_of(values)
-            paint = with_paint(value, editing, paint, followed(values, analysis), analysis)
+            analysis = self.page.analysis_at_hand(values)
+            paint = self.with_paint(value, editing, paint, self.followed(values, analysis), analysis)
             if not any(mask.any() for mask in paint.values()):
                 raise InputError("Paint over the object first, on any frame.")
-            yield from follow_from(paint, values, analysis)
-            yield {tab.painted: paint}
+            yield from self.follow_from(paint, values, analysis)
+            yield {self.tab.painted: paint}
         except Exception as error:
-            yield failed(error)
+            yield self.failed(error)
 
-    def open_mask(file, *values):
+    def open_mask(self, file, *values):
         """A mask of the visitor's own, followed where it does not show all frames."""
         try:
             if not file:
-                yield {tab.status: gr.skip()}
+                yield {self.tab.status: gr.skip()}
                 return
-            analysis = analysis_of(values)
-            _, start, stride, *_ = frames_of(values)
+            analysis = self.page.analysis_at_hand(values)
+            _, start, stride, *_ = self.page.frames_of(values)
             paint = {f: mask.numpy() for f, mask in read_mask(file, analysis, start=start, stride=stride).items()}
-            yield from follow_from(paint, values, analysis)
+            yield from self.follow_from(paint, values, analysis)
             first = min(paint)
             yield {
-                tab.frame: first + 1,
-                tab.editing: first,
-                tab.painted: paint if len(paint) < len(analysis.clip.frames) else {},
-                tab.editor: editor_value(analysis, first, paint[first]),
+                self.tab.frame: first + 1,
+                self.tab.editing: first,
+                self.tab.painted: paint if len(paint) < len(analysis.clip.frames) else {},
+                self.tab.editor: editor_value(analysis, first, paint[first]),
             }
         except Exception as error:
-            yield failed(error)
+            yield self.failed(error)
 
-    def clear_mask(editing, *values):
-        update = nothing | {controls["mask"]: None, controls["change"]: "camera"}
+    def clear_mask(self, editing, *values):
+        update = self.nothing | {self.page.controls["mask"]: None, self.page.controls["change"]: "camera"}
         try:
-            return update | {tab.editor: editor_value(analysis_of(values), editing, None)}
+            return update | {self.tab.editor: editor_value(self.page.analysis_at_hand(values), editing, None)}
         except InputError:
             return update
 
-    def refresh(*values):
+    def refresh(self, *values):
         """The same mask, widened or inverted otherwise."""
         try:
-            analysis = analysis_of(values)
-            mask = followed(values, analysis)
-            return {tab.status: gr.skip()} if mask is None else show(mask, values, analysis)
+            analysis = self.page.analysis_at_hand(values)
+            mask = self.followed(values, analysis)
+            return {self.tab.status: gr.skip()} if mask is None else self.show(mask, values, analysis)
         except Exception as error:
-            return failed(error)
+            return self.failed(error)
 
-    def mask_or_clip(shown, value):
+    def mask_or_clip(self, shown, value):
         return value | {"url": value["mask" if shown else "clip"]} if value and "mask" in value else gr.skip()
 
-    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+
+def connect(page: Page, tab: ReplaceTab) -> Callable[[Any], Any]:
+    """Let the tab work. Returns a function that chains to an event: a new clip to paint on."""
+    handlers = Painting(page, tab)
+    inputs, outputs = page.inputs, handlers.outputs
     painting = [tab.editor, tab.editing, tab.painted, *inputs]
     tab.frame.release(
-        show_frame, [tab.editor, tab.frame, tab.editing, tab.painted, *inputs], outputs, **quiet,
-        trigger_mode="always_last",
+        handlers.show_frame, [tab.editor, tab.frame, tab.editing, tab.painted, *inputs], outputs, **LATEST,
     )  # fmt: skip
-    tab.complete.click(complete_object, painting, outputs, **quiet)
-    tab.follow.click(follow_object, painting, outputs, **quiet, concurrency_limit=1)
-    tab.clear.click(clear_mask, [tab.editing, *inputs], outputs, **quiet)
-    tab.file.upload(open_mask, [tab.file, *inputs], outputs, **quiet, concurrency_limit=1)
-    tab.shown.input(mask_or_clip, [tab.shown, tab.view], tab.view, **quiet)
-    for changed in (controls["grow"].release, controls["invert"].input):
-        changed(refresh, inputs, outputs, **quiet, trigger_mode="always_last")
-    return lambda event: event.then(start, inputs, outputs, **quiet)
+    tab.complete.click(handlers.complete_object, painting, outputs, **QUIET)
+    tab.follow.click(handlers.follow_object, painting, outputs, **QUIET, concurrency_limit=1)
+    tab.clear.click(handlers.clear_mask, [tab.editing, *inputs], outputs, **QUIET)
+    tab.file.upload(handlers.open_mask, [tab.file, *inputs], outputs, **QUIET, concurrency_limit=1)
+    tab.shown.input(handlers.mask_or_clip, [tab.shown, tab.view], tab.view, **QUIET)
+    for changed in (page.controls["grow"].release, page.controls["invert"].input):
+        changed(handlers.refresh, inputs, outputs, **LATEST)
+    return lambda event: event.then(handlers.start, inputs, outputs, **QUIET)

@@ -47,3 +47,15 @@ def terms_html(model: str | None) -> str:
 
 def terms_classes(model: str | None) -> list[str]:
     return ["rc-terms"] if terms_html(model) else ["rc-terms", "rc-away"]
+
+
+def show_terms(choice: Any, names: tuple[str, ...]) -> tuple[str, gr.Checkbox, gr.Column]:
+    """The terms of the chosen model, if it has any. names: of models whose terms are accepted."""
+    model = chosen_model(choice)
+    return terms_html(model), gr.Checkbox(value=model in names), gr.Column(elem_classes=terms_classes(model))
+
+
+def accept(ticked: bool, choice: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of all models whose terms this visitor has accepted."""
+    model = chosen_model(choice)
+    return tuple(name for name in names if name != model) + ((model,) if ticked else ())

@@ -130,5 +130,5 @@ def fill_seconds(backbone: str, known: Known, guidance: Guidance) -> int:
 
 
 def depth_seconds(ref: str, frames: np.ndarray, size: tuple[int, int]) -> int:
-    """How long to ask for, for `render.find_depth` with these arguments."""
+    """How long to ask for, for `analysis.find_depth` with these arguments."""
     return round(START_SECONDS + DEPTH_SECONDS * len(frames) * frames[0, 0].size / (480 * 832))

@@ -267,7 +267,7 @@ def _point(values: Sequence[float] | np.ndarray) -> Point:
 
 # --- moves to start from ----------------------------------------------------------------------------------------------
 
-# The six of `camera.PRESETS` and what film people call the others. Positive goes the way that is named.
+# The six of `geometry.PRESETS` and what film people call the others. Positive goes the way that is named.
 MOVES: dict[str, Preset] = (
     {"still": Preset("No move (as filmed)", "percent", (0.0, 0.0), 0.0)}
     | PRESETS

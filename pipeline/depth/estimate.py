@@ -27,8 +27,8 @@ from pipeline.media.video import resize
 
 _AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
 WINDOW, OVERLAP = 32, 8  # frames that the network sees at once, and how many of them the next window shares
-_MEDIAN = 4.0  # of depth that has no unit
-_FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
+MEDIAN = 4.0  # of depth that has no unit
+FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FOLLOWED = 0.25  # share of the pixels that the flow must follow to be believed
 _JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 
@@ -94,11 +94,11 @@ def estimate(
         found = yield from model.predict(frames, size)
         if model.inverse:
             aligned = align_disparity(found, resize(frames.float(), size))
-            return Depth(_bounded(-_positive(aligned).log()), metric=False)
-        return Depth(_repair(found, "the prediction of the depth model"), metric=True)
+            return Depth(_bounded(-as_positive(aligned).log()), metric=False)
+        return Depth(repaired(found, "the prediction of the depth model"), metric=True)
     if isinstance(model, DepthCrafter):
         disparity = yield from model.disparity(frames)
-        z = _bounded(-_positive(disparity).log()).to(frames.device)
+        z = _bounded(-as_positive(disparity).log()).to(frames.device)
         small = resize(frames.float(), _size_of(z))
     else:
         log_z, small = _two_looks(frames, model)
@@ -111,8 +111,8 @@ def _two_looks(frames: Float[Tensor, "T 3 H W"], model: DepthNet) -> tuple[Float
     mirrored clip, half as large again. Their errors differ, so that the mean has less of them."""
     device = next(model.parameters()).device
     small, large = (resize(frames.float(), _network_size(*_size_of(frames), n * model.pixels)) for n in (1, 1.5))
-    first = _in_windows(small.to(device), model).to(frames.device)
-    second = _in_windows(large.flip(-1).to(device), model).flip(-1).to(frames.device)
+    first = in_windows(small.to(device), model).to(frames.device)
+    second = in_windows(large.flip(-1).to(device), model).flip(-1).to(frames.device)
     first = resize_depth(first.exp(), _size_of(second), guide=(small, large)).log()
     return (first - first.median() + second - second.median()) / 2, large
 
@@ -126,7 +126,7 @@ def _network_size(height: int, width: int, pixels: float) -> tuple[int, int]:
     return fit(height), fit(width)
 
 
-def _in_windows(
+def in_windows(
     frames: Float[Tensor, "T 3 h w"], model: Callable[[Tensor], Tensor], window: int = WINDOW, overlap: int = OVERLAP
 ) -> Float[Tensor, "T h w"]:
     """Log depth of a clip too long for one look: each window takes its scale from what it shares with the last."""
@@ -147,20 +147,20 @@ def _size_of(video: Tensor) -> tuple[int, int]:
 
 def _bounded(log_z: Float[Tensor, "T h w"]) -> Float[Tensor, "T h w"]:
     """Depth with median 4 between half the nearest hundredth and 40 times that."""
-    sample = _sample(log_z)
+    sample = sampled(log_z)
     near, middle = sample.quantile(0.01), sample.median()
-    return (log_z.clamp(near - math.log(2), near + math.log(_FAR_ESTIMATED)) - middle).exp() * _MEDIAN
+    return (log_z.clamp(near - math.log(2), near + math.log(FAR_ESTIMATED)) - middle).exp() * MEDIAN
 
 
-def _sample(values: Tensor, most: int = 200_000) -> Tensor:
+def sampled(values: Tensor, most: int = 200_000) -> Tensor:
     """At most about `most` of the values, evenly picked: quantiles of millions are slow."""
     flat = values.flatten()
     return flat[:: max(1, len(flat) // most)]
 
 
-def _positive(disparity: Float[Tensor, "T H W"], ratio: float = 1000.0) -> Float[Tensor, "T H W"]:
+def as_positive(disparity: Float[Tensor, "T H W"], ratio: float = 1000.0) -> Float[Tensor, "T H W"]:
     """Disparity with all that is at infinity, or beyond, put `ratio` times farther than the nearest hundredth."""
-    near = _sample(disparity[disparity.isfinite()]).quantile(0.99)
+    near = sampled(disparity[disparity.isfinite()]).quantile(0.99)
     if not near > 0:
         return torch.ones_like(disparity)  # all at infinity: a plane
     return disparity.clamp(min=near / ratio)
@@ -203,7 +203,7 @@ def align_disparity(disparity: Float[Tensor, "T H W"], frames: Float[Tensor, "T 
             at, good = grid, np.ones_like(good)
         moved = torch.from_numpy(look_up(aligned[-1].float().cpu().numpy(), at, 0.0)).to(raw)
         known = torch.from_numpy(good).to(raw.device)
-        x, y, last = _sample(raw[known], 20_000), _sample(moved[known], 20_000), now
+        x, y, last = sampled(raw[known], 20_000), sampled(moved[known], 20_000), now
         keep = torch.ones_like(x, dtype=torch.bool)
         scale = shift = x.new_zeros(())
         for _ in range(4):
@@ -266,7 +266,7 @@ def subject_distance(depth: Depth) -> float:
     return float(depth.z[0, top : height - top, left : width - left].median())
 
 
-def _repair(z: Float[Tensor, "T H W"], name: str) -> Float[Tensor, "T H W"]:
+def repaired(z: Float[Tensor, "T H W"], name: str) -> Float[Tensor, "T H W"]:
     """Depth whose pixels that are NaN, infinite or not positive take the nearest valid value of their frame.
 
     A frame without any takes the nearest frame in time that has some.

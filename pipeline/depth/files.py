@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import InputError
-from pipeline.depth.estimate import _FAR_ESTIMATED, _MEDIAN, Depth, _positive, _repair, _sample, resize_depth
+from pipeline.depth.estimate import FAR_ESTIMATED, MEDIAN, Depth, as_positive, repaired, resize_depth, sampled
 from pipeline.media import arrays, child
 
 KINDS = {  # what the numbers of a file may mean
@@ -92,13 +92,13 @@ def load_depth_as(
     if kind == "disparity":
         disparity = torch.where(z == math.inf, math.nan, z)  # infinitely near is no place
         # Disparity that was brought to 0 to 1 says no more how far its farthest is: it is not at infinity.
-        z = 1 / _positive(disparity, _FAR_ESTIMATED if _is_normalised(values) else _FAR_GIVEN)
+        z = 1 / as_positive(disparity, FAR_ESTIMATED if _is_normalised(values) else _FAR_GIVEN)
     else:
         valid = z[(z > 0) & z.isfinite()]
         if len(valid):
-            z = z.clamp(max=float(_sample(valid).quantile(0.01)) * _FAR_GIVEN)  # NaN stays
-    z = resize_depth(_repair(z, f"The depth {path.name}"), size)
-    return Depth(z * (_MEDIAN / _sample(z).median()) if kind == "disparity" else z, kind == "metric"), kind
+            z = z.clamp(max=float(sampled(valid).quantile(0.01)) * _FAR_GIVEN)  # NaN stays
+    z = resize_depth(repaired(z, f"The depth {path.name}"), size)
+    return Depth(z * (MEDIAN / sampled(z).median()) if kind == "disparity" else z, kind == "metric"), kind
 
 
 def _is_normalised(values: np.ndarray) -> bool:

@@ -19,12 +19,12 @@ from pipeline.models import hub, table
 
 
 def load_depth_model(ref: str, device: str | torch.device = "cpu") -> DepthModel:
-    """The depth model `ref`: a name of `models.MODELS`, a folder, or the hub id of a model of transformers.
+    """The depth model `ref`: a name of `table.MODELS`, a folder, or the hub id of a model of transformers.
 
     A folder holds a `DepthNet`, a depth model of transformers or the parts of DepthCrafter, or is a backbone's with a
     sub-folder `depth`. Of the models of transformers those of type depth_anything and dpt are known, for example
     depth-anything-v2-small of the table (Apache-2.0). Fetches what is on the hub and not in its cache; whether the user
-    has accepted its terms is for the caller to ask (`models.check_accepted`). Weights are read from safetensors only,
+    has accepted its terms is for the caller to ask (`table.check_accepted`). Weights are read from safetensors only,
     never from pickles. Raises InputError.
     """
     spec = table.find(ref)

@@ -82,8 +82,8 @@ TITLES = {name: metric.label for name, metric in scores.METRICS.items()} | {
 
 @dataclass(frozen=True)
 class Source:
-    """A clip of a folder. clip: a video, or a folder of numbered frames. mask: a file as `segment.load_mask` reads it,
-    or a folder of numbered pictures of labels; None for none."""
+    """A clip of a folder. clip: a video, or a folder of numbered frames. mask: a file as `masks.files` reads it, or a
+    folder of numbered pictures of labels; None for none."""
 
     name: str
     clip: Path
@@ -472,7 +472,7 @@ def evaluate(
 ) -> str:
     """A task of `TASKS` on clips of the user's, as Markdown tables: each row, if they are few, and means over clips.
 
-    methods: see `world.method_of`, the default alone if None. prompts: see `read_prompts`; for a camera path they say
+    methods: see `scenes.method_of`; the default alone if None. prompts: see `read_prompts`; for a path they say
     what the clip shows, and may be missing. cameras: paths to take of each clip, None for one of the six each.
     output: one JSON line a row, written as they are done; what it holds already, of the same weights and settings, is
     not done again. ray: on the machines of a Ray cluster, see `on_ray`.

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from pipeline.training import Muon
-from pipeline.training.prior import short_name
+from pipeline.training.prior_examples import short_name
 from pipeline.world.objects import SHAPES, object_name
 from pipeline.world.scenes import render_sample
 from pipeline.world.textures import COLOURS
@@ -64,7 +64,7 @@ class Classifier(nn.Module, PyTorchModelHubMixin):
         self.shape = nn.Linear(2 * channels[-1], len(SHAPES))
 
     def forward(self, cut_outs: Float[Tensor, "B V 3 S S"]) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B M"]]:
-        """Logits of `NAMES` and of `world.SHAPES`; cut-outs in [0, 1], see `cut_outs`."""
+        """Logits of `NAMES` and of `objects.SHAPES`; cut-outs in [0, 1], see `cut_outs`."""
         x = cut_outs.flatten(0, 1) * 2 - 1
         for layer, norm, block in zip(self.layers, self.norms, self.blocks, strict=True):
             x = block(F.max_pool2d(F.silu(norm(layer(x))), 2))

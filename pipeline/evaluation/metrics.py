@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline import InputError
 from pipeline.camera.geometry import CameraPath, invert_rigid, project, transform, unproject
 from pipeline.depth.estimate import Depth, subject_distance
-from pipeline.media.quality import FEWEST_PIXELS, _checked, _pixels
+from pipeline.media.quality import FEWEST_PIXELS, checked, pixels_under
 
 FEWEST_INLIERS = 20  # of which a camera is estimated
 
@@ -31,7 +31,7 @@ def texture_distance(
     normalised, and patches of the two are of the same places, at most 8192. Raises `InputError` as `psnr` does, or if
     nothing of the mask is farther than 3 pixels from the border at a level.
     """
-    mask = _checked(a, b, mask)
+    mask = checked(a, b, mask)
     generator, found = torch.Generator().manual_seed(0), []
     a, b, share = a.float(), b.float(), mask.float()
     for level in range(levels):
@@ -98,7 +98,7 @@ def motion_smoothness(video: Float[Tensor, "T 3 H W"]) -> float | None:
     1603.03590, midway as arXiv 1712.00080) where VBench has the network AMT: the figures of the two do not compare.
     None of fewer than three frames.
     """
-    frames = _pixels(video)
+    frames = pixels_under(video)
     scores = []
     for before, middle, after in zip(frames[:-2:2], frames[1:-1:2], frames[2::2], strict=True):
         scores.append(1 - np.abs(_midway(before, after) - middle.astype(np.float32)).mean() / 255)
@@ -155,7 +155,7 @@ def camera_error(
     world_from_cam = target.world_from_cam.detach().cpu().double().numpy()
     distance = subject_distance(Depth(z, metric=False))
     errors = []
-    for t, (seen, shown) in enumerate(zip(_pixels(source_frames), _pixels(result), strict=True)):
+    for t, (seen, shown) in enumerate(zip(pixels_under(source_frames), pixels_under(result), strict=True)):
         uv, uv_shown = _matches(sift, seen, shown)
         column, row = uv.astype(int).T
         rays = np.concatenate([uv, np.ones((len(uv), 1))], 1) @ np.linalg.inv(K_source[t]).T

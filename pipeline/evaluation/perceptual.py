@@ -1,6 +1,6 @@
 """What can be measured of a video with the weights of others: likeness, consistency, whether the prompt is followed.
 
-Weights have to be on this machine; nothing is downloaded. A `model` is a name of `models.MODELS`, a folder, or a hub id
+Weights have to be on this machine; nothing is downloaded. A `model` is a name of `table.MODELS`, a folder, or a hub id
 that is in the cache; each function raises `InputError` with the command that gets it where it is not. Whether the user
 has accepted its terms is for the caller to ask. `device`: None for CUDA where there is any. Loaded models are kept
 until `release`. Frames are resized by torch (bicubic, antialiased), where their authors resized by PIL or, as VBench,

@@ -79,7 +79,7 @@ Better = Literal["higher", "lower"]
 @dataclass(frozen=True)
 class Metric:
     """label: with its unit. better: which way. needs: the fields of a `Case` without which it does not apply. weights:
-    the name in `models.MODELS` of what it is measured with. figure: None or NaN where it does not apply after all."""
+    the name in `table.MODELS` of what it is measured with. figure: None or NaN where it does not apply after all."""
 
     label: str
     better: Better

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.known.measurement import Measurement
-from pipeline.known.warp import _AT_ONCE
+from pipeline.known.warp import AT_ONCE
 
 _LAYERS = 7  # of depth, by which holes are filled
 _IN_FRONT = 0.1  # what is that share nearer than a hole lends it nothing
@@ -31,8 +31,8 @@ def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
     z = torch.where(mask[:, 0], z, unknown)
     place, layers = _layers(z, ~mask[:, 0])
     filled = torch.empty_like(video)
-    for first in range(0, len(video), _AT_ONCE):
-        span = slice(first, first + _AT_ONCE)
+    for first in range(0, len(video), AT_ONCE):
+        span = slice(first, first + AT_ONCE)
         colour, known, depth = video[span], mask[span].to(video.dtype), z[span, None].nan_to_num(torch.inf).log()
         found = torch.zeros_like(colour)
         for number, layer in enumerate(layers):

@@ -39,9 +39,9 @@ def inpaint(
 ) -> Float[Tensor, "3 H W"]:
     """The picture in [0, 1] with what is unknown (False) painted by an image model; known pixels come back exactly.
 
-    model: a name of `models.MODELS`, a folder in the diffusers layout, or a hub id. It works at its own size and at the
+    model: a name of `table.MODELS`, a folder in the diffusers layout, or a hub id. It works at its own size and at the
     picture's proportions, so that small pictures are enlarged for it. steps: None for the pipeline's own number.
-    That the terms of a model that has some are accepted is for the caller to see to (`models.check_accepted`).
+    That the terms of a model that has some are accepted is for the caller to see to (`table.check_accepted`).
     Raises `InputError` if the weights are not on this machine, or are no inpainting model.
     """
     folder = locate(model)

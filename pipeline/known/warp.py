@@ -22,7 +22,7 @@ _OPENING = 1.0
 _RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
 _MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
 _NOBODY = torch.iinfo(torch.int64).max
-_AT_ONCE = 16  # frames that are filled at once: a long clip should not take much more memory than itself
+AT_ONCE = 16  # frames that are filled at once: a long clip should not take much more memory than itself
 _BLOCK = 2**17  # elements; of 2^13 ... 2^18 the fastest on two cores
 
 

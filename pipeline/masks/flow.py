@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from pipeline.masks.shape import _SIDE, _checked, _Painted
+from pipeline.masks.shape import SIDE, Painted, checked
 from pipeline.media.video import resize
 
 _SAMPLES = (700, 1400)  # pixels of the object and of its surroundings that are kept of one frame
@@ -31,7 +31,7 @@ _FADE = 0.95  # of the memory of hidden parts, per frame
 
 
 def propagate(
-    frames: Float[Tensor, "T 3 H W"], painted: _Painted
+    frames: Float[Tensor, "T 3 H W"], painted: Painted
 ) -> Generator[tuple[int, int], None, Bool[Tensor, "T H W"]]:
     """Follows the painted object (True) through all frames of a clip in [0, 1]; nothing is downloaded.
 
@@ -45,8 +45,8 @@ def propagate(
     surroundings. The object's motion is that of its flow, or found by looking for its remembered pixels, so that it is
     found again behind what hid it. Raises ValueError if shapes do not match.
     """
-    T, H, W = _checked(frames, painted)
-    scale = min(1.0, _SIDE / max(H, W))
+    T, H, W = checked(frames, painted)
+    scale = min(1.0, SIDE / max(H, W))
     size = (max(8, round(H * scale)), max(8, round(W * scale)))
     given = {t: resize(painted[t][None, None].float().cpu(), size)[0, 0].numpy() for t in sorted(painted)}
     times = list(given)

@@ -13,24 +13,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.masks.flow import propagate
-from pipeline.masks.sam2 import _sam2_at_hand, track_with_sam2
-from pipeline.masks.shape import _Painted, fill_holes
+from pipeline.masks.sam2 import sam2_at_hand, track_with_sam2
+from pipeline.masks.shape import Painted, fill_holes
 
 
 def follower() -> str:
     """What `follow` uses on this machine, in words."""
-    return "optical flow" if _sam2_at_hand() is None else "SAM 2"
+    return "optical flow" if sam2_at_hand() is None else "SAM 2"
 
 
 def follow(
-    frames: Float[Tensor, "T 3 H W"], painted: _Painted
+    frames: Float[Tensor, "T 3 H W"], painted: Painted
 ) -> Generator[tuple[int, int], None, Bool[Tensor, "T H W"]]:
     """The painted object through a clip, by SAM 2 if its weights are in the hub's cache, else as `propagate` does.
 
     Nothing is downloaded: `python -m pipeline models --download sam2-hiera-tiny` brings the weights. What surrounds
     itself in a frame that was not painted is filled.
     """
-    model = _sam2_at_hand()
+    model = sam2_at_hand()
     found = yield from (propagate(frames, painted) if model is None else track_with_sam2(frames, painted, model))
     given = torch.tensor([t in painted for t in range(len(found))]).view(-1, 1, 1)
     return torch.where(given, found, fill_holes(found))

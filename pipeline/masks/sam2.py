@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.masks.shape import _checked, _Painted
+from pipeline.masks.shape import Painted, checked
 from pipeline.media.video import resize
 from pipeline.models import hub, memory, table
 
@@ -38,7 +38,7 @@ def load_sam2(ref: str, device: str | torch.device = "cpu") -> Any:
 
 @torch.no_grad()
 def track_with_sam2(
-    frames: Float[Tensor, "T 3 H W"], painted: _Painted, model: Any
+    frames: Float[Tensor, "T 3 H W"], painted: Painted, model: Any
 ) -> Generator[tuple[int, int], None, Bool[Tensor, "T H W"]]:
     """As `propagate`, by a model of `load_sam2`: painted masks are its prompts, the walk goes both ways from the first.
 
@@ -47,7 +47,7 @@ def track_with_sam2(
     # Not by its processor, which asks for torchvision: scaling and these means and deviations are all that it does.
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-    T, H, W = _checked(frames, painted)
+    T, H, W = checked(frames, painted)
     side = model.config.image_size
     size = (side, side) if isinstance(side, int) else (side[0], side[1])
     mean, deviation = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -86,7 +86,7 @@ def track_with_sam2(
 _load_sam2 = lru_cache(maxsize=1)(load_sam2)
 
 
-def _sam2_at_hand() -> Any:
+def sam2_at_hand() -> Any:
     folder = hub.at_hand(SAM2)  # asked each time: it may be fetched while the app runs
     # where a GPU is lent, CUDA is there only in the processes that it is lent to, and this runs outside
     return folder and _load_sam2(str(folder), "cuda" if torch.cuda.is_available() and not memory.lent() else "cpu")

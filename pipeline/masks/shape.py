@@ -17,8 +17,8 @@ from torch import Tensor
 from pipeline import InputError
 from pipeline.media.video import resize
 
-_SIDE = 432  # pixels of the longer side at which the object is followed
-_Painted = Mapping[int, Bool[Tensor, "H W"]]
+SIDE = 432  # pixels of the longer side at which the object is followed
+Painted = Mapping[int, Bool[Tensor, "H W"]]
 
 
 def grow(mask: Bool[Tensor, "*T H W"], pixels: float) -> Bool[Tensor, "*T H W"]:
@@ -48,7 +48,7 @@ def _each(change: Any, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(changed) if changed else flat.astype(np.float32)).view(mask.shape).to(mask.device)
 
 
-def _checked(frames: Tensor, painted: _Painted) -> tuple[int, int, int]:
+def checked(frames: Tensor, painted: Painted) -> tuple[int, int, int]:
     T, _, H, W = frames.shape
     if not painted or not all(0 <= t < T for t in painted):
         raise ValueError(f"masks are painted in the frames {sorted(painted)} of a clip of {T}")
@@ -67,7 +67,7 @@ def complete(frame: Float[Tensor, "3 H W"], marks: Bool[Tensor, "H W"]) -> Bool[
     if not marks.any():
         raise InputError("There is no mark on the object; put a dot or a stroke on it.")
     H, W = marks.shape
-    scale = min(1.0, _SIDE / max(H, W))
+    scale = min(1.0, SIDE / max(H, W))
     size = (max(8, round(H * scale)), max(8, round(W * scale)))
     picture = resize(frame[None].float().cpu(), size)[0].clamp(0, 1)
     bgr = np.ascontiguousarray((picture.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))

@@ -22,7 +22,7 @@ def psnr(
 
     inf if they are equal there. Raises `InputError` if the shapes differ or the mask is empty.
     """
-    mask = _checked(a, b, mask)
+    mask = checked(a, b, mask)
     error = (a.double() - b.double()).square().mean(dim=1, keepdim=True)
     mean = error[mask].mean().item()
     return math.inf if mean == 0 else -10 * math.log10(mean)
@@ -37,7 +37,7 @@ def ssim(
     pixels alone (and inside the picture alone), so that what stands in the holes cannot change the figure.
     Raises `InputError` if the shapes differ or the mask is empty.
     """
-    mask = _checked(a, b, mask)
+    mask = checked(a, b, mask)
     total, count = 0.0, 0
     for x, y, m in zip(a.float(), b.float(), mask.float(), strict=True):  # frame by frame: five blurs each
         weight = _blur(m).clamp_min(1e-12)
@@ -56,7 +56,7 @@ def ssim(
     return total / count
 
 
-def _pixels(video: Float[Tensor, "T 3 H W"]) -> np.ndarray:
+def pixels_under(video: Float[Tensor, "T 3 H W"]) -> np.ndarray:
     """T H W 3 uint8."""
     return (video.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
@@ -69,7 +69,7 @@ def _blur(frame: Float[Tensor, "C H W"]) -> Float[Tensor, "C H W"]:
     return F.conv2d(rows, kernel.view(1, 1, 1, 11), padding=(0, 5))[:, 0]
 
 
-def _checked(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+def checked(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
     if a.shape != b.shape:
         raise InputError(f"The two videos must have one shape; they have {tuple(a.shape)} and {tuple(b.shape)}.")
     shape = (a.shape[0], 1, *a.shape[2:])

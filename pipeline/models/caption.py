@@ -51,7 +51,7 @@ def caption(
 ) -> Caption:
     """What a picture in [0, 1] shows, in a few words.
 
-    model: a name of `models.MODELS`, a folder or a hub id of a BLIP or BLIP-2 model; None for `default_captioner`.
+    model: a name of `table.MODELS`, a folder or a hub id of a BLIP or BLIP-2 model; None for `default_captioner`.
     accepted: names of models whose terms the user has accepted. Raises `InputError` if the model's are not among them,
     if it is not on this machine, or if it is another kind of model.
     """

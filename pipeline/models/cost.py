@@ -45,7 +45,7 @@ class Pace:
 def work_of(ref: str, frames: int, size: tuple[int, int]) -> Work | None:
     """The work for a clip of frames (4n + 1) at size = (h, w); None where the model's configuration is not at hand.
 
-    ref: as for `models.resolve`. Nothing is downloaded.
+    ref: as for `hub.resolve`. Nothing is downloaded.
     """
     configs = _configs(ref)
     if configs is None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline import InputError
 from pipeline.models.table import (
-    _NOT_SERVED,
-    _SPECS,
     MODELS,
+    NOT_SERVED,
     ORIGINAL_FILES,
     ROOT,
+    SPECS,
     ModelSpec,
     Part,
     check_accepted,
@@ -52,7 +52,7 @@ def resolve(ref: str) -> str:
                 "layout has."
             )
         return str(folder.resolve())
-    for pattern, reason in _NOT_SERVED.items():
+    for pattern, reason in NOT_SERVED.items():
         if pattern.search(ref):
             raise InputError(f"The model {ref!r} is not served: {reason}. {_instead()}")
     if _HUB_ID.fullmatch(ref):
@@ -244,15 +244,15 @@ def table() -> str:
     """The table as text: name, role, licence, download, whether it is here; below, what licences forbid."""
     head = ("name", "role", "licence", "download", "here")
     rows = []
-    for spec in _SPECS:
+    for spec in SPECS:
         here = "comes with the program" if spec.local else "yes" if in_cache(spec) else "no"
         rows.append((spec.name, spec.role, spec.licence, size(spec.download_bytes) if spec.parts else "none", here))
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
     ]
-    lines += ["", "What they are:", *(f"  {spec.name}: {spec.note}" for spec in _SPECS)]
-    lines += ["", "What is forbidden:", *(f"  {spec.name}: {spec.terms}" for spec in _SPECS if spec.terms)]
+    lines += ["", "What they are:", *(f"  {spec.name}: {spec.note}" for spec in SPECS)]
+    lines += ["", "What is forbidden:", *(f"  {spec.name}: {spec.terms}" for spec in SPECS if spec.terms)]
     lines += ["  The others may be used for anything that the law allows."]
     lines += ["", "Models may share parts, which are downloaded once. " + default_backbone()[1]]
     return "\n".join(lines)

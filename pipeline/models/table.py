@@ -119,7 +119,7 @@ def _wan_configs(heads: int, layers: int, ffn_dim: int) -> dict[str, dict[str, A
 
 _WAN_SMALL, _WAN_LARGE = _wan_configs(12, 30, 8960), _wan_configs(40, 40, 13824)
 
-_SPECS = (
+SPECS = (
     ModelSpec(
         name="nano",
         role="backbone",
@@ -466,10 +466,10 @@ _SPECS = (
         ),
     ),
 )
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in SPECS}
 
 # Asked for by name, and not served: they differ in how the sampler has to go.
-_NOT_SERVED = {
+NOT_SERVED = {
     re.compile(r"wan2[._]?2.*a14b", re.I): "it has two transformers, one for each half of the noise levels",
     re.compile(
         r"wan2[._]?2.*(ti2v|5b)", re.I
@@ -479,12 +479,12 @@ _NOT_SERVED = {
 
 def of_role(role: str) -> list[ModelSpec]:
     """The models for a role of `ROLES`, in the table's order."""
-    return [spec for spec in _SPECS if spec.role == role]
+    return [spec for spec in SPECS if spec.role == role]
 
 
 def find(ref: str) -> ModelSpec | None:
     """The entry of the table that a name or a hub id means; None for a model that is not in it."""
-    named = (spec for spec in _SPECS if ref.casefold() in (spec.name, spec.ref.casefold()))
+    named = (spec for spec in SPECS if ref.casefold() in (spec.name, spec.ref.casefold()))
     return next(named, None)
 
 

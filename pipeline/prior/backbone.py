@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.models import hub, memory, table
-from pipeline.prior.fast import FEW_STEPS, Passes, _check_lora
+from pipeline.prior.fast import FEW_STEPS, Passes, check_lora
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
 from pipeline.prior.settings import LatentRgb, Settings
 from pipeline.prior.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
@@ -244,7 +244,7 @@ class Backbone:
             state = WanImageToVideoPipeline.lora_state_dict(str(folder / file), use_safetensors=True)
         except ValueError as error:
             raise InputError(f"The few-step LoRA {file} is not in a layout that diffusers knows: {error}") from error
-        _check_lora(state, self.transformer, file)
+        check_lora(state, self.transformer, file)
         self.transformer.load_lora_adapter(state, adapter_name="few-steps")
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ FAST = ("off", "cache", "lora")
 class FewSteps:
     """A distilled LoRA with which a model needs few steps and no classifier-free guidance.
 
-    model: its name in `models.MODELS`. width, layers: of the transformer that it fits.
+    model: its name in `table.MODELS`. width, layers: of the transformer that it fits.
     """
 
     model: str
@@ -36,7 +36,7 @@ class Passes:
     whole: int = 0
 
 
-def _check_lora(state: Any, transformer: Any, file: str) -> None:
+def check_lora(state: Any, transformer: Any, file: str) -> None:
     """Raises `InputError` unless each pair of matrices fits its layer."""
     for key, matrix in state.items():
         layer, _, kind = key.removeprefix("transformer.").partition(".lora_")

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from pipeline import InputError
 from pipeline.models import hub, memory, table
 from pipeline.prior.backbone import Backbone
-from pipeline.prior.settings import _read_json, read_settings
-from pipeline.prior.wan_layout import _GIVE, load_original, original_files
+from pipeline.prior.settings import read_json, read_settings
+from pipeline.prior.wan_layout import GIVE, load_original, original_files
 
 COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 
@@ -39,7 +39,7 @@ def load_backbone(
 ) -> Backbone:
     """Load a backbone, downloading it first if it is on the hub and not yet in its cache.
 
-    ref: a name of `models.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
+    ref: a name of `table.MODELS`, a folder, or a hub id; in the diffusers layout, or with the transformer in Wan's own
     layout, as VideoX-Fun publishes it. device: default CUDA, else the CPU.
     dtype: of the transformer, see `default_dtype`; the text encoder takes it on CUDA and is float32 on the CPU.
     mode: how the parts are placed, see `memory.MODES`; or what chooses it for the model, loaded on the CPU.
@@ -55,7 +55,7 @@ def load_backbone(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or default_dtype(device)
     text_dtype = dtype if device.type == "cuda" else torch.float32
-    root, folders = _fetch(ref)
+    root, folders = fetch_parts(ref)
 
     def load(cls: Any, component: str, **options: Any) -> Any:
         folder = folders.get(component)
@@ -111,7 +111,7 @@ def skeleton(spec: table.ModelSpec) -> dict[str, Any]:
         }
 
 
-def _fetch(ref: str) -> tuple[Path, dict[str, Path]]:
+def fetch_parts(ref: str) -> tuple[Path, dict[str, Path]]:
     """The folder of a backbone, and that of each of its components; fetched first where need be."""
     spec = table.find(ref)
     if spec is not None and spec.role != "backbone":
@@ -148,7 +148,7 @@ def _components(parts: Sequence[table.Part], folders: Sequence[Path]) -> dict[st
 
 
 def _check_index(ref: str, folder: Path) -> None:
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     wanted = {"vae": "AutoencoderKLWan", "transformer": "WanTransformer3DModel", "text_encoder": "UMT5EncoderModel"}
     for component, cls in wanted.items():
         found = (index.get(component) or [None, None])[1]
@@ -156,7 +156,7 @@ def _check_index(ref: str, folder: Path) -> None:
             raise InputError(f"The model {ref!r} is not a Wan image-to-video model: its {component} is {found}.")
     if (index.get("transformer_2") or [None, None])[1] is not None or index.get("expand_timesteps"):
         raise InputError(
-            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not served. {_GIVE}"
+            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not served. {GIVE}"
         )
 
 

@@ -33,7 +33,7 @@ class Settings:
     inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
     replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
     its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
-    paints is made to agree, see `gather.steady`; 0 for a model whose frames agree by themselves. softness: how much
+    paints is made to agree, see `finish.steady`; 0 for a model whose frames agree by themselves. softness: how much
     softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`.
     """
 
@@ -59,8 +59,8 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
 
     scheduler: its folder, where it is another than the sub-folder of that name.
     """
-    scheduling = _read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
-    given = _read_json(folder / "recapture.json")
+    scheduling = read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
+    given = read_json(folder / "recapture.json")
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     # diffusers' Euler scheduler calls it `shift`, its multistep ones `flow_shift`.
     shift = scheduling.get("shift", scheduling.get("flow_shift"))
@@ -83,5 +83,5 @@ def vocabulary_of(ref: str) -> str:
     return read_settings(folder).vocabulary if folder.is_dir() else ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

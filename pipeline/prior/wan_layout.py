@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline import InputError
 from pipeline.models import hub, table
-from pipeline.prior.settings import _read_json
+from pipeline.prior.settings import read_json
 
 # What the modules are called in Wan-Video/Wan2.1 (wan/modules/model.py), which VideoX-Fun keeps, and in diffusers'
 # WanTransformer3DModel, of which each is the same: {block} is the number of a block.
@@ -89,12 +89,12 @@ def original_config(ref: str, shapes: Mapping[str, Sequence[int]], heads: int | 
         kind = next((kind for part, kind in _RELATIVES.items() if any(part in key for key in wrong)), "another model")
         raise InputError(
             f"The model {ref!r} is {kind}, not a plain image-to-video or inpainting model: it has {len(wrong)} tensors "
-            f"that those have not, such as {', '.join(wrong[:3])}. {_GIVE}"
+            f"that those have not, such as {', '.join(wrong[:3])}. {GIVE}"
         )
     if channels == out_channels:
         raise InputError(
             f"The model {ref!r} is a text-to-video model: it takes {channels} channels, the noisy video alone, where "
-            f"an image-to-video or inpainting model takes {2 * out_channels + 4}. {_GIVE}"
+            f"an image-to-video or inpainting model takes {2 * out_channels + 4}. {GIVE}"
         )
     has_image_branch = "img_emb.proj.1.weight" in shapes
     heads = heads or max(1, dim // _HEAD_DIM)
@@ -120,7 +120,7 @@ _RELATIVES = {
     "emb_pos": "a model of first and last frames",
     "scale_weight": "a model in scaled fp8",
 }
-_GIVE = "Give one such as wan2.1-fun-1.3b-inp."
+GIVE = "Give one such as wan2.1-fun-1.3b-inp."
 
 
 def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
@@ -134,7 +134,7 @@ def load_original(ref: str, files: Sequence[Path], dtype: torch.dtype) -> Any:
 
     if missing := hub.lacking(files[0].parent, [table.ORIGINAL_FILES]):
         raise InputError(f"Of the weights of the model {ref!r} {', '.join(missing)} are missing; fetch them again.")
-    given = _read_json(files[0].parent / "config.json")
+    given = read_json(files[0].parent / "config.json")
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
         place = {key: tensors for tensors in opened for key in list(tensors.keys())}

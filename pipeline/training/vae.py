@@ -346,15 +346,11 @@ def validate(vae: AutoencoderKLWan, clips: list[Tensor], device) -> float:
     return total / len(clips)
 
 
-def train(args: argparse.Namespace) -> None:
-    device = torch.device(args.device)
-    generator = torch.Generator().manual_seed(args.seed)
-    torch.manual_seed(args.seed)
-    clips = load_clips(args.data, args.scenes)
-    photos = load_photos(args.photos) if args.photos else []
-    held_out, clips = clips[: args.held_out], clips[args.held_out :]
+def _begun(
+    args: argparse.Namespace, checkpoint: Path, clips: list[Tensor], generator: torch.Generator
+) -> tuple[AutoencoderKLWan, dict[str, Any] | None]:
+    """The weights that the training goes on from, and its state, None for a new one."""
     vae = AutoencoderKLWan(**CONFIG)
-    checkpoint = args.out.parent / f"{args.out.name}.checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
     if state is None and (args.out / "config.json").exists():
         vae = AutoencoderKLWan.from_pretrained(args.out, torch_dtype=torch.float32)  # go on from given weights
@@ -365,6 +361,34 @@ def train(args: argparse.Namespace) -> None:
     else:
         vae.load_state_dict(state["weights"])
         vae.register_to_config(**state["config"])
+    return vae, state
+
+
+def _crops(
+    pool: list[tuple[Tensor, Tensor | None]], args: argparse.Namespace, generator: torch.Generator
+) -> tuple[list[Tensor], list[Tensor]]:
+    """A batch of crops of the clips in a pool, and of their latents, as far as they have any."""
+    xs, zs = [], []
+    for i in torch.randint(len(pool), (args.batch,), generator=generator).tolist():
+        clip, z = pool[i]
+        cells = args.crop // 8
+        top = int(torch.randint(clip.shape[-2] // 8 - cells + 1, (1,), generator=generator))
+        left = int(torch.randint(clip.shape[-1] // 8 - cells + 1, (1,), generator=generator))
+        xs.append(clip[..., 8 * top : 8 * top + args.crop, 8 * left : 8 * left + args.crop])
+        if z is not None:
+            zs.append(z[..., top : top + cells, left : left + cells])
+    return xs, zs
+
+
+def train(args: argparse.Namespace) -> None:
+    device = torch.device(args.device)
+    generator = torch.Generator().manual_seed(args.seed)
+    torch.manual_seed(args.seed)
+    clips = load_clips(args.data, args.scenes)
+    photos = load_photos(args.photos) if args.photos else []
+    held_out, clips = clips[: args.held_out], clips[args.held_out :]
+    checkpoint = args.out.parent / f"{args.out.name}.checkpoint.pt"
+    vae, state = _begun(args, checkpoint, clips, generator)
     vae.to(device).eval()
     channels_last(vae)
     joint = args.train == "all"
@@ -395,15 +419,7 @@ def train(args: argparse.Namespace) -> None:
                 pool.append(entry)
             else:
                 pool[step // RENEW % args.pool] = entry
-        xs, zs = [], []
-        for i in torch.randint(len(pool), (args.batch,), generator=generator).tolist():
-            clip, z = pool[i]
-            cells = args.crop // 8
-            top = int(torch.randint(clip.shape[-2] // 8 - cells + 1, (1,), generator=generator))
-            left = int(torch.randint(clip.shape[-1] // 8 - cells + 1, (1,), generator=generator))
-            xs.append(clip[..., 8 * top : 8 * top + args.crop, 8 * left : 8 * left + args.crop])
-            if z is not None:
-                zs.append(z[..., top : top + cells, left : left + cells])
+        xs, zs = _crops(pool, args, generator)
         x = to_model(xs, device)
         progress = min(ran() / budget, 1.0)
         rate = args.lr * min(1.0, (step - begun + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))

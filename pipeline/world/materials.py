@@ -44,34 +44,36 @@ class Track:
         return bool((np.hypot(*(self.at - other.at).T) > self.reach + other.reach + 0.05).all())
 
 
-def _volume(texture: np.ndarray, device) -> Tensor:
+def make_volume(texture: np.ndarray, device) -> Tensor:
     return torch.from_numpy(mip_volume(texture)).to(device)
 
 
-def _surface(rng: np.random.Generator, kind: str, scale: float, device, palette=None, gloss: float = 0.0) -> Material:
+def make_surface(
+    rng: np.random.Generator, kind: str, scale: float, device, palette=None, gloss: float = 0.0
+) -> Material:
     """A material of muted natural colours, or of `palette`."""
     palette = natural_palette(rng) if palette is None else palette
-    return Material(_volume(make_texture(rng, kind, palette), device), float(scale), float(gloss))
+    return Material(make_volume(make_texture(rng, kind, palette), device), float(scale), float(gloss))
 
 
-def _paint(rng: np.random.Generator, colour: str, kind: str, device, scale=None, gloss: float = 0.0) -> Material:
+def make_paint(rng: np.random.Generator, colour: str, kind: str, device, scale=None, gloss: float = 0.0) -> Material:
     """A material of which all shades are called `colour`."""
     base = np.array(COLOURS[colour], np.float32)
     accent = base * 0.55 if rng.uniform() < 0.6 else base + (1 - base) * 0.5
     if kind == "windows":
         accent = base + (1 - base) * 0.6
     palette = np.clip(np.stack([base, accent, base * 0.8, base * 1.15]), 0, 1).astype(np.float32)
-    return _surface(rng, kind, rng.uniform(0.5, 1.2) if scale is None else scale, device, palette, gloss)
+    return make_surface(rng, kind, rng.uniform(0.5, 1.2) if scale is None else scale, device, palette, gloss)
 
 
-def _tones(rng: np.random.Generator, *colours: tuple[float, float, float], spread: float = 0.12) -> np.ndarray:
+def tones_of(rng: np.random.Generator, *colours: tuple[float, float, float], spread: float = 0.12) -> np.ndarray:
     """A palette of varied brightness around the given colours: (N, 3)."""
     palette = np.array(colours, np.float32) * rng.uniform(0.75, 1.25)
     palette = np.concatenate([palette, palette * rng.uniform(0.6, 1.3, (3, 1))[: len(palette)]])
     return np.clip(palette + rng.normal(0, spread / 3, palette.shape), 0.02, 0.98).astype(np.float32)
 
 
-def _part(shape: str, extent, at, material: Material, turn: Rotation | None = None, casts: bool = True) -> Part:
+def part_at(shape: str, extent, at, material: Material, turn: Rotation | None = None, casts: bool = True) -> Part:
     """A part at rest whose centre is `at`."""
     pose = np.eye(4)
     pose[:3, 3] = at
@@ -82,7 +84,7 @@ def _part(shape: str, extent, at, material: Material, turn: Rotation | None = No
     return Part(shape, (width, height, depth), world_from_part, material, casts)
 
 
-def _moved(parts: list[Part], poses: np.ndarray) -> tuple[Part, ...]:
+def carried_along(parts: list[Part], poses: np.ndarray) -> tuple[Part, ...]:
     """The parts of an object at rest at the origin, carried along `poses` (T, 4, 4)."""
     carried = torch.from_numpy(poses).float()
     return tuple(
@@ -90,28 +92,28 @@ def _moved(parts: list[Part], poses: np.ndarray) -> tuple[Part, ...]:
     )
 
 
-def _footprint(part: Part) -> Track:
+def footprint_of(part: Part) -> Track:
     reach = math.hypot(part.extent[0], part.extent[2]) if part.shape == "box" else max(part.extent[0], part.extent[2])
     return Track(part.world_from_part[:, (0, 2), 3].cpu().numpy().astype(float), reach)
 
 
-def _tilt(axis: str, angle: float) -> Rotation:
+def tilt_of(axis: str, angle: float) -> Rotation:
     return Rotation.from_euler(axis, angle)
 
 
-def _tree(rng: np.random.Generator, tall: float, bark: Material, crown: Material) -> list[Part]:
+def make_tree(rng: np.random.Generator, tall: float, bark: Material, crown: Material) -> list[Part]:
     """A leafy tree or a fir at the origin."""
     if rng.uniform() < 0.3:
         low = 0.15 * tall
-        parts = [_part("cylinder", (0.05 * tall, low / 2, 0.05 * tall), (0, -low / 2, 0), bark, casts=False)]
+        parts = [part_at("cylinder", (0.05 * tall, low / 2, 0.05 * tall), (0, -low / 2, 0), bark, casts=False)]
         for k in range(2):
             wide, half = (0.28 - 0.08 * k) * tall, 0.28 * tall
-            parts.append(_part("cone", (wide, half, wide), (0, -low - half - 0.28 * k * tall, 0), crown))
+            parts.append(part_at("cone", (wide, half, wide), (0, -low - half - 0.28 * k * tall, 0), crown))
         return parts
     trunk, wide = tall * rng.uniform(0.3, 0.5), tall * rng.uniform(0.2, 0.32)
-    parts = [_part("cylinder", (0.04 * tall, trunk / 2, 0.04 * tall), (0, -trunk / 2, 0), bark)]
+    parts = [part_at("cylinder", (0.04 * tall, trunk / 2, 0.04 * tall), (0, -trunk / 2, 0), bark)]
     for _ in range(int(rng.integers(1, 4))):
         shift = rng.uniform(-0.5, 0.5, 3) * wide * np.array([1, 0.5, 1]) * (len(parts) > 1)
         size = wide * rng.uniform(0.7, 1.0, 3)
-        parts.append(_part("egg", size, np.array([0, -trunk - 0.7 * wide, 0]) + shift, crown))
+        parts.append(part_at("egg", size, np.array([0, -trunk - 0.7 * wide, 0]) + shift, crown))
     return parts

@@ -9,7 +9,17 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from pipeline.world.materials import PATTERN_WORDS, Track, _moved, _paint, _part, _surface, _tilt, _tones, _tree
+from pipeline.world.materials import (
+    PATTERN_WORDS,
+    Track,
+    carried_along,
+    make_paint,
+    make_surface,
+    make_tree,
+    part_at,
+    tilt_of,
+    tones_of,
+)
 from pipeline.world.places import Place
 from pipeline.world.raycast import Part, Solid
 from pipeline.world.textures import COLOURS, KINDS
@@ -44,11 +54,11 @@ def object_name(solid: Solid) -> str:
     return _article(f"{glossy}{solid.colour} {PATTERN_WORDS[solid.pattern]}{solid.shape}")
 
 
-def _phrase(solid: Solid) -> str:
+def phrase_of(solid: Solid) -> str:
     return f"{object_name(solid)} {MOTIONS[solid.motion]}"
 
 
-def _object(rng, place: str, frames: int, where: Place, tracks: list[Track], device) -> Solid | None:
+def make_object(rng, place: str, frames: int, where: Place, tracks: list[Track], device) -> Solid | None:
     """One object standing or moving somewhere free of the others and in view; None if no place was found."""
     compounds = _COMPOUNDS_OF[place]
     if rng.uniform() < (0.6 if place == "street" else 0.3):
@@ -112,8 +122,8 @@ def _simple(rng, shape: str, start: np.ndarray, frames: int, size: float, motion
     gloss = float(rng.choice([0.0, 0.0, rng.uniform(0.1, 0.7)]))
 
     def build(device) -> Solid:
-        material = _paint(rng, colour, pattern, device, scale=rng.uniform(0.5, 1.2) / size, gloss=gloss)
-        return Solid(shape, colour, pattern, word, _moved([_part(shape, extent, (0, 0, 0), material)], poses))
+        material = make_paint(rng, colour, pattern, device, scale=rng.uniform(0.5, 1.2) / size, gloss=gloss)
+        return Solid(shape, colour, pattern, word, carried_along([part_at(shape, extent, (0, 0, 0), material)], poses))
 
     reach = max(extent) if motion in ("swing", "float") or upright else max(extent[0], extent[2])
     return build, Track(at, reach)
@@ -137,7 +147,7 @@ def _compound(rng, shape: str, start: np.ndarray, frames: int, size: float, moti
 
     def build(device) -> Solid:
         parts = _BUILD[shape](rng, colour, scale, device)
-        return Solid(shape, colour, "plain", word, _moved(parts, poses))
+        return Solid(shape, colour, "plain", word, carried_along(parts, poses))
 
     return build, Track(at, reach * scale)
 
@@ -202,7 +212,7 @@ def _motion(rng, motion: str, start, frames: int, size: float, *, low: float, up
     return poses, position[:, [0, 2]]
 
 
-def _passing_behind(rng, frames: int, where: Place, device) -> tuple[Part | Solid, Solid, str, list[Track]]:
+def passing_behind(rng, frames: int, where: Place, device) -> tuple[Part | Solid, Solid, str, list[Track]]:
     """Something that stands in front and an object whose way crosses the line from the camera through it, behind it.
 
     Returns the thing in front (scenery or a solid), the mover, the words for both and their tracks.
@@ -235,114 +245,117 @@ def _passing_behind(rng, frames: int, where: Place, device) -> tuple[Part | Soli
     mover = build(device)
     if not pillar:
         front = build_front(device)
-        return front, mover, f"{_phrase(mover)} {object_name(front)}", [front_track, track]
+        return front, mover, f"{phrase_of(mover)} {object_name(front)}", [front_track, track]
     colour, kind = str(rng.choice(["grey", "white", "brown", "red"])), str(rng.choice(["bricks", "plain", "cracks"]))
     shape = str(rng.choice(["cylinder", "box"]))
-    post = _part(shape, (radius, half, radius), (stand[0], -half, stand[1]), _paint(rng, colour, kind, device))  # pyright: ignore[reportOperatorIssue]
+    post = part_at(shape, (radius, half, radius), (stand[0], -half, stand[1]), make_paint(rng, colour, kind, device))  # pyright: ignore[reportOperatorIssue]
     words = _article(f"{colour} {PATTERN_WORDS[kind]}pillar")
-    return post, mover, f"{_phrase(mover)} {words}", [front_track, track]
+    return post, mover, f"{phrase_of(mover)} {words}", [front_track, track]
 
 
 def _build_table(rng, colour: str, k: float, device) -> list[Part]:
-    paint = _paint(rng, colour, "wood", device)
+    paint = make_paint(rng, colour, "wood", device)
     a, b, tall = 0.55 * k, 0.35 * k, 0.5 * k
     legs = [
-        _part("cylinder", (0.04 * k, tall / 2, 0.04 * k), (x * 0.85 * a, -tall / 2, z * 0.85 * b), paint, casts=False)
+        part_at("cylinder", (0.04 * k, tall / 2, 0.04 * k), (x * 0.85 * a, -tall / 2, z * 0.85 * b), paint, casts=False)
         for x in (-1, 1)
         for z in (-1, 1)
     ]
-    return [_part("box", (a, 0.04 * k, b), (0, -tall - 0.04 * k, 0), paint), *legs]
+    return [part_at("box", (a, 0.04 * k, b), (0, -tall - 0.04 * k, 0), paint), *legs]
 
 
 def _build_lamp(rng, colour: str, k: float, device) -> list[Part]:
-    shade, metal = _paint(rng, colour, "plain", device), _paint(rng, "black", "brushed", device, gloss=0.3)
+    shade, metal = make_paint(rng, colour, "plain", device), make_paint(rng, "black", "brushed", device, gloss=0.3)
     tall = 1.1 * k
     return [
-        _part("cone", (0.25 * k, 0.2 * k, 0.25 * k), (0, -tall, 0), shade),
-        _part("cylinder", (0.025 * k, tall / 2, 0.025 * k), (0, -tall / 2, 0), metal),
-        _part("cylinder", (0.18 * k, 0.025 * k, 0.18 * k), (0, -0.025 * k, 0), metal),
+        part_at("cone", (0.25 * k, 0.2 * k, 0.25 * k), (0, -tall, 0), shade),
+        part_at("cylinder", (0.025 * k, tall / 2, 0.025 * k), (0, -tall / 2, 0), metal),
+        part_at("cylinder", (0.18 * k, 0.025 * k, 0.18 * k), (0, -0.025 * k, 0), metal),
     ]
 
 
 def _build_person(rng, colour: str, k: float, device) -> list[Part]:
-    coat, trousers = _paint(rng, colour, "plain", device), _surface(rng, "noise", 1.0, device)
+    coat, trousers = make_paint(rng, colour, "plain", device), make_surface(rng, "noise", 1.0, device)
     skin = np.array([(0.85, 0.65, 0.52), (0.55, 0.38, 0.28), (0.35, 0.23, 0.17)])[rng.integers(3)]
-    skin = _surface(rng, "plain", 1.0, device, np.stack([skin, 0.8 * skin]))
+    skin = make_surface(rng, "plain", 1.0, device, np.stack([skin, 0.8 * skin]))
     stride, swing = rng.uniform(0.1, 0.35), rng.uniform(0.1, 0.5)
     parts = [
-        _part("pill", (0.17 * k, 0.3 * k, 0.13 * k), (0, -0.82 * k, 0), coat),
-        _part("ball", (0.11 * k,) * 3, (0.01 * k, -1.24 * k, 0), skin),
+        part_at("pill", (0.17 * k, 0.3 * k, 0.13 * k), (0, -0.82 * k, 0), coat),
+        part_at("ball", (0.11 * k,) * 3, (0.01 * k, -1.24 * k, 0), skin),
     ]
     for side in (-1, 1):
         leg = (side * stride * 0.28 * k, -0.29 * k, side * 0.08 * k)
         arm = (side * swing * -0.22 * k, -0.82 * k, side * 0.21 * k)
-        parts.append(_part("pill", (0.075 * k, 0.3 * k, 0.075 * k), leg, trousers, _tilt("z", -side * stride)))
-        parts.append(_part("pill", (0.05 * k, 0.27 * k, 0.05 * k), arm, coat, _tilt("z", side * swing), casts=False))
+        parts.append(part_at("pill", (0.075 * k, 0.3 * k, 0.075 * k), leg, trousers, tilt_of("z", -side * stride)))
+        parts.append(
+            part_at("pill", (0.05 * k, 0.27 * k, 0.05 * k), arm, coat, tilt_of("z", side * swing), casts=False)
+        )
     return parts
 
 
 def _wheels(rng, half: float, width: float, radius: float, device) -> list[Part]:
-    rubber = _paint(rng, "black", "plain", device)
-    across = _tilt("x", math.pi / 2)
+    rubber = make_paint(rng, "black", "plain", device)
+    across = tilt_of("x", math.pi / 2)
     return [
-        _part("cylinder", (radius, width, radius), (x * half, -radius, 0), rubber, across, casts=False) for x in (-1, 1)
+        part_at("cylinder", (radius, width, radius), (x * half, -radius, 0), rubber, across, casts=False)
+        for x in (-1, 1)
     ]
 
 
 def _build_car(rng, colour: str, k: float, device) -> list[Part]:
-    paint = _paint(rng, colour, "plain", device, gloss=0.4)
-    glass = _surface(rng, "gradient", 0.6, device, _tones(rng, (0.12, 0.14, 0.17), (0.3, 0.34, 0.4)), gloss=0.5)
+    paint = make_paint(rng, colour, "plain", device, gloss=0.4)
+    glass = make_surface(rng, "gradient", 0.6, device, tones_of(rng, (0.12, 0.14, 0.17), (0.3, 0.34, 0.4)), gloss=0.5)
     long, wide, r = rng.uniform(0.8, 1.0) * k, 0.4 * k, 0.17 * k
     back = rng.uniform(-0.3, 0.0) * long
     return [
-        _part("box", (long, 0.18 * k, wide), (0, -0.32 * k, 0), paint),
-        _part("box", (0.5 * long, 0.15 * k, 0.88 * wide), (back, -0.63 * k, 0), glass, casts=False),
-        _part("box", (0.45 * long, 0.02 * k, 0.85 * wide), (back, -0.8 * k, 0), paint),
+        part_at("box", (long, 0.18 * k, wide), (0, -0.32 * k, 0), paint),
+        part_at("box", (0.5 * long, 0.15 * k, 0.88 * wide), (back, -0.63 * k, 0), glass, casts=False),
+        part_at("box", (0.45 * long, 0.02 * k, 0.85 * wide), (back, -0.8 * k, 0), paint),
         *_wheels(rng, 0.6 * long, 1.02 * wide, r, device),
     ]
 
 
 def _build_bus(rng, colour: str, k: float, device) -> list[Part]:
-    paint = _paint(rng, colour, "plain", device, gloss=0.3)
-    glass = _surface(rng, "stripes", 0.7, device, _tones(rng, (0.12, 0.14, 0.17), (0.2, 0.22, 0.25)), gloss=0.5)
+    paint = make_paint(rng, colour, "plain", device, gloss=0.3)
+    glass = make_surface(rng, "stripes", 0.7, device, tones_of(rng, (0.12, 0.14, 0.17), (0.2, 0.22, 0.25)), gloss=0.5)
     long, tall, wide = rng.uniform(1.4, 1.9) * k, 0.58 * k, 0.5 * k
     return [
-        _part("box", (long, tall, wide), (0, -0.12 * k - tall, 0), paint),
-        _part("box", (0.96 * long, 0.4 * tall, 1.01 * wide), (0, -0.12 * k - 1.25 * tall, 0), glass, casts=False),
-        _part("box", (1.005 * long, 0.42 * tall, 0.9 * wide), (0, -0.12 * k - 1.25 * tall, 0), glass, casts=False),
+        part_at("box", (long, tall, wide), (0, -0.12 * k - tall, 0), paint),
+        part_at("box", (0.96 * long, 0.4 * tall, 1.01 * wide), (0, -0.12 * k - 1.25 * tall, 0), glass, casts=False),
+        part_at("box", (1.005 * long, 0.42 * tall, 0.9 * wide), (0, -0.12 * k - 1.25 * tall, 0), glass, casts=False),
         *_wheels(rng, 0.65 * long, 1.015 * wide, 0.2 * k, device),
     ]
 
 
 def _build_house(rng, colour: str, k: float, device) -> list[Part]:
-    walls = _paint(rng, colour, "windows", device, scale=0.7 / k)
-    roof = _surface(rng, "tiles", 1.5, device, _tones(rng, (0.45, 0.2, 0.14), (0.2, 0.1, 0.08)))
-    door = _paint(rng, str(rng.choice(["brown", "blue", "green"])), "wood", device)
+    walls = make_paint(rng, colour, "windows", device, scale=0.7 / k)
+    roof = make_surface(rng, "tiles", 1.5, device, tones_of(rng, (0.45, 0.2, 0.14), (0.2, 0.1, 0.08)))
+    door = make_paint(rng, str(rng.choice(["brown", "blue", "green"])), "wood", device)
     a, b, tall, ridge = 0.6 * k, 0.7 * k, 0.4 * k, 0.25 * k
     return [
-        _part("box", (a, tall, b), (0, -tall, 0), walls),
-        _part("gable", (1.15 * a, ridge, 1.08 * b), (0, -2 * tall - ridge, 0), roof),
-        _part("box", (0.02 * k, 0.26 * k, 0.13 * k), (a, -0.26 * k, 0), door, casts=False),
+        part_at("box", (a, tall, b), (0, -tall, 0), walls),
+        part_at("gable", (1.15 * a, ridge, 1.08 * b), (0, -2 * tall - ridge, 0), roof),
+        part_at("box", (0.02 * k, 0.26 * k, 0.13 * k), (a, -0.26 * k, 0), door, casts=False),
     ]
 
 
 def _build_tree(rng, colour: str, k: float, device) -> list[Part]:
-    bark = _paint(rng, "brown", "wood", device)
-    crown = _paint(rng, colour, str(rng.choice(["noise", "leaves"])), device)
-    return _tree(rng, 1.7 * k, bark, crown)
+    bark = make_paint(rng, "brown", "wood", device)
+    crown = make_paint(rng, colour, str(rng.choice(["noise", "leaves"])), device)
+    return make_tree(rng, 1.7 * k, bark, crown)
 
 
 def _build_crab(rng, colour: str, k: float, device) -> list[Part]:
-    shell = _paint(rng, colour, str(rng.choice(["noise", "plain", "leaves"])), device, gloss=rng.uniform(0, 0.4))
-    legs, dark = _paint(rng, colour, "noise", device), _paint(rng, "black", "plain", device, gloss=0.6)
-    parts = [_part("egg", (0.24 * k, 0.13 * k, 0.32 * k), (0, -0.2 * k, 0), shell)]
+    shell = make_paint(rng, colour, str(rng.choice(["noise", "plain", "leaves"])), device, gloss=rng.uniform(0, 0.4))
+    legs, dark = make_paint(rng, colour, "noise", device), make_paint(rng, "black", "plain", device, gloss=0.6)
+    parts = [part_at("egg", (0.24 * k, 0.13 * k, 0.32 * k), (0, -0.2 * k, 0), shell)]
     for side in (-1, 1):
         for j in range(3):
-            lean = _tilt("x", side * rng.uniform(0.7, 0.9))
+            lean = tilt_of("x", side * rng.uniform(0.7, 0.9))
             at = (0.14 * (j - 1) * k, -0.14 * k, side * 0.36 * k)
-            parts.append(_part("pill", (0.035 * k, 0.19 * k, 0.035 * k), at, legs, lean, casts=False))
-        parts.append(_part("egg", (0.16 * k, 0.07 * k, 0.08 * k), (0.3 * k, -0.13 * k, side * 0.24 * k), shell))
-        parts.append(_part("ball", (0.035 * k,) * 3, (0.2 * k, -0.33 * k, side * 0.1 * k), dark, casts=False))
+            parts.append(part_at("pill", (0.035 * k, 0.19 * k, 0.035 * k), at, legs, lean, casts=False))
+        parts.append(part_at("egg", (0.16 * k, 0.07 * k, 0.08 * k), (0.3 * k, -0.13 * k, side * 0.24 * k), shell))
+        parts.append(part_at("ball", (0.035 * k,) * 3, (0.2 * k, -0.33 * k, side * 0.1 * k), dark, casts=False))
     return parts
 
 

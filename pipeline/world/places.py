@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.world.materials import PATTERN_WORDS, _moved, _paint, _part, _surface, _tilt, _tones, _tree
+from pipeline.world.materials import (
+    PATTERN_WORDS,
+    carried_along,
+    make_paint,
+    make_surface,
+    make_tree,
+    part_at,
+    tilt_of,
+    tones_of,
+)
 from pipeline.world.raycast import Material, Part, Plane, Viewpoint
 from pipeline.world.textures import PATTERNS, power_noise
 
@@ -38,25 +47,25 @@ def _viewpoint(rng, heights: tuple[float, float], looks: tuple[float, float] = (
 
 def _ground(rng, kind: str, scale: float, device, palette=None) -> Plane:
     gloss = rng.uniform(0.1, 0.4) * (rng.uniform() < 0.15)
-    return Plane((0, -1, 0), 0.0, _surface(rng, kind, scale, device, palette, gloss), variation=rng.uniform(0, 0.8))
+    return Plane((0, -1, 0), 0.0, make_surface(rng, kind, scale, device, palette, gloss), variation=rng.uniform(0, 0.8))
 
 
 def _room(rng: np.random.Generator, device) -> Place:
     half, back, ceiling = rng.uniform(2.6, 6), rng.uniform(6, 11), rng.uniform(2.6, 5)
     floor, rear, side, top = (str(rng.choice(k)) for k in (_FLOORS, _WALLS, _WALLS, ("plain", "noise", "wood")))
-    walls = _surface(rng, rear, rng.uniform(0.15, 0.5), device)
-    sides = _surface(rng, side, rng.uniform(0.15, 0.5), device) if rng.uniform() < 0.5 else walls
+    walls = make_surface(rng, rear, rng.uniform(0.15, 0.5), device)
+    sides = make_surface(rng, side, rng.uniform(0.15, 0.5), device) if rng.uniform() < 0.5 else walls
     planes = (
         _ground(rng, floor, rng.uniform(0.15, 0.6), device),
         Plane((0, 0, -1), -back, walls),
         Plane((1, 0, 0), -half, sides),
         Plane((-1, 0, 0), -half, sides),
-        Plane((0, 1, 0), -ceiling, _surface(rng, top, rng.uniform(0.15, 0.5), device)),
+        Plane((0, 1, 0), -ceiling, make_surface(rng, top, rng.uniform(0.15, 0.5), device)),
         Plane((0, 0, 1), -8.0, walls),  # behind the camera
     )
     scenery: list[Part] = []
-    picture = lambda: _surface(rng, str(rng.choice(PATTERNS)), rng.uniform(0.6, 1.5), device)
-    frame = _surface(rng, "wood", 0.8, device)
+    picture = lambda: make_surface(rng, str(rng.choice(PATTERNS)), rng.uniform(0.6, 1.5), device)
+    frame = make_surface(rng, "wood", 0.8, device)
     for _ in range(int(rng.integers(0, 4))):  # pictures, windows, doors
         x, y = rng.uniform(-0.85, 0.85) * half, -rng.uniform(1.2, max(1.3, ceiling - 0.7))
         a, b = rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.5)
@@ -64,27 +73,27 @@ def _room(rng: np.random.Generator, device) -> Place:
         if rng.uniform() < 0.25:
             y, a, b, flat = -0.95, 0.45, 0.95, frame
         elif rng.uniform() < 0.4:
-            bright = _tones(rng, (0.8, 0.88, 0.95), (0.7, 0.8, 0.9))
-            flat = _surface(rng, "noise", 0.3, device, bright)
+            bright = tones_of(rng, (0.8, 0.88, 0.95), (0.7, 0.8, 0.9))
+            flat = make_surface(rng, "noise", 0.3, device, bright)
         if rng.uniform() < 0.6:
             at, extents = (x, y, back), ((a + 0.06, b + 0.06, 0.03), (a, b, 0.05))
         else:
             at = (half * rng.choice([-1, 1]), y, rng.uniform(1.5, back - 1))
             extents = ((0.03, b + 0.06, a + 0.06), (0.05, b, a))
-        scenery += [_part("box", e, at, m, casts=False) for e, m in zip(extents, (frame, flat), strict=True)]
+        scenery += [part_at("box", e, at, m, casts=False) for e, m in zip(extents, (frame, flat), strict=True)]
     for _ in range(int(rng.integers(0, 4))):  # shelves, cupboards, benches along the walls; now and then a column
         a, tall, b = rng.uniform(0.25, 0.9), rng.uniform(0.2, 1.1), rng.uniform(0.2, 0.45)
-        wood = _surface(rng, str(rng.choice(["wood", "plain", "stripes", "tiles"])), rng.uniform(0.4, 1), device)
+        wood = make_surface(rng, str(rng.choice(["wood", "plain", "stripes", "tiles"])), rng.uniform(0.4, 1), device)
         wall = rng.choice(["left", "right", "back", "back"])
         if wall == "back":
             extent, at = (a, tall, b), (rng.uniform(-0.9, 0.9) * (half - a), -tall, back - b)
         else:
             sign = -1 if wall == "left" else 1
             extent, at = (b, tall, a), (sign * (half - b), -tall, rng.uniform(1.8, back - 1))
-        scenery.append(_part("box", extent, at, wood))
+        scenery.append(part_at("box", extent, at, wood))
     if rng.uniform() < 0.25:
         r, x, z = rng.uniform(0.12, 0.3), rng.choice([-1, 1]) * rng.uniform(0.7, 1.6), rng.uniform(1.8, 4)
-        scenery.append(_part("cylinder", (r, ceiling / 2, r), (x, -ceiling / 2, z), walls))
+        scenery.append(part_at("cylinder", (r, ceiling / 2, r), (x, -ceiling / 2, z), walls))
     view = _viewpoint(rng, (0.5, min(2.3, ceiling - 0.3)))
     words = f"on a {PATTERN_WORDS[floor]}floor in a room with a {PATTERN_WORDS[rear]}wall"
     return Place(words, view, planes, tuple(scenery), (-half, half, 0.2, back - 0.3))
@@ -94,7 +103,7 @@ def _country(rng: np.random.Generator, device) -> Place:
     kind = str(rng.choice(["grass", "grass", "noise", "leaves", "pebbles", "cracks", "tiles", "checks", "marble"]))
     palette = None
     if kind == "grass" or rng.uniform() < 0.5:
-        palette = _tones(
+        palette = tones_of(
             rng,
             *[((0.3, 0.42, 0.14), (0.5, 0.52, 0.25)), ((0.62, 0.52, 0.36), (0.45, 0.36, 0.25))][
                 int(rng.uniform() < (0.2 if kind == "grass" else 0.7))
@@ -116,9 +125,9 @@ def _yard(rng: np.random.Generator, device) -> Place:
     floor, kind = str(rng.choice(_FLOORS)), str(rng.choice(_WALLS))
     palette = None
     if rng.uniform() < 0.3:
-        palette = _tones(rng, (0.82, 0.85, 0.88), (0.7, 0.74, 0.8), spread=0.05)
+        palette = tones_of(rng, (0.82, 0.85, 0.88), (0.7, 0.74, 0.8), spread=0.05)
     away, height = rng.uniform(5, 14), math.exp(rng.uniform(math.log(0.6), math.log(9)))
-    wall = Plane((0, 0, -1), -away, _surface(rng, kind, rng.uniform(0.1, 0.5), device, palette), height=height)
+    wall = Plane((0, 0, -1), -away, make_surface(rng, kind, rng.uniform(0.1, 0.5), device, palette), height=height)
     ranges, scenery = _distance(rng, device) if height < 2.5 else ([], [])
     planes = (_ground(rng, floor, rng.uniform(0.15, 0.6), device), wall, *ranges)
     if rng.uniform() < 0.35:
@@ -133,62 +142,68 @@ def _yard(rng: np.random.Generator, device) -> Place:
 def _street(rng: np.random.Generator, device) -> Place:
     """A road between pavements and house fronts, along the view or across it; beyond it houses, hills or the sky."""
     across = rng.uniform() < 0.4
-    asphalt = _tones(rng, (0.3, 0.3, 0.31), (0.36, 0.35, 0.34)) if rng.uniform() < 0.8 else None
+    asphalt = tones_of(rng, (0.3, 0.3, 0.31), (0.36, 0.35, 0.34)) if rng.uniform() < 0.8 else None
     kind = str(rng.choice(["noise", "noise", "cracks", "tiles", "pebbles"]))
     ground = _ground(rng, kind, rng.uniform(0.2, 0.5), device, asphalt)
     road, pavement = rng.uniform(1.6, 3.2), rng.uniform(0.8, 1.8)
-    slabs = _surface(
-        rng, str(rng.choice(["tiles", "noise", "bricks"])), 0.5, device, _tones(rng, (0.6, 0.58, 0.55), (0.4, 0.4, 0.4))
+    slabs = make_surface(
+        rng,
+        str(rng.choice(["tiles", "noise", "bricks"])),
+        0.5,
+        device,
+        tones_of(rng, (0.6, 0.58, 0.55), (0.4, 0.4, 0.4)),
     )
     scenery = [
-        _part("box", (pavement / 2 + 2, 0.05, 30), (side * (road + pavement / 2 + 2), -0.02, 25), slabs, casts=False)
+        part_at("box", (pavement / 2 + 2, 0.05, 30), (side * (road + pavement / 2 + 2), -0.02, 25), slabs, casts=False)
         for side in (-1, 1)
     ]
     plaster = [(0.75, 0.68, 0.55), (0.6, 0.6, 0.6), (0.5, 0.3, 0.24), (0.85, 0.84, 0.8), (0.4, 0.36, 0.33)]
     fronts = []
     for _ in range(3):
-        palette = _tones(rng, plaster[rng.integers(5)], (0.7, 0.7, 0.68)) if rng.uniform() < 0.7 else None
-        fronts.append(_surface(rng, "windows", rng.uniform(0.18, 0.5), device, palette))
-    roof = _surface(rng, "tiles", 0.6, device, _tones(rng, (0.4, 0.2, 0.15), (0.2, 0.12, 0.1)))
+        palette = tones_of(rng, plaster[rng.integers(5)], (0.7, 0.7, 0.68)) if rng.uniform() < 0.7 else None
+        fronts.append(make_surface(rng, "windows", rng.uniform(0.18, 0.5), device, palette))
+    roof = make_surface(rng, "tiles", 0.6, device, tones_of(rng, (0.4, 0.2, 0.15), (0.2, 0.12, 0.1)))
     sides = (1,) if across else (-1, 1) if rng.uniform() < 0.75 else (int(rng.choice([-1, 1])),)
     for side in sides:
         z = rng.uniform(-1, 3)
         while z < 38:
             long, deep, tall = rng.uniform(1.5, 4.5), rng.uniform(1, 2.5), rng.uniform(1.2, 4) * rng.uniform(0.8, 1.6)
             x = side * (road + pavement + deep + rng.uniform(0, 0.3))
-            scenery.append(_part("box", (deep, tall, long), (x, -tall, z + long), fronts[rng.integers(3)], casts=False))
+            scenery.append(
+                part_at("box", (deep, tall, long), (x, -tall, z + long), fronts[rng.integers(3)], casts=False)
+            )
             if rng.uniform() < 0.35:
                 scenery.append(
-                    _part("gable", (deep * 1.1, 0.6, long), (x, -2 * tall - 0.6, z + long), roof, casts=False)
+                    part_at("gable", (deep * 1.1, 0.6, long), (x, -2 * tall - 0.6, z + long), roof, casts=False)
                 )
             z += 2 * long + rng.uniform(0, 3) * (rng.uniform() < 0.4)
     if rng.uniform() < 0.5 and not across:
         tall = rng.uniform(1.5, 5)
         scenery.append(
-            _part("box", (8, tall, 1), (rng.uniform(-4, 4), -tall, rng.uniform(20, 42)), fronts[0], casts=False)
+            part_at("box", (8, tall, 1), (rng.uniform(-4, 4), -tall, rng.uniform(20, 42)), fronts[0], casts=False)
         )
     if rng.uniform() < 0.6:
-        white = _paint(rng, "white", "noise", device)
+        white = make_paint(rng, "white", "noise", device)
         for k in range(7):
-            scenery.append(_part("box", (0.06, 0.01, 0.6), (0, 0, 2.0 + 2.6 * k + 4 * across), white, casts=False))
-    post = _paint(rng, "grey", "brushed", device)
-    bark, crown = _paint(rng, "brown", "wood", device), _paint(rng, "green", "noise", device)
+            scenery.append(part_at("box", (0.06, 0.01, 0.6), (0, 0, 2.0 + 2.6 * k + 4 * across), white, casts=False))
+    post = make_paint(rng, "grey", "brushed", device)
+    bark, crown = make_paint(rng, "brown", "wood", device), make_paint(rng, "green", "noise", device)
     side, trees = (1 if across else rng.choice([-1, 1])), rng.uniform() < 0.5
     for z in np.arange(rng.uniform(1.5, 4), 30 if across else 20, rng.uniform(3, 6)):
         x = side * (road + 0.3)
         if trees:
             pose = np.eye(4)[None]
             pose[0, :3, 3] = (x, 0, z)
-            scenery += _moved(_tree(rng, rng.uniform(1.5, 2.8), bark, crown), pose)
+            scenery += carried_along(make_tree(rng, rng.uniform(1.5, 2.8), bark, crown), pose)
         else:
-            scenery.append(_part("cylinder", (0.05, 1.1, 0.05), (x, -1.1, z), post))
+            scenery.append(part_at("cylinder", (0.05, 1.1, 0.05), (x, -1.1, z), post))
     view = _viewpoint(rng, (0.7, 3.5), (0.2, 1.2))
     if across:
         middle = road + rng.uniform(2.4, 4.5)
         pose = np.eye(4)[None]
-        pose[0, :3, :3] = _tilt("y", -math.pi / 2).as_matrix()  # the road's right-hand side comes to lie beyond it
+        pose[0, :3, :3] = tilt_of("y", -math.pi / 2).as_matrix()  # the road's right-hand side comes to lie beyond it
         pose[0, :3, 3] = (16, 0, middle)
-        scenery = list(_moved(scenery, pose))
+        scenery = list(carried_along(scenery, pose))
         bounds, way = (-9, 9, middle - road - 0.8, middle + road + 0.8), (1.0, 0.0)
     else:
         x, y, z = view.target
@@ -201,7 +216,7 @@ def _street(rng: np.random.Generator, device) -> Place:
 def _close_up(rng: np.random.Generator, device) -> Place:
     """Small things on sand, pebbles, leaves or a table top, from close above."""
     kind = str(rng.choice(["pebbles", "pebbles", "noise", "leaves", "wood", "marble", "grass"]))
-    sand = _tones(rng, (0.72, 0.62, 0.48), (0.5, 0.42, 0.32), (0.8, 0.75, 0.68)) if rng.uniform() < 0.6 else None
+    sand = tones_of(rng, (0.72, 0.62, 0.48), (0.5, 0.42, 0.32), (0.8, 0.75, 0.68)) if rng.uniform() < 0.6 else None
     ground = _ground(rng, kind, rng.uniform(0.4, 1.0), device, sand)
     height = rng.uniform(0.5, 1.5)
     view = Viewpoint(
@@ -210,17 +225,17 @@ def _close_up(rng: np.random.Generator, device) -> Place:
         float(rng.uniform(38, 65)),
     )
     scenery = []
-    stones = [_surface(rng, k, 1.0, device) for k in ("noise", "leaves")]
+    stones = [make_surface(rng, k, 1.0, device) for k in ("noise", "leaves")]
     for _ in range(int(rng.integers(0, 9))):
         size = np.array([1, rng.uniform(0.4, 0.8), rng.uniform(0.6, 1)]) * rng.uniform(0.04, 0.2)
         x, z = rng.uniform(-1.3, 1.3), rng.uniform(1.0, 3.5)
         at = (x, -0.5 * size[1], z)
-        scenery.append(_part("egg", size, at, stones[rng.integers(2)], _tilt("y", rng.uniform(0, 6))))
+        scenery.append(part_at("egg", size, at, stones[rng.integers(2)], tilt_of("y", rng.uniform(0, 6))))
     words = f"on {'sand' if sand is not None and kind in ('pebbles', 'noise') else PATTERN_WORDS[kind] + 'ground'}"
     return Place(f"{words} close by", view, (ground,), tuple(scenery), (-4, 4, 0.6, 4.5), size=0.5)
 
 
-_PLACES = {"room": _room, "yard": _yard, "country": _country, "street": _street, "close-up": _close_up}
+MAKE_PLACE = {"room": _room, "yard": _yard, "country": _country, "street": _street, "close-up": _close_up}
 _FLOORS = (
     "plain",
     "noise",
@@ -244,7 +259,7 @@ def _distance(rng: np.random.Generator, device) -> tuple[list[Plane], list[Part]
     tones = np.array([(0.2, 0.3, 0.12), (0.3, 0.24, 0.16), (0.4, 0.4, 0.4), (0.25, 0.32, 0.42), (0.08, 0.1, 0.09)])
     kind = str(rng.choice(["noise", "leaves", "cracks", "plain"], p=[0.5, 0.2, 0.15, 0.15]))
     materials = [
-        _surface(rng, kind, rng.uniform(0.03, 0.12), device, _tones(rng, tone, 0.55 * tone))
+        make_surface(rng, kind, rng.uniform(0.03, 0.12), device, tones_of(rng, tone, 0.55 * tone))
         for tone in rng.permutation(tones)[:2]
     ]
     choice = rng.choice(["ridges", "hills", "both", "nothing"], p=[0.35, 0.25, 0.2, 0.2])
@@ -267,16 +282,18 @@ def _hills(rng: np.random.Generator, materials: list[Material]) -> list[Part]:
         extent, y = (wide, high, min(rng.uniform(0.5, 1) * wide, 0.7 * z - 6)), 0.0
         if shape != "egg":
             extent, y = (extent[2], 0.6 * high, extent[2]), -0.5 * high
-        turn = _tilt("y", rng.uniform(-0.5, 0.5))
-        parts.append(_part(shape, extent, (rng.uniform(-0.9, 0.9) * z, y, z), materials[rng.integers(2)], turn, False))
+        turn = tilt_of("y", rng.uniform(-0.5, 0.5))
+        parts.append(
+            part_at(shape, extent, (rng.uniform(-0.9, 0.9) * z, y, z), materials[rng.integers(2)], turn, False)
+        )
     return parts
 
 
 def _woods(rng: np.random.Generator, device, reach: tuple[float, float] = (5.0, 26.0)) -> list[Part]:
     """A few trees, one by one or in a row."""
-    bark = _paint(rng, "brown", "wood", device)
-    green = _tones(rng, (0.16, 0.28, 0.08), (0.3, 0.4, 0.15))
-    crown = _surface(rng, str(rng.choice(["noise", "leaves", "grass"])), rng.uniform(0.3, 0.7), device, green)
+    bark = make_paint(rng, "brown", "wood", device)
+    green = tones_of(rng, (0.16, 0.28, 0.08), (0.3, 0.4, 0.15))
+    crown = make_surface(rng, str(rng.choice(["noise", "leaves", "grass"])), rng.uniform(0.3, 0.7), device, green)
     parts: list[Part] = []
     count, row = int(rng.integers(1, 6)), rng.uniform() < 0.4
     z, x, step = rng.uniform(*reach), rng.uniform(-6, -1), rng.uniform(1.4, 3)
@@ -286,13 +303,13 @@ def _woods(rng: np.random.Generator, device, reach: tuple[float, float] = (5.0, 
             z = rng.uniform(*reach)
             x = rng.uniform(-0.7, 0.7) * z
         pose[0, :3, 3] = (x + (k * step if row else 0), 0, z)
-        parts += _moved(_tree(rng, rng.uniform(1.6, 4.0), bark, crown), pose)
+        parts += carried_along(make_tree(rng, rng.uniform(1.6, 4.0), bark, crown), pose)
     return parts
 
 
 def _fence(rng: np.random.Generator, device) -> list[Part]:
     """Posts with a rail, across the view or leading away."""
-    wood = _surface(rng, "wood", 0.8, device)
+    wood = make_surface(rng, "wood", 0.8, device)
     tall, step, count = rng.uniform(0.4, 0.8), rng.uniform(0.7, 1.3), int(rng.integers(4, 8))
     yaw = rng.choice([0.0, rng.uniform(-0.3, 0.3), math.pi / 2])
     way = np.array([math.cos(yaw), 0, -math.sin(yaw)]) * (1 if yaw < 1 else -1)
@@ -300,6 +317,6 @@ def _fence(rng: np.random.Generator, device) -> list[Part]:
     if yaw > 1:
         middle[0] = rng.choice([-1, 1]) * rng.uniform(1.8, 3)
     places = [middle + (k - (count - 1) / 2) * step * way for k in range(count)]
-    parts = [_part("box", (0.05, tall / 2, 0.05), p - [0, tall / 2, 0], wood, casts=False) for p in places]
+    parts = [part_at("box", (0.05, tall / 2, 0.05), p - [0, tall / 2, 0], wood, casts=False) for p in places]
     rail = (step * (count - 1) / 2, 0.04, 0.025)
-    return [*parts, _part("box", rail, middle - [0, 0.75 * tall, 0], wood, _tilt("y", yaw), False)]
+    return [*parts, part_at("box", rail, middle - [0, 0.75 * tall, 0], wood, tilt_of("y", yaw), False)]

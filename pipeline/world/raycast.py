@@ -151,23 +151,7 @@ def render_view(scene: Scene, path: CameraPath, size: tuple[int, int], *, supers
     ray = torch.stack([_col(R, i, 0) * x + _col(R, i, 1) * y + _col(R, i, 2) for i in range(3)])
     footprint = 1 / float(K[0, 0, 0])
 
-    z = torch.full((T, H, W), FAR, device=device)
-    surface = torch.full((T, H, W), -1, dtype=torch.int16, device=device)  # which plane, or beyond them which owner
-    for index, plane in enumerate(scene.planes):
-        n = torch.tensor(plane.normal, dtype=torch.float32, device=device)
-        facing = (ray * n[:, None, None, None]).sum(0)
-        depth = (plane.offset - eye @ n)[:, None, None] / torch.where(facing.abs() < 1e-6, -1e-6, facing)
-        hit = (facing < 0) & (depth > 1e-3) & (depth < z)
-        if plane.height is not None:
-            height = plane.height
-            if isinstance(height, Tensor):
-                along = (eye[:, 0, None, None] + depth * ray[0]).nan_to_num(0, 0, 0) * 4
-                below, share = along.floor().long(), along - along.floor()
-                left, right = height[below % len(height)], height[(below + 1) % len(height)]
-                height = left + (right - left) * share
-            hit &= eye[:, 1, None, None] + depth * ray[1] > -height
-        z = torch.where(hit, depth, z)
-        surface = torch.where(hit, index, surface)
+    z, surface = _planes_hit(scene, eye, ray)
     albedo = _sky_colour(scene, ray)
     normal = torch.zeros(3, T, H, W, device=device)
     gloss = torch.zeros(T, H, W, device=device)
@@ -219,13 +203,43 @@ def render_view(scene: Scene, path: CameraPath, size: tuple[int, int], *, supers
     colour = _shade(scene, albedo, normal, gloss, eye, ray, z, label)
     if scene.light.vignette > 0:
         colour = colour * (1 - scene.light.vignette * (x * x + y * y) / (x * x + y * y).amax())
-    s = supersample
+    return _averaged(colour, z, label, path, len(scene.solids), supersample)
+
+
+def _planes_hit(scene: Scene, eye: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+    """How far the nearest plane is along each ray, T H W, and which one, -1 for none."""
+    T, H, W = ray.shape[1:]
+    device = ray.device
+    z = torch.full((T, H, W), FAR, device=device)
+    surface = torch.full((T, H, W), -1, dtype=torch.int16, device=device)  # which plane, or beyond them which owner
+    for index, plane in enumerate(scene.planes):
+        n = torch.tensor(plane.normal, dtype=torch.float32, device=device)
+        facing = (ray * n[:, None, None, None]).sum(0)
+        depth = (plane.offset - eye @ n)[:, None, None] / torch.where(facing.abs() < 1e-6, -1e-6, facing)
+        hit = (facing < 0) & (depth > 1e-3) & (depth < z)
+        if plane.height is not None:
+            height = plane.height
+            if isinstance(height, Tensor):
+                along = (eye[:, 0, None, None] + depth * ray[0]).nan_to_num(0, 0, 0) * 4
+                below, share = along.floor().long(), along - along.floor()
+                left, right = height[below % len(height)], height[(below + 1) % len(height)]
+                height = left + (right - left) * share
+            hit &= eye[:, 1, None, None] + depth * ray[1] > -height
+        z = torch.where(hit, depth, z)
+        surface = torch.where(hit, index, surface)
+    return z, surface
+
+
+def _averaged(colour: Tensor, z: Tensor, label: Tensor, path: CameraPath, solids: int, s: int) -> View:
+    """The view of rays s times as dense each way. label: of the solid that a ray hit, counted from 0."""
+    T, H, W = z.shape
+    size = H // s, W // s
     frames = F.avg_pool2d(colour.movedim(0, 1), s) if s > 1 else colour.movedim(0, 1).contiguous()
     label = label.reshape(T, size[0], s, size[1], s)
     objects = (
-        torch.stack([(label == i).float().mean((2, 4)) >= 0.5 for i in range(len(scene.solids))], 1)
-        if scene.solids
-        else torch.zeros(T, 0, *size, dtype=torch.bool, device=device)
+        torch.stack([(label == i).float().mean((2, 4)) >= 0.5 for i in range(solids)], 1)
+        if solids
+        else torch.zeros(T, 0, *size, dtype=torch.bool, device=z.device)
     )
     cells = z.reshape(T, size[0], s, size[1], s)
     near, far = cells.amin((2, 4)), cells.amax((2, 4))

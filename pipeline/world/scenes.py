@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.world.cameras import source_path, target_path
-from pipeline.world.materials import Track, _footprint, _volume
-from pipeline.world.objects import _object, _passing_behind, _phrase
-from pipeline.world.places import _PLACES, PLACES
+from pipeline.world.materials import Track, footprint_of, make_volume
+from pipeline.world.objects import make_object, passing_behind, phrase_of
+from pipeline.world.places import MAKE_PLACE, PLACES
 from pipeline.world.raycast import Light, Part, Plane, Scene, Solid, View, render_view
 from pipeline.world.textures import make_texture
 
@@ -44,7 +44,7 @@ def render_sample(
 ) -> Sample:
     """A scene of `seed` with its source and target recording, each `frames` long at `size` = (H, W).
 
-    move: of `camera.PRESETS`, how the target's camera goes; None for one that the seed draws.
+    move: of `geometry.PRESETS`, how the target's camera goes; None for one that the seed draws.
     """
     rng = np.random.default_rng(seed)
     scene = make_scene(rng, frames, device)
@@ -67,10 +67,10 @@ def make_scene(
     """Draw surroundings, objects with motions and light; `place` and `passing` (behind something) can be forced."""
     kind = str(rng.choice(list(PLACES), p=list(PLACES.values())))
     kind = place or kind
-    where = _PLACES[kind](rng, device)
+    where = MAKE_PLACE[kind](rng, device)
     passes = rng.uniform() < 0.3
     passes = passes if passing is None else passing
-    scenery, tracks = list(where.scenery), [_footprint(part) for part in where.scenery]
+    scenery, tracks = list(where.scenery), [footprint_of(part) for part in where.scenery]
     tracks = [t for t in tracks if t.reach < 1.5]
     eye = where.viewpoint.eye
     tracks.append(Track(np.array([[eye[0], eye[2]]]), 0.9 * where.size))
@@ -78,23 +78,25 @@ def make_scene(
     named: list[str] = []
     described = 0
     if passes:
-        front, mover, words, apart = _passing_behind(rng, frames, where, device)
+        front, mover, words, apart = passing_behind(rng, frames, where, device)
         solids += [s for s in (front, mover) if isinstance(s, Solid)]
-        scenery = [p for p in scenery if all(_footprint(p).clear_of(t) for t in apart) or _footprint(p).reach >= 1.5]
+        scenery = [
+            p for p in scenery if all(footprint_of(p).clear_of(t) for t in apart) or footprint_of(p).reach >= 1.5
+        ]
         scenery += [front] if isinstance(front, Part) else []
         tracks += apart
         named.append(words)
         described = len(solids)
     for _ in range(int(rng.integers(1, 5)) if passes else int(rng.integers(2, 7))):
-        solid = _object(rng, kind, frames, where, tracks, device)
+        solid = make_object(rng, kind, frames, where, tracks, device)
         if solid is not None:
             solids.append(solid)
     for _ in range(20):  # a crowded place may have had no room so far
-        solid = None if solids else _object(rng, kind, frames, where, tracks, device)
+        solid = None if solids else make_object(rng, kind, frames, where, tracks, device)
         solids += [] if solid is None else [solid]
     light, sky, light_words = _light(rng, kind, where.planes, device)
     others = sorted(solids[described:], key=lambda s: s.motion == "still")
-    named += [_phrase(s) for s in others[: 3 - 2 * len(named)]]
+    named += [phrase_of(s) for s in others[: 3 - 2 * len(named)]]
     caption = f"{' and '.join(named)} {where.words}" if named else f"an empty scene {where.words}"
     return Scene(
         solids=tuple(solids),
@@ -163,4 +165,4 @@ def _light(rng: np.random.Generator, place: str, planes: tuple[Plane, ...], devi
     )
     palette = np.clip(np.stack([zenith, clouds]) + rng.normal(0, 0.02, (2, 3)), 0, 1).astype(np.float32)
     sky = make_texture(rng, str(rng.choice(["noise", "marble", "plain"], p=[0.6, 0.1, 0.3])), palette)
-    return light, _volume(sky, device), words
+    return light, make_volume(sky, device), words

@@ -1,0 +1,73 @@
+"""How the house is built: who may import whom, and how large its rooms may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "ui").rglob("*.py"), ROOT / "app.py"]
+# What a folder of pipeline/ may import from the others; what is not named here may import all of them.
+MAY_IMPORT = {
+    "media": set(),
+    "models": {"media"},
+    "camera": {"media"},
+    "depth": {"media", "models"},
+    "masks": {"media", "models"},
+    "known": {"camera", "media", "models"},
+    "prior": {"models", "media"},
+    "method": {"known", "prior", "media", "camera"},
+    "finish": {"known", "camera", "media"},
+    "world": {"camera", "media"},
+}
+HEAVY = ("diffusers", "transformers")  # they take seconds to import
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(file: Path) -> Iterator[tuple[ast.stmt, str]]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node, node.module
+            yield from ((node, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_imports_go_one_way(file):
+    here = module_of(file).split(".")
+    for node, name in imports(file):
+        there = name.split(".")
+        where = f"{file.relative_to(ROOT)}:{node.lineno} imports {name}"
+        if here[0] == "pipeline":
+            assert there[0] not in ("ui", "app", "gradio"), where
+            if there[0] == "pipeline" and len(there) > 1 and len(here) > 1 and here[1] in MAY_IMPORT:
+                inside = {folder.name for folder in (ROOT / "pipeline").iterdir() if folder.is_dir()}
+                assert there[1] not in inside - MAY_IMPORT[here[1]] - {here[1]}, where
+            if len(here) > 1 and here[1] not in ("training", "evaluation", "cli"):
+                assert there[:2] not in (["pipeline", "training"], ["pipeline", "evaluation"]), where
+        if there[0] in HEAVY and here[1:2] != ["training"] and here[-1] != "mask_encoder":  # a class of theirs
+            assert node.col_offset > 0, f"{where}, which takes seconds, when it is imported itself"
+
+
+@pytest.mark.parametrize("file", FILES, ids=module_of)
+def test_rooms_are_small(file):
+    text = file.read_text()
+    assert text.count("\n") <= 600
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert node.end_lineno - node.lineno < 90, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+
+
+@pytest.mark.parametrize("file", [*FILES, *(ROOT / "tests").rglob("*.py")], ids=module_of)
+def test_private_names_stay_in_their_file(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("pipeline", "ui"):
+            private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "_STRIDE"]
+            assert not private, f"line {node.lineno} imports {', '.join(private)}"

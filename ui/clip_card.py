@@ -1,0 +1,182 @@
+"""The cards of the clip and of its analysis: upload, examples, depth, and the terms of depth models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from pipeline import InputError, relayed
+from pipeline.render.request import RenderRequest
+from pipeline.render.view import move_of
+from ui import media, widgets
+from ui.camera_tab import EMPTY_WARP, CameraTab, editor_scene, editor_value
+from ui.controls import EMPTY_CLOUD, depth_choices, limits
+from ui.page import LATEST, QUIET, Page
+from ui.terms import Terms, accept, ask_terms, show_terms
+from ui.words import analysis_words
+
+WAITS_FOR_CLIP = "Starts by itself once there is a clip."
+EMPTY_DEPTH = "Depth of the clip"
+Example = tuple[str, RenderRequest, bool]  # title, request, whether a file described it
+Then = Callable[[Any], Any]  # chains to an event
+
+
+@dataclass(frozen=True, eq=False)
+class ClipCard:
+    """The parts; strip is None where there are no examples."""
+
+    clip: gr.Video
+    strip: Any
+    depth: gr.HTML
+    status: gr.HTML
+    button: gr.Button
+    notes: gr.HTML
+    terms: Terms
+
+
+def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> ClipCard:
+    """Both cards, side by side. depth_model: what is chosen at first."""
+    with gr.Row(elem_classes="rc-row"):
+        with gr.Column(elem_classes="rc-card", min_width=320):
+            widgets.heading(1, "Clip", f"Up to {limits().megabytes} MB; a few seconds are used, from its start")
+            clip = page.controls["clip"] = gr.Video(
+                label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
+                elem_classes="rc-clip",
+            )  # fmt: skip
+            strip = None
+            if examples:
+                poster = lambda request: media.data_url(media.poster(request.clip), "image/jpeg")
+                pictures = [(title, poster(request)) for title, request, _ in examples]
+                strip = widgets.example_strip(pictures, elem_id="examples")
+        with gr.Column(elem_classes="rc-card", min_width=320):
+            widgets.heading(2, "Analyse", "How far everything is, estimated from the clip")
+            depth = widgets.loop_view("Depth", EMPTY_DEPTH, elem_id="depth", elem_classes=["rc-depth", "rc-grow"])
+            with gr.Row(elem_classes="rc-depth-row"):
+                status = gr.HTML(widgets.status_html(WAITS_FOR_CLIP), elem_id="analysis-status")
+                button = gr.Button(
+                    "Analyse again", size="sm", elem_id="analyse", interactive=False, min_width=120, scale=0
+                )
+            notes = gr.HTML("", elem_id="analysis-notes")
+            choice = page.controls["depth_model"] = gr.Dropdown(
+                depth_choices(depth_model), value=depth_model or "", label="Depth from", elem_id="depth-model"
+            )
+            page.controls["accepted"] = gr.State(())
+            terms = ask_terms(choice, "depth")
+    return ClipCard(clip, strip, depth, status, button, notes, terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Analysing:
+    """The handlers."""
+
+    page: Page
+    card: ClipCard
+    tab: CameraTab
+
+    @property
+    def outputs(self) -> list[Any]:
+        card, tab = self.card, self.tab
+        return [
+            self.page.shown, card.status, card.notes, card.button, tab.editor, card.depth, tab.warp, tab.status
+        ]  # fmt: skip
+
+    def nothing(self, values: tuple) -> dict[Any, Any]:
+        """The page without an analysis; the visitor's own path stays."""
+        kept = self.page.given(values)["move"] or {}
+        return {
+            self.page.shown: None,
+            self.card.notes: "",
+            self.tab.editor: {"empty": EMPTY_CLOUD}
+            | {k: kept[k] for k in ("move", "own", "serial") if kept.get("own")},
+            self.card.depth: {"empty": EMPTY_DEPTH},
+            self.tab.warp: {"empty": EMPTY_WARP},
+            self.tab.status: widgets.status_html(""),
+        }
+
+    def show(self, *values):
+        """Depth and point cloud of the chosen clip."""
+        card, on, off = self.card, gr.Button(interactive=True), gr.Button(interactive=False)
+        if not self.page.given(values)["clip"]:
+            yield self.nothing(values) | {card.status: widgets.status_html(WAITS_FOR_CLIP), card.button: off}
+            return
+        yield {card.status: widgets.status_html("Reading the clip …", "busy"), card.button: off}
+        try:
+            request = self.page.camera_request(values)
+            say = lambda event: {card.status: widgets.status_html(f"{event.message} …", "busy")}
+            found = yield from relayed(self.page.analyses.find(request), say)
+            yield {card.status: widgets.status_html("Drawing depth and point cloud …", "busy")}
+            folder = self.page.store.new_folder()
+            standing = editor_scene(found, folder)
+            z = found.depth.z.float().cpu().numpy()
+            (folder / "depth.webp").write_bytes(media.loop_webp(media.depth_frames(z), found.fps))
+            yield {
+                self.page.shown: self.page.analyses.key(request),
+                card.status: widgets.status_html(analysis_words(found), "done"),
+                card.notes: f'<p class="rc-caption">{escape(" ".join(found.notes))}</p>',
+                card.button: on,
+                self.tab.editor: editor_value(standing, move_of(request, found), own=request.move is not None),
+                card.depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
+            }
+        except Exception as error:
+            words = widgets.status_html(widgets.failure_words(error), "error")
+            yield self.nothing(values) | {card.status: words, card.button: on}
+
+    def show_if_new(self, known, *values):
+        """As `show`, unless a field was left as it was."""
+        page, status = self.page, self.card.status
+        try:
+            wanted = page.analyses.key(page.camera_request(values)) if page.given(values)["clip"] else None
+        except InputError as error:  # half typed, perhaps: what stands on the page stays
+            yield {status: widgets.status_html(widgets.failure_words(error), "error")}
+            return
+        if wanted is None or wanted == known:
+            standing = page.analyses.get(page.camera_request(values)) if wanted else None
+            yield {status: widgets.status_html(analysis_words(standing), "done") if standing else gr.skip()}
+        else:
+            yield from self.show(*values)
+
+
+def connect(
+    page: Page, card: ClipCard, tab: CameraTab, tabs: gr.Tabs, examples: list[Example], more: list[Terms], then: Then
+) -> Then:
+    """Let the cards work. Returns what chains an analysis, and what follows it, to an event.
+
+    more: the terms of other choices on the page. then: what follows an analysis.
+    """
+    handlers, controls = Analysing(page, card, tab), page.controls
+    outputs, known = handlers.outputs, [page.shown, *page.inputs]
+    for trigger in (card.clip.upload, card.clip.clear, card.button.click):
+        then(trigger(handlers.show, page.inputs, outputs, **QUIET))
+    # what was said of one clip says nothing of the next
+    said = {request.guidance.prompt for _, request, _ in examples}
+    of_clip = [controls[name] for name in ("prompt", "mask", "change")]
+    for trigger in (card.clip.upload, card.clip.clear):
+        trigger(lambda words: ("" if words in said else gr.skip(), None, "camera"), of_clip[:1], of_clip, **QUIET)
+    settings = [controls[name] for name in ("fov", "frames", "start", "stride", "height", "width")]
+    changes = [event for setting in settings for event in (setting.submit, setting.blur)]
+    changes += [controls["depth"].upload, controls["depth"].clear]
+    changes += [controls["depth_kind"].input, card.terms.choice.input]
+    then(gr.on(changes, handlers.show_if_new, known, outputs, **LATEST))
+    accepted = controls["accepted"]
+    for terms in (card.terms, *more):
+        told = [terms.words, terms.box, terms.column]
+        terms.choice.change(show_terms, [terms.choice, accepted], told, **QUIET)
+        ticked = terms.box.input(accept, [terms.box, terms.choice, accepted], accepted, **QUIET)
+        if terms is card.terms:
+            then(ticked.then(handlers.show_if_new, known, outputs, **QUIET))
+
+    analysed: Then = lambda event: then(event.then(handlers.show, page.inputs, outputs, **QUIET))
+    if card.strip is not None:
+
+        def pick(event: gr.EventData):
+            request, described = examples[int(event.index)][1:]
+            own = dict.fromkeys(controls, gr.skip()) | {"clip": request.clip, "mask": None, "change": "camera"}
+            tab = gr.Tabs(selected="object" if request.mask else "camera")
+            return [*(page.updates(request) if described else own.values()), tab]
+
+        analysed(card.strip.pick(pick, None, [*page.inputs, tabs], **QUIET))
+    return analysed
