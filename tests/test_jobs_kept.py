@@ -30,6 +30,7 @@ done, running, queued = (store.submit(RenderRequest.of(clip={clip!r}, seed=n), s
 while store.get(done).view.state != "done" or store.get(running).view.state != "running":
     time.sleep(0.01)
 (store.get(done).folder / "result.mp4").write_bytes(b"a result")
+time.sleep(0.5)  # the book is written a moment later
 print(done, running, queued, store.root, flush=True)
 time.sleep(60)
 """
