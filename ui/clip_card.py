@@ -13,8 +13,8 @@ from pipeline import InputError, relayed
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import move_of
 from ui import media, widgets
-from ui.camera_tab import EMPTY_WARP, CameraTab, editor_scene, editor_value
-from ui.controls import EMPTY_CLOUD, depth_choices, limits
+from ui.camera_tab import EMPTY_WARP, CameraTab, editor_scene
+from ui.controls import EMPTY_CLOUD, depth_choices, editor_value, limits
 from ui.page import LATEST, QUIET, Page
 from ui.terms import Terms, accept, ask_terms, show_terms
 from ui.words import analysis_words

@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.camera.geometry import PRESETS, CameraPath, Preset, follow
+from pipeline.camera.geometry import DEFAULT_FOV, PRESETS, CameraPath, Preset, follow
 
 Point = tuple[float, float, float]
 
@@ -285,7 +285,7 @@ MOVES: dict[str, Preset] = (
 )
 
 
-def preset_move(name: str, amount: float | None = None, own_fov: float = 55.0) -> Move:
+def preset_move(name: str, amount: float | None = None, own_fov: float = DEFAULT_FOV) -> Move:
     """A named move as keyframes; amount in its unit, None for its default. Raises `InputError`.
 
     Orbits turn about the subject. Dolly zoom goes back by `amount` percent of the distance (in, if negative) and zooms
