@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline import InputError, result_of
 from pipeline.depth.depthcrafter import DepthCrafter, Progress
 from pipeline.depth.network import STRIDE, DepthNet
-from pipeline.depth.outlines import sharpen_outlines
+from pipeline.depth.outlines import grow_near, sharpen_outlines
 from pipeline.media.video import resize
 
 _AT_ONCE = 16  # frames that are resized at once: a long clip should not take much more memory than itself
@@ -96,7 +96,7 @@ def estimate(
         if model.inverse:
             pictures = resize(frames.float(), size)
             z = _bounded(-as_positive(align_disparity(found, pictures)).log())
-            return Depth(sharpen_outlines(z, pictures), metric=False)
+            return Depth(grow_near(sharpen_outlines(z, pictures)), metric=False)
         return Depth(repaired(found, "the prediction of the depth model"), metric=True)
     if isinstance(model, DepthCrafter):
         disparity = yield from model.disparity(frames)
@@ -105,7 +105,7 @@ def estimate(
     else:
         log_z, small = _two_looks(frames, model)
         z = _bounded(log_z)
-    z = sharpen_outlines(z, small)
+    z = grow_near(sharpen_outlines(z, small))
     return Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
 
