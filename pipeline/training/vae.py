@@ -150,7 +150,7 @@ def linear_start(vae: Any, clips: Tensor, *, constant: float = 200.0) -> None:
 
     h = encoder.conv_in(patchify(clips, vae.config.patch_size))
     for layer in encoder.down_blocks:
-        if not isinstance(layer, WanResample):
+        if not hasattr(layer, "resample"):
             if hasattr(layer.conv_shortcut, "weight"):
                 _widen(layer.conv_shortcut.weight, mirrored=layer is encoder.down_blocks[-1])
             h = layer(h)
