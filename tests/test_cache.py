@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.media.cache import cache_folder, cached, content_key, evict
+from pipeline.media.cache import cache_folder, cached, content_key, evict, look_up
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ def test_the_least_recently_used_goes_first(folder):
     for age, name in enumerate(("c", "b", "a")):
         os.utime(folder / f"{name}.npz", (time.time() - 100 + age, time.time() - 100 + age))
     cached("c", never)  # c was the oldest, and is now the newest
-    evict(limit_bytes=9000)
+    evict(limit_bytes=9800)
     assert sorted(path.stem for path in folder.iterdir()) == ["a", "c"]
 
 
@@ -108,3 +108,25 @@ def test_keys_depend_on_content_not_on_names(tmp_path: Path):
     before = content_key(model)
     (model / "weights").write_bytes(b"2")
     assert content_key(model) != before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"other": np.zeros(3)},
+        {"z": np.ones((1, 3, 4), np.float32)},
+        {"z": np.full((2, 3, 4), np.nan, np.float32)},
+        {"z": np.ones((2, 3, 4), np.float64)},
+    ],
+)
+def test_an_entry_that_is_whole_but_wrong_is_made_anew(folder, other):
+    good = {"z": np.ones((2, 3, 4), np.float32)}
+    cached("k", lambda: good)
+    kept = (folder / "k.npz").read_bytes()
+    np.savez(folder / "k.npz", **other)
+    assert cached("k", lambda: good)["z"].shape == (2, 3, 4)
+    assert np.array_equal(cached("k", never)["z"], good["z"])
+    for at in range(len(kept)):  # never anything else than what was kept
+        (folder / "k.npz").write_bytes(kept[:at] + bytes([kept[at] ^ 0xFF]) + kept[at + 1 :])
+        found = look_up("k")
+        assert found is None or (list(found) == ["z"] and np.array_equal(found["z"], good["z"]))

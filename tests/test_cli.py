@@ -1,7 +1,11 @@
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,8 @@ from pipeline.__main__ import main
 from pipeline.cli.progress import Progress
 from pipeline.media.video import probe
 from pipeline.render.request import RenderRequest
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +214,62 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(monkeypatch, capsys):
     show()
     assert "Sampling 1/2, about 3 s left:  50%" in terminal.getvalue()
     assert capsys.readouterr().out == ""
+
+
+def run_cli(*arguments, **options):
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, **options)
+
+
+def test_no_name_and_no_terminal_brings_a_traceback(tmp_path):
+    long = run_cli("recapture", "x" * 300 + ".mp4", "--output", tmp_path / "o.mp4")
+    assert long.returncode == 2 and "Traceback" not in long.stderr and len(long.stderr.splitlines()) == 1
+    ascii_only = run_cli("models", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert ascii_only.returncode == 0 and "Traceback" not in ascii_only.stderr
+    closed = subprocess.Popen([sys.executable, "-m", "pipeline", "models"], cwd=ROOT, stdout=-1, stderr=-1)
+    closed.stdout.close()
+    assert b"Traceback" not in closed.stderr.read()
+    closed.wait()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing_half_written(inputs, tmp_path, number, code):
+    command = [sys.executable, "-m", "pipeline", "recapture", *inputs, "--steps", "500"]
+    with subprocess.Popen([*command, "--output", str(tmp_path / "o.mp4")], cwd=ROOT, stdout=-1, stderr=-1) as process:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob(".recapture-*")) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code and b"Traceback" not in said
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith((".", "o"))]
+
+
+def test_ctrl_c_while_it_loads(tmp_path):
+    process = subprocess.Popen([sys.executable, "-m", "pipeline", "models"], cwd=ROOT, stdout=-1, stderr=-1)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said.count(b"Traceback") == 0
+
+
+def test_a_report_that_cannot_be_written_is_refused_first(inputs, tmp_path, capsys):
+    (tmp_path / "report.json").mkdir()
+    more = ["--output", str(tmp_path / "o.mp4"), "--report", str(tmp_path / "report.json")]
+    assert "is a folder" in refused(["recapture", *inputs, *more], capsys)
+
+
+def test_what_is_kept_is_whole_or_not_there(tmp_path, monkeypatch):
+    from pipeline.media.files import save_arrays
+
+    save_arrays(tmp_path / "a.npz", z=np.ones(3))
+
+    def full(file, **arrays):
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError):
+        save_arrays(tmp_path / "a.npz", z=np.zeros(3))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
+    assert np.load(tmp_path / "a.npz")["z"].sum() == 3

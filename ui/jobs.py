@@ -1,17 +1,20 @@
 """Renders as jobs: they run one at a time, outlive the page that started them, and own a folder each.
 
 A page only ever *follows* a job. Whoever holds a job's id may follow, stop or fetch it, so ids are long random words.
+Jobs also stand in a book on disk (`ui.book`): a server that is started after one was killed has its jobs and results.
 """
 
 from __future__ import annotations
 
 import contextvars
+import errno
+import json
 import logging
 import os
 import re
 import secrets
 import shutil
-import tempfile
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -23,12 +26,20 @@ import numpy as np
 
 from pipeline import InputError
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent
+from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
+from ui.book import Book, Entry, as_entry, find_root
 
 log = logging.getLogger(__name__)
 
 ACTIVE = ("queued", "running")
 MAX_WAITING = 20
+MAX_OWN = 3  # that one visitor may have waiting
+INTERRUPTED = (
+    "The server was stopped while this was rendered. Your clip and settings are as you left them: press Render to "
+    "start it again."
+)
+DISK_FULL = "The disk of the server is full, so that the result could not be written. Please try again later."
 Render = Callable[[RenderRequest, Path], Generator[RenderEvent, None, None]]
 
 
@@ -36,7 +47,8 @@ Render = Callable[[RenderRequest, Path], Generator[RenderEvent, None, None]]
 class JobView:
     """What can be seen of a job at one moment.
 
-    state: queued, running, done, failed or stopped. ahead: renders before this one in the queue. fraction: in [0, 1].
+    state: queued, running, done, failed, stopped or interrupted (by the end of the server). ahead: renders before this
+    one in the queue. fraction: in [0, 1].
     preview: uint8 t h w 3, of the latest step; preview_by: what made it. seconds_left: None until it can be estimated.
     """
 
@@ -62,6 +74,8 @@ class Job:
     request: RenderRequest
     folder: Path
     context: contextvars.Context
+    asked: RenderRequest | None = None  # with the files as the visitor gave them; None after a restart
+    visitor: str = ""
     view: JobView = field(default_factory=JobView)
     cancelled: bool = False
     touched: float = field(default_factory=time.time)
@@ -71,28 +85,41 @@ class JobStore:
     """Holds the jobs, runs them on one thread, and removes what nobody has touched for `keep_hours`."""
 
     def __init__(self, render: Render, *, root: str | Path | None = None, keep_hours: float = 6.0):
-        # mkdtemp gives a folder that only this user can read; a relative path would not survive a change of folder.
         # $GRADIO_TEMP_DIR is where uploads go: on the same disk a clip need not be copied.
         place = os.environ.get("GRADIO_TEMP_DIR") or None
         if place:
             Path(place).mkdir(parents=True, exist_ok=True)
-        self.root = Path(root or tempfile.mkdtemp(prefix="recapture-", dir=place)).resolve()
-        self.root.mkdir(parents=True, exist_ok=True)
         self.keep_seconds = keep_hours * 3600
+        # a relative path would not survive a change of folder
+        self.root = Path(root or find_root(place, self.keep_seconds)).resolve()
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._book = Book(self.root)
         self._render = render
         self._jobs: dict[str, Job] = {}
         self._queue: list[Job] = []
         self._changed = threading.Condition()
+        self._served: dict[str, int] = {}  # by visitor: when it was last their turn
         self._closed = False
+        for entry in self._book.entries():
+            self._take_up(entry)
         self._worker = threading.Thread(target=self._work, name="renders", daemon=True)
         self._worker.start()
 
-    def submit(self, request: RenderRequest) -> str:
-        """Queue a render and return its id. The clip is kept with it: the upload may go before its turn comes."""
+    def submit(self, request: RenderRequest, visitor: str = "") -> str:
+        """Queue a render and return its id. The clip is kept with it: the upload may go before its turn comes.
+
+        A request that this visitor has waiting or running already is that job. Raises `InputError` where too many wait.
+        """
         self.clean()
         with self._changed:
+            own = [job for job in self._jobs.values() if job.visitor == visitor and job.view.active]
+            if same := [job for job in own if visitor and job.asked == request and not job.cancelled]:
+                return same[0].id
+            if visitor and sum(job in self._queue for job in own) >= MAX_OWN:
+                raise InputError(f"{MAX_OWN} renders of yours are waiting already; wait for one of them, or stop it.")
             if len(self._queue) >= MAX_WAITING:
                 raise InputError(f"{MAX_WAITING} renders are waiting already; please try again in a few minutes.")
+        asked = request
         job_id = secrets.token_hex(16)
         folder = self.new_folder("job", job_id)
         try:
@@ -101,11 +128,14 @@ class JobStore:
             request = request.changed(**{name: _keep(path, folder / f"given-{name}") for name, path in files.items()})
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
+            if error.errno == errno.ENOSPC:
+                raise InputError(DISK_FULL) from error
             raise InputError("The uploaded file is no longer here; please upload it again.") from error
         # On a shared GPU the visitor's quota lives in the context, which a thread of our own would not see.
-        job = Job(job_id, request, folder, contextvars.copy_context())
+        job = Job(job_id, request, folder, contextvars.copy_context(), asked, visitor)
         with self._changed:
             self._jobs[job_id] = job
+            self._write_down(job)
             self._queue.append(job)
             self._update_queue()
         return job_id
@@ -156,6 +186,7 @@ class JobStore:
         with self._changed:
             for job in [job for job in self._jobs.values() if not job.view.active and job.touched < before]:
                 del self._jobs[job.id]
+                self._book.forget(job.id)
             kept = {job.folder for job in self._jobs.values()}
         for folder in self.root.iterdir():
             try:
@@ -173,18 +204,64 @@ class JobStore:
             self._changed.notify_all()
         self._worker.join(wait)
         shutil.rmtree(self.root, ignore_errors=True)
+        self._book.close()
+
+    def _take_up(self, entry: Entry) -> None:
+        """A job of the server before this one."""
+        folder = self.root / f"job-{entry.id}"
+        try:
+            request = RenderRequest.from_json(entry.request, entry.accepted)
+            job = Job(entry.id, request, folder, contextvars.copy_context(), None, entry.visitor, touched=entry.touched)
+            view = JobView(entry.state, entry.message)
+            if entry.state == "running":
+                view = JobView("interrupted", INTERRUPTED)
+            elif entry.state == "done":
+                report = Report.from_dict(json.loads(entry.report), entry.accepted)
+                video, source, warp = (folder / f"{name}.mp4" for name in ("result", "source", "warp"))
+                result = RenderResult(folder, video, source, warp, report)
+                view = replace(view, fraction=1.0, result=result)
+        except (InputError, ValueError, KeyError, TypeError):  # of another version of the program
+            log.exception("job %s… cannot be taken up", entry.id[:6])
+            self._book.forget(entry.id)
+            return
+        job.view = view
+        self._jobs[job.id] = job
+        if view.state == "queued":
+            self._queue.append(job)
+        self._write_down(job)
+
+    def _write_down(self, job: Job) -> None:
+        if self._closed:  # the book is, too
+            return
+        try:
+            self._book.write(as_entry(job))
+        except (sqlite3.Error, OSError):  # a full disk: the job goes on
+            log.exception("job %s… is not in the book", job.id[:6])
 
     # The worker's side.
 
     def _show(self, job: Job, **changes: Any) -> None:
         with self._changed:
+            before = job.view.state
             job.view = replace(job.view, **changes)
             job.touched = time.time()
+            if job.view.state != before:
+                self._write_down(job)
             self._changed.notify_all()
+
+    def _in_turn(self) -> list[Job]:
+        """The queue in rotation: first whose turn was longest ago; among those, who came first."""
+        served, waiting, order = dict(self._served), list(self._queue), []
+        while waiting:
+            job = min(waiting, key=lambda job: served.get(job.visitor, 0))
+            waiting.remove(job)
+            served[job.visitor] = max(served.values(), default=0) + 1
+            order.append(job)
+        return order
 
     def _update_queue(self) -> None:
         busy = any(job.view.state == "running" for job in self._jobs.values())
-        for place, job in enumerate(self._queue):
+        for place, job in enumerate(self._in_turn()):
             ahead = place + busy
             renders = "one render is" if ahead == 1 else f"{ahead} renders are"
             words = f"Waiting for its turn: {renders} ahead of yours." if ahead else "Starting …"
@@ -201,7 +278,9 @@ class JobStore:
                         self.clean()
                 if self._closed:
                     return
-                job = self._queue.pop(0)
+                job = self._in_turn()[0]
+                self._queue.remove(job)
+                self._served[job.visitor] = max(self._served.values(), default=0) + 1
                 self._show(job, state="running", message="Starting …", ahead=0)
                 self._update_queue()
             job.context.run(self._run, job)
@@ -229,6 +308,9 @@ class JobStore:
             self._show(job, state="failed", message=str(error))
         except Exception as error:
             log.exception("render %s… failed", job.id[:6])
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                self._show(job, state="failed", message=DISK_FULL)
+                return
             fault = f"The render failed because of a fault in the program ({type(error).__name__})."
             self._show(job, state="failed", message=f"{fault} Nothing you set is lost.")
         finally:

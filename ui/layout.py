@@ -63,18 +63,21 @@ def build(
 
         then_warp = camera_tab.connect(page, camera)
         then_paint = mask_editor.connect(page, replaced)
-        rendering = render_card.connect(page, card, describe)
+        picked = () if clip.strip is None else (clip.strip.pick,)
+        rendering = render_card.connect(page, card, describe, picked)
         # what follows an analysis: the warp, and the picture to paint on
         then_all = lambda event: then_paint(then_warp(event))
         analysed = clip_card.connect(page, clip, camera, tabs, found, card.terms, then_all)
 
-        def restore(wanted):
-            """The clip and the settings of the visitor's own last job."""
+        def restore(wanted, chosen):
+            """The clip and the settings of the visitor's own last job, unless a clip was chosen meanwhile."""
             job = store.get(wanted)
-            return [gr.skip()] * len(page.controls) if job is None else page.updates(job.request)
+            return [gr.skip()] * len(page.controls) if job is None or chosen else page.updates(job.request)
 
         blocks.load(rendering.follow, job_id, rendering.outputs, **QUIET)
-        analysed(blocks.load(restore, job_id, page.inputs, **QUIET))
+        # In two steps: what was chosen is asked for when it would be overwritten, not when the page began to load.
+        loaded = blocks.load(lambda: None, None, None, **QUIET)
+        analysed(loaded.then(restore, [job_id, page.controls["clip"]], page.inputs, **QUIET))
 
     blocks.queue(default_concurrency_limit=None)
     return blocks
@@ -85,6 +88,7 @@ def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": CSS,
+        "head": f"<script>{(widgets.STATIC / 'away.js').read_text(encoding='utf-8')}</script>",
         "allowed_paths": [str(store.root), str(examples)],
         "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,

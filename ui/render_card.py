@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,17 +117,21 @@ class Rendering:
         except Exception as error:
             yield {status: widgets.status_html(widgets.failure_words(error), "error")}
 
-    def start(self, *values):
+    def start(self, visit: gr.Request, *values):
+        """The job, twice: the second is "" where there is none to follow, so that the words of a refusal stay."""
         try:
-            job = self.page.store.submit(self.page.request_of(values))
-            return job, widgets.status_html("Starting …", "busy", 0.0)
+            job = self.page.store.submit(self.page.request_of(values), str(visit.session_hash or ""))
+            return job, job, widgets.status_html("Starting …", "busy", 0.0)
         except Exception as error:
-            return gr.skip(), widgets.status_html(widgets.failure_words(error), "error")
+            return gr.skip(), "", widgets.status_html(widgets.failure_words(error), "error")
 
     def follow(self, wanted):
         """Bring the page to where the job is, until it ends. A closed page ends this, never the job."""
         last = None
         # A generator that yields nothing would empty all of its outputs.
+        if not wanted:
+            yield {self.card.start: gr.Button(interactive=True)}
+            return
         yield {self.card.start: gr.Button(interactive=True), self.card.stop: gr.Button(interactive=False)}
         for view in self.page.store.follow(wanted):
             yield self.shown(view, last)
@@ -147,7 +150,7 @@ class Rendering:
                 update[card.preview] = {"empty": "The first preview comes with the first step."}
                 update[card.result] = gr.Column(elem_classes=["rc-card", "rc-away"])
         else:
-            kind = {"done": "done", "failed": "error"}.get(view.state, "")
+            kind = {"done": "done", "failed": "error", "interrupted": "warning"}.get(view.state, "")
             update[card.progress] = widgets.status_html(widgets.without_paths(view.message), kind)
         if view.preview is not None and (last is None or view.step != last.step):
             update[card.preview_note] = preview_words(view.preview_by)
@@ -156,6 +159,14 @@ class Rendering:
             update |= self.finished(view.result, watched=last is not None)
         return update
 
+    def put_away(self, job_id):
+        """The result of the clip before goes; a render that is still running stays."""
+        job = self.page.store.get(job_id)
+        if job is not None and job.view.active:
+            return [gr.skip()] * 4
+        away = gr.Column(elem_classes=["rc-card", "rc-away"])
+        return away, widgets.status_html(""), {"empty": EMPTY_PREVIEW}, ""
+
     def finished(self, result: RenderResult, *, watched: bool) -> dict[Any, Any]:
         card, public = self.card, public_report(result)
         height, width = public.sizes.result
@@ -163,7 +174,7 @@ class Rendering:
         given = Path(public.request.clip).stem
         video, report = (result.folder / f"{given}-recaptured{end}" for end in (".mp4", ".json"))
         if not report.exists():
-            shutil.copyfile(result.video, video)
+            widgets.same_file(result.video, video)
             report.write_text(json.dumps(public.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
         return {
             card.result: gr.Column(elem_classes=["rc-card"]),
@@ -180,12 +191,16 @@ class Rendering:
         }
 
 
-def connect(page: Page, card: RenderCard, describe: Describe) -> Rendering:
-    """Let the cards work."""
+def connect(page: Page, card: RenderCard, describe: Describe, more: tuple[Any, ...] = ()) -> Rendering:
+    """Let the cards work. more: further events that bring another clip."""
     handlers = Rendering(page, card, describe)
     prompt = [page.controls["prompt"], card.prompt_status]
     card.suggest.click(handlers.suggest, page.inputs, prompt, **QUIET, concurrency_limit=1)
-    started = card.start.click(handlers.start, page.inputs, [page.job_id, card.progress], **QUIET)
-    started.then(handlers.follow, page.job_id, handlers.outputs, **QUIET)
+    made = gr.State("")
+    started = card.start.click(handlers.start, page.inputs, [page.job_id, made, card.progress], **QUIET)
+    started.then(handlers.follow, made, handlers.outputs, **QUIET)
+    clip = page.controls["clip"]
+    for trigger in (clip.upload, clip.clear, *more):
+        trigger(handlers.put_away, page.job_id, [card.result, card.progress, card.preview, card.preview_note], **QUIET)
     card.stop.click(page.store.cancel, page.job_id, None, **QUIET)
     return handlers

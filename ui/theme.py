@@ -168,6 +168,9 @@ footer { opacity: .7; }
 /* Status: every wait, in words */
 .rc-away { display: none !important; }
 .gradio-container .prose .rc-status * { color: inherit; }
+#rc-server { position: sticky; top: 0; z-index: 50; padding: 10px 16px; text-align: center;
+  font: 500 .9rem/1.4 var(--font); color: #3c2a00; background: #ffe9b8; border-bottom: 1px solid #e7c877; }
+#rc-server[hidden] { display: none; }
 .rc-status { font-size: .875rem; line-height: 1.45; min-height: 1.3em; }
 .rc-status .rc-track { height: 4px; border-radius: 2px; background: var(--well); overflow: hidden; margin-top: 7px; }
 .rc-status .rc-track i { display: block; height: 100%; background: var(--primary-500); border-radius: 2px;

@@ -6,7 +6,9 @@ Each is a plain `gr.HTML` with a static template and a script; Python talks to i
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -21,6 +23,14 @@ from pipeline.camera.moves import SPEEDS
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+
+
+def same_file(source: Path, target: Path) -> None:
+    """Another name of a file, or a copy where the disk knows no second name."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def file_url(path: str | Path) -> str:

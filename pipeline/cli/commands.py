@@ -177,6 +177,8 @@ def _render_to(request: Any, options: argparse.Namespace) -> None:
     report = Path(options.report) if options.report else None
     if report:
         make_writable(report.parent)
+        if report.is_dir():
+            raise InputError(f"The report {report} is a folder; give the path of a file.")
     result, stage = None, ""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, Progress() as progress:
         for event in render(request, folder, keep=options.keep):

@@ -1,7 +1,8 @@
 """Results that are dear to compute, kept on disk under the hash of everything that they depend on.
 
 A cache must never be the reason that a render fails: an entry that cannot be read is computed again, and a folder that
-cannot be written is done without. Entries appear atomically, so that any number of processes may share the folder.
+cannot be written is done without. Entries appear atomically, so that any number of processes may share the folder. Each
+holds a checksum of its arrays' names, types, shapes and contents: what does not fit it is made anew.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import os
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +21,7 @@ import platformdirs
 Arrays = dict[str, np.ndarray]
 
 LIMIT_BYTES = 4 * 2**30
+_CHECKSUM = "sha256 of the others"
 STALE_SECONDS = 24 * 3600  # a temporary file this old belongs to a process that died
 
 
@@ -92,13 +93,24 @@ def _file_digest(path: Path) -> bytes:
     return digest.digest()
 
 
+def _checksum(arrays: Arrays) -> bytes:
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        array = np.ascontiguousarray(values)
+        _add(digest, repr((name, array.dtype.str, np.shape(values))).encode())
+        _add(digest, array.tobytes())
+    return digest.digest()
+
+
 def _load(path: Path) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:  # the zip's checksums find truncated or damaged entries
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        if arrays.pop(_CHECKSUM).tobytes() != _checksum(arrays):
+            raise ValueError("the entry is not what was kept")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError):
+    except Exception:  # damage of any kind
         with suppress(OSError):
             path.unlink()
         return None
@@ -113,7 +125,8 @@ def _store(path: Path, arrays: Arrays) -> None:
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            checksum = np.frombuffer(_checksum(arrays), np.uint8)
+            np.savez(file, **arrays, **{_CHECKSUM: checksum})  # type: ignore[arg-type]
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

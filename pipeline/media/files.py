@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import InputError
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
-    """Write a report as strict JSON."""
-    with writing(path):
-        path.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    """Write a report as strict JSON, whole or not at all."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with writing(path), whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write a compressed npz, whole or not at all. Raises OSError."""
+    with whole(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`, which it becomes when nothing went wrong."""
+    with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
+        part = Path(folder) / "part"
+        yield part
+        os.replace(part, path)
 
 
 def make_writable(folder: Path) -> None:

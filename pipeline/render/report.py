@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.known.measurement import Measurement
+from pipeline.media.files import save_arrays
 from pipeline.media.quality import psnr, ssim
 from pipeline.media.video import size_of, to_uint8
 from pipeline.method.guidance import guidance_scale_of, latent_mask_of, steps_of, strength_of
@@ -138,6 +140,29 @@ class Report:
         own = {"seed": request.guidance.seed, "fast": request.guidance.fast}
         return {"version": REQUEST_VERSION, "request": request.to_dict(), **own, **plain}
 
+    @classmethod
+    def from_dict(cls, given: dict[str, Any], accepted: tuple[str, ...] = ()) -> Report:
+        """The report that `to_dict` wrote; accepted: of its request, which JSON leaves out.
+
+        Raises KeyError, TypeError or `InputError` for anything else.
+        """
+        request = RenderRequest.from_json(json.dumps({"version": given["version"], **given["request"]}), accepted)
+        parts: dict[str, Any] = {name.name: given[name.name] for name in fields(cls) if name.name != "request"}
+        for name, part in (
+            ("memory", Placed),
+            ("frames", Frames),
+            ("sizes", Sizes),
+            ("depth", DepthUsed),
+            ("first_frame", FirstFrame),
+        ):
+            parts[name] = part(**{"origin" if k == "from" else k: v for k, v in parts[name].items()})
+        measured = parts["measurement"]
+        parts["measurement"] = Measured(
+            Quality(**measured["raw"]), measured["composited"] and Quality(**measured["composited"])
+        )
+        parts["notes"] = tuple(parts["notes"])
+        return cls(request=request, **parts)
+
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "__dataclass_fields__"):
@@ -235,8 +260,8 @@ def keep_measurement(folder: Path, view: View) -> None:
     """Write measurement.npz (video uint8 T H W 3, mask bool T H W, True = observed), depth.npz (z float32 T H W)."""
     measurement, depth = view.known.measurement, view.analysis.depth
     mask = measurement.mask[:, 0].cpu().numpy()
-    np.savez_compressed(folder / "measurement.npz", video=to_uint8(measurement.video), mask=mask)
-    np.savez_compressed(folder / "depth.npz", z=depth.z.cpu().numpy().astype(np.float32))
+    save_arrays(folder / "measurement.npz", video=to_uint8(measurement.video), mask=mask)
+    save_arrays(folder / "depth.npz", z=depth.z.cpu().numpy().astype(np.float32))
 
 
 class Clock:

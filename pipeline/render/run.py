@@ -9,13 +9,12 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pipeline import InputError
 from pipeline.camera.geometry import stands_still
 from pipeline.known.first_frame import inpaint, locate
-from pipeline.media.files import make_writable, write_report, writing
+from pipeline.media.files import make_writable, save_arrays, write_report, writing
 from pipeline.media.video import Clip, resize, size_of, to_uint8, write_video
 from pipeline.method.problem import check_mask
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
@@ -119,6 +118,6 @@ def _write(
     if keep is not None:
         with writing(keep):
             keep_measurement(keep, view)
-            np.savez_compressed(keep / "raw.npz", video=to_uint8(finished.raw))
+            save_arrays(keep / "raw.npz", video=to_uint8(finished.raw))
     silent = ["The result is silent: the clip has no sound there that can be decoded."]
     return files, silent if sound and not heard else []

@@ -1,0 +1,139 @@
+"""Jobs and their results outlive the server that made them; visitors take turns; nobody loses words of a refusal."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_ui import Renders, report, wait_for
+
+from pipeline import InputError
+from pipeline.render.report import Report
+from pipeline.render.request import RenderRequest
+from ui.book import Book, find_root
+from ui.jobs import INTERRUPTED, MAX_OWN, JobStore
+
+ROOT = Path(__file__).parents[1]
+SERVER = """
+import sys, time
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_ui import Renders
+from pipeline.render.request import RenderRequest
+from ui.jobs import JobStore
+renders = Renders(steps=1)
+store = JobStore(renders)
+renders.go.release()
+done, running, queued = (store.submit(RenderRequest.of(clip={clip!r}, seed=n), str(n)) for n in range(3))
+while store.get(done).view.state != "done" or store.get(running).view.state != "running":
+    time.sleep(0.01)
+(store.get(done).folder / "result.mp4").write_bytes(b"a result")
+time.sleep(0.5)  # the book is written a moment later
+print(done, running, queued, store.root, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"the bytes of a clip")
+    return str(tmp_path / "clip.mp4")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "place"))
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def test_a_server_that_was_killed_loses_nothing(clip, place):
+    code = SERVER.format(root=str(ROOT), tests=str(ROOT / "tests"), clip=clip)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        done, running, queued, root = server.stdout.readline().split()
+        assert find_root(str(place), 3600) != Path(root), "it is in use"
+        server.send_signal(signal.SIGKILL)
+    renders = Renders(steps=1)
+    store = JobStore(renders)
+    try:
+        assert str(store.root) == root
+        job = store.get(done)
+        assert job is not None and job.view.state == "done" and job.view.result is not None
+        assert job.view.result.video.read_bytes() == b"a result"
+        assert job.view.result.report.request.guidance.seed == 0
+        (view,) = store.follow(running)
+        assert view.state == "interrupted" and view.message == INTERRUPTED
+        renders.go.release()
+        assert [*store.follow(queued)][-1].state == "done"
+        (again,) = [request for request in renders.seen if request.guidance.seed == 2]
+        assert Path(again.clip).read_bytes() == b"the bytes of a clip"
+    finally:
+        store.close()
+    assert not [path for path in place.iterdir() if path.name.startswith(Path(root).name)]
+
+
+def test_orphans_go_when_they_are_old(place):
+    for name, age in (("recapture-old", 9999), ("recapture-new", 10), ("recapture-used", 5)):
+        (place / name).mkdir()
+        book = Book(place / name)
+        os.utime(place / f"{name}.sqlite", (time.time() - age, time.time() - age))
+        if name != "recapture-used":
+            os.close(book._lock)
+    assert find_root(str(place), 3600) == place / "recapture-new"
+    assert not list(place.glob("recapture-old*")) and (place / "recapture-used").exists()
+
+
+def test_a_report_comes_back_as_it_was():
+    found = report(RenderRequest.of(clip="clip.mp4", seed=3))
+    assert Report.from_dict(found.to_dict()) == found
+
+
+def test_one_visitor_cannot_take_all_places(tmp_path, clip):
+    renders = Renders(steps=1)
+    store = JobStore(renders, root=tmp_path / "jobs")
+    ask = lambda visitor, seed: store.submit(RenderRequest.of(clip=clip, seed=seed), visitor)
+    try:
+        first = ask("a", 0)
+        wait_for(lambda: store.get(first).view.state == "running")
+        assert ask("a", 0) == first, "a second press is the same render"
+        mine = [ask("a", seed) for seed in range(1, MAX_OWN + 1)]
+        with pytest.raises(InputError, match="of yours are waiting"):
+            ask("a", 99)
+        other = ask("b", 0)
+        assert store.get(other).view.ahead == 1, "it comes before what the first visitor has waiting"
+        renders.go.release(2)
+        assert [*store.follow(other)][-1].state == "done"
+        assert all(store.get(job).view.state != "done" for job in mine)
+    finally:
+        renders.go.release(9)
+        store.close()
+
+
+def test_a_full_disk_is_said_as_what_it_is(tmp_path, clip):
+    def render(request, folder):
+        yield from ()
+        raise OSError(28, os.strerror(28))
+
+    store = JobStore(render, root=tmp_path / "jobs")
+    try:
+        view = [*store.follow(store.submit(RenderRequest.of(clip=clip)))][-1]
+        assert view.state == "failed" and "disk of the server is full" in view.message
+    finally:
+        store.close()
+
+
+def test_what_is_not_in_the_book_goes_on(tmp_path, clip):
+    """A disk that fills up must not cost the render that runs."""
+    renders = Renders(steps=1)
+    store = JobStore(renders, root=tmp_path / "jobs")
+    try:
+        (tmp_path / "jobs.sqlite").unlink()
+        (tmp_path / "jobs.sqlite").mkdir()
+        renders.go.release()
+        assert [*store.follow(store.submit(RenderRequest.of(clip=clip)))][-1].state == "done"
+    finally:
+        (tmp_path / "jobs.sqlite").rmdir()
+        store.close()
