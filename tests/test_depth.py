@@ -366,6 +366,18 @@ def test_a_ramp_between_two_surfaces_becomes_a_step_where_the_colours_change():
     assert ((z < 1.2 * near) | (z > 0.6 * far)).all()
 
 
+def test_a_near_surface_grows_over_its_rim_and_a_slope_does_not():
+    from pipeline.depth.outlines import grow_near
+
+    z = torch.full((1, 20, 30), 10.0)
+    z[:, 5:15, 10:20] = 2.0
+    grown = torch.full((1, 20, 30), 10.0)
+    grown[:, 4:16, 9:21] = 2.0
+    assert torch.equal(grow_near(z), grown)
+    slope = 1 / torch.linspace(0.5, 1, 30).expand(1, 20, 30)
+    assert torch.equal(grow_near(slope), slope)
+
+
 def test_sharpening_leaves_planes_and_clean_steps_alone():
     from pipeline.depth.outlines import sharpen_outlines
 
