@@ -116,7 +116,8 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         raise InputError(f"{path.name} is empty: copy or upload the video again")
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
+        # Not `options`: those go to the streams, too, and end the process where streams come late (FLV, PyAV 17.0).
+        with av.open(str(path.absolute()), container_options=options, metadata_errors="ignore") as container:
             yield container
     except (FFmpegError, OSError) as error:
         raise InputError(
