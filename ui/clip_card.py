@@ -65,7 +65,7 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
             # Put away by its class, as the card of the result.
             with gr.Column(elem_classes=AWAY, elem_id="clip-seen") as seen:
                 gr.HTML(f'<p class="rc-caption">{UNPLAYABLE}</p>')
-                loop = widgets.loop_view("Your clip, as it is read", "", elem_id="clip-loop")
+                loop = widgets.loop_view("Your clip, as it is read", "", elem_id="clip-loop", elem_classes=["rc-depth"])
             strip = None
             if examples:
                 poster = lambda request: media.data_url(media.poster(request.clip), "image/jpeg")
