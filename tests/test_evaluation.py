@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 
@@ -40,16 +38,6 @@ def test_flicker_is_none_in_a_still_world_and_seen_in_noise():
     still, unsteady = (flicker(video, view.frames, *args) for video in (torch.full_like(view.frames, 0.3), noisy))
     assert still == pytest.approx(0, abs=1e-3) and unsteady is not None and unsteady > 1.7
     assert flicker(noisy, view.frames, view.z, view.path, ~counted & counted) is None
-
-
-@pytest.mark.slow
-def test_the_table_of_the_small_models(capsys):
-    nano.main(["--scenes", "1", "--replacements", "1", "--depth-scenes", "2", "--first-seed", "1"])
-    table = capsys.readouterr().out
-    assert re.search(r"\| VAE, 1 unseen scene \| \d\d\.\d\d dB \| ≥ 32 dB \|", table)
-    for name in ("holes, above OpenCV", "flicker", "replacement", "surfaces, 2 unseen scenes", "a render of 17 frames"):
-        assert name in table
-    assert table.count("not measured") <= 3 and "nan" not in table
 
 
 def test_seams_are_where_windows_begin_and_end():

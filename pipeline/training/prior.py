@@ -69,7 +69,7 @@ def transformer_config(latent_channels: int, temporal: int = 4) -> dict[str, Any
     )
 
 
-def embed(encoder: UMT5EncoderModel, tokenizer, captions: list[str], device, tokens: int = text.TEXT_TOKENS) -> Tensor:
+def embed(encoder: Any, tokenizer, captions: list[str], device, tokens: int = text.TEXT_TOKENS) -> Tensor:
     """The first `tokens` of prompts as `pipeline.backbone.Backbone.embed` gives them: B L D, zero after the end."""
     ids = tokenizer(captions, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt").to(device)
     hidden = encoder(ids.input_ids, ids.attention_mask).last_hidden_state
@@ -198,22 +198,20 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _networks(args: argparse.Namespace, channels: int) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+def _networks(args: argparse.Namespace, channels: int) -> tuple[Any, Any]:
     """Those of `--out`, or new ones."""
     if (args.out / "transformer" / "config.json").exists():  # go on from given weights
-        transformer = WanTransformer3DModel.from_pretrained(args.out / "transformer", torch_dtype=torch.float32)
-        encoder = UMT5EncoderModel.from_pretrained(args.out / "text_encoder", torch_dtype=torch.float32)
+        transformer: Any = WanTransformer3DModel.from_pretrained(args.out / "transformer", torch_dtype=torch.float32)
+        encoder: Any = UMT5EncoderModel.from_pretrained(args.out / "text_encoder", torch_dtype=torch.float32)
     else:
-        transformer = WanTransformer3DModel(**transformer_config(channels))
+        transformer: Any = WanTransformer3DModel(**transformer_config(channels))
         torch.nn.init.zeros_(transformer.proj_out.weight)
         torch.nn.init.zeros_(transformer.proj_out.bias)
-        encoder = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
+        encoder: Any = UMT5EncoderModel(UMT5Config(**text.TEXT_CONFIG))
     return transformer, encoder
 
 
-def _colours(
-    args: argparse.Namespace, vae: AutoencoderKLWan, device: torch.device
-) -> tuple[Tensor, dict[str, list], int, int]:
+def _colours(args: argparse.Namespace, vae: Any, device: torch.device) -> tuple[Tensor, dict[str, list], int, int]:
     """The latents of grey C t 1 1, the linear map to colours, and the frames and pixels of a clip."""
     sample = load(min(args.data.glob("*.npz"))).source.float() / 255
     frame_count, _, height, width = sample.shape
@@ -257,7 +255,8 @@ def _update(
 def train(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    vae = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32).to(device).eval().requires_grad_(False)
+    vae: Any = AutoencoderKLWan.from_pretrained(args.vae, torch_dtype=torch.float32)
+    vae.to(device).eval().requires_grad_(False)
     cache = args.cache or args.data.with_name(f"{args.data.name}-latents-{fingerprint(vae)}")
     fill_cache(args.data, args.stills, cache, vae, device, args.first_fill)
     examples = Examples(cache, args.held_out)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from pipeline.known.fill import fill_unknown
@@ -118,7 +117,7 @@ def other_shape(name: str) -> str:
 
 
 @torch.no_grad()
-def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
+def make_examples(stored: Stored, vae: Any, rng: np.random.Generator, device) -> list[dict[str, Any]]:
     """Both recordings of a scene as training targets, each with two or three things that may be known of it.
 
     Each example: float16 `z` C t h w and `known` n (4+C) t h w (0: the other view's warp, 1: itself behind a random
@@ -152,7 +151,7 @@ def make_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generato
 
 
 @torch.no_grad()
-def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
+def object_examples(stored: Stored, vae: Any, rng: np.random.Generator, device) -> list[dict[str, Any]]:
     """Every object that either recording shows well, in a cut-out about it: `z`, what is `known` without, its `name`.
 
     In a whole picture an object is a small part of what has to be learned, and prompts were not followed; here it is
@@ -181,7 +180,7 @@ def object_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Genera
 
 
 @torch.no_grad()
-def still_examples(stored: Stored, vae: AutoencoderKLWan, rng: np.random.Generator, device) -> list[dict[str, Any]]:
+def still_examples(stored: Stored, vae: Any, rng: np.random.Generator, device) -> list[dict[str, Any]]:
     """Objects as `object_examples` gives them, each as large as its cut-out allows: small ones hardly show a shape.
 
     Pictures are made smaller until a hole spans `STILL_SIDES` pixels, so that they are best rendered large.
@@ -220,14 +219,14 @@ def _extent(hidden: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.any(0)[0].any(1).nonzero()[:, 0], hidden.any(0)[0].any(0).nonzero()[:, 0]
 
 
-def _object_example(clean: Tensor, mask: Tensor, name: str, vae: AutoencoderKLWan, device) -> dict[str, Any]:
+def _object_example(clean: Tensor, mask: Tensor, name: str, vae: Any, device) -> dict[str, Any]:
     filled = fill_unknown(Measurement(clean * mask, mask > 0))
     batch = torch.stack([clean, filled]).to(device).mul(2).sub(1).transpose(1, 2)
     z, shown = normalise(vae, encode_once(vae, batch)).cpu()
     return {"z": z.half(), "known": torch.cat([group_mask(mask), shown]).half(), "name": name}
 
 
-def normalise(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+def normalise(vae: Any, z: Tensor) -> Tensor:
     """VAE latents B C t h w to the unit in which the flow runs."""
     mean, std = (
         torch.tensor(vae.config[k], device=z.device).view(1, -1, 1, 1, 1) for k in ("latents_mean", "latents_std")
@@ -235,7 +234,7 @@ def normalise(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
     return (z - mean) / std
 
 
-def fingerprint(vae: AutoencoderKLWan) -> str:
+def fingerprint(vae: Any) -> str:
     """Eight hexadecimal digits that change with the encoder: latents of one are of no use to another."""
     digest = hashlib.sha256(json.dumps([vae.config["latents_mean"], vae.config["latents_std"]]).encode())
     for part in (vae.encoder, vae.quant_conv):
@@ -244,7 +243,7 @@ def fingerprint(vae: AutoencoderKLWan) -> str:
     return digest.hexdigest()[:8]
 
 
-def fill_cache(data: Path, stills: Path | None, cache: Path, vae: AutoencoderKLWan, device, seconds: float) -> None:
+def fill_cache(data: Path, stills: Path | None, cache: Path, vae: Any, device, seconds: float) -> None:
     """Encode scenes that are not in the cache yet, for at most `seconds`: all their objects first, then the rest."""
     started = time.time()
     jobs = [(data, cache / "objects", object_examples), (data, cache, make_examples)]

@@ -47,7 +47,7 @@ CONFIG: dict[str, Any] = dict(
 # --- the network in one pass ------------------------------------------------------------------------------------------
 
 
-def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
+def encode_once(vae: Any, x: Tensor) -> Tensor:
     """Posterior mean of clips B 3 T H W in [-1, 1], T = 4n + 1, without chunking: B C t h w.
 
     Equal to `vae.encode(x).latent_dist.mode()`, faster to train through.
@@ -55,7 +55,7 @@ def encode_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
     return moments_once(vae, x)[:, : vae.config.z_dim]
 
 
-def moments_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
+def moments_once(vae: Any, x: Tensor) -> Tensor:
     """Means, then logarithms of the variances, B 2C t h w: `vae.encode(x).latent_dist.parameters`."""
     encoder = vae.encoder
     h = encoder.conv_in(patchify(x, vae.config.patch_size) if vae.config.patch_size else x)
@@ -67,7 +67,7 @@ def moments_once(vae: AutoencoderKLWan, x: Tensor) -> Tensor:
     return vae.quant_conv(h)
 
 
-def decode_once(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
+def decode_once(vae: Any, z: Tensor) -> Tensor:
     """Clips B 3 T H W (not clamped) from latents B C t h w, in one pass: `vae.decode(z).sample` before its clamp."""
     decoder = vae.decoder
     h = decoder.mid_block(decoder.conv_in(vae.post_quant_conv(z)))
@@ -80,32 +80,32 @@ def decode_once(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
     return unpatchify(h, vae.config.patch_size)
 
 
-def _residual(block: torch.nn.Module, h: Tensor) -> Tensor:
+def _residual(block: Any, h: Tensor) -> Tensor:
     """A residual block; a branch that is still exactly zero, as at the start, need not be computed."""
     if not torch.is_grad_enabled() and not block.conv2.weight.any() and not block.conv2.bias.any():
         return block.conv_shortcut(h)
     return block(h)
 
 
-def _attention(block: torch.nn.Module, h: Tensor) -> Tensor:
+def _attention(block: Any, h: Tensor) -> Tensor:
     idle = not torch.is_grad_enabled() and not block.proj.weight.any() and not block.proj.bias.any()
     return h if idle else block(h)
 
 
-def _in_space(layer: WanResample, h: Tensor) -> Tensor:
+def _in_space(layer: Any, h: Tensor) -> Tensor:
     b = h.shape[0]
     h = layer.resample(h.transpose(1, 2).flatten(0, 1))
     return h.unflatten(0, (b, -1)).transpose(1, 2)
 
 
-def _downsample(layer: WanResample, h: Tensor) -> Tensor:
+def _downsample(layer: Any, h: Tensor) -> Tensor:
     h = _in_space(layer, h)
     # where time is halved too, the first frame stands for itself; the others are merged in pairs
     halved = layer.mode == "downsample3d" and h.shape[2] > 1
     return torch.cat([h[:, :, :1], layer.time_conv(h)], 2) if halved else h
 
 
-def _upsample(layer: WanResample, h: Tensor) -> Tensor:
+def _upsample(layer: Any, h: Tensor) -> Tensor:
     if h.shape[2] > 1:
         first, rest = h[:, :, :1], layer.time_conv(h[:, :, 1:])
         rest = rest.unflatten(1, (2, -1)).transpose(1, 2).transpose(2, 3).flatten(2, 3)
@@ -123,7 +123,7 @@ def _components(x: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def linear_start(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 200.0) -> None:
+def linear_start(vae: Any, clips: Tensor, *, constant: float = 200.0) -> None:
     """Set the encoder of `vae` to the block transform fitted on `clips` (B 3 T H W in [-1, 1]), latents whitened.
 
     The decoder becomes its least-squares inverse, as far as nearest-neighbour upsampling allows.
@@ -134,8 +134,9 @@ def linear_start(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 200.
                 parameter.zero_()  # residual branches and attention start as identities
     encoder = vae.encoder
     convs = [vae.quant_conv, encoder.conv_in, encoder.conv_out]
+    layer: Any
     for layer in encoder.down_blocks:
-        if isinstance(layer, WanResample):
+        if hasattr(layer, "resample"):
             convs += [layer.resample[1], layer.time_conv]
         elif hasattr(layer.conv_shortcut, "weight"):
             convs.append(layer.conv_shortcut)
@@ -149,7 +150,7 @@ def linear_start(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 200.
 
     h = encoder.conv_in(patchify(clips, vae.config.patch_size))
     for layer in encoder.down_blocks:
-        if not isinstance(layer, WanResample):
+        if not hasattr(layer, "resample"):
             if hasattr(layer.conv_shortcut, "weight"):
                 _widen(layer.conv_shortcut.weight, mirrored=layer is encoder.down_blocks[-1])
             h = layer(h)
@@ -190,7 +191,7 @@ def linear_start(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 200.
     _linear_decoder(vae, clips)
 
 
-def _linear_decoder(vae: AutoencoderKLWan, clips: Tensor, *, constant: float = 40.0) -> None:
+def _linear_decoder(vae: Any, clips: Tensor, *, constant: float = 40.0) -> None:
     """Set the decoder to a chain of least-squares fits: latents to the encoder's quarter-size features to pixels.
 
     Nearest-neighbour upsampling followed by a 3x3 convolution cannot tell the pixels of a block apart by itself, so
@@ -321,23 +322,23 @@ def augment(clip: Tensor, generator: torch.Generator) -> Tensor:
     return clip[..., dy : dy + clip.shape[-2] - 8, dx : dx + clip.shape[-1] - 8]
 
 
-def channels_last(vae: AutoencoderKLWan) -> None:
+def channels_last(vae: Any) -> None:
     """Lay out the convolutions' weights as processors like them: a step takes little more than half the time."""
     for module in vae.modules():
         if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
+            module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
         elif isinstance(module, torch.nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
+            module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKLWan, clips: list[Tensor], device) -> list[Tensor]:
+def latents_of(vae: Any, clips: list[Tensor], device) -> list[Tensor]:
     """Posterior means C t h w of uint8 clips, one by one."""
     return [encode_once(vae, to_model([clip], device))[0] for clip in clips]
 
 
 @torch.no_grad()
-def validate(vae: AutoencoderKLWan, clips: list[Tensor], device) -> float:
+def validate(vae: Any, clips: list[Tensor], device) -> float:
     """Mean reconstruction PSNR in dB, through the public encode and decode."""
     total = 0.0
     for clip in clips:
@@ -348,9 +349,9 @@ def validate(vae: AutoencoderKLWan, clips: list[Tensor], device) -> float:
 
 def _begun(
     args: argparse.Namespace, checkpoint: Path, clips: list[Tensor], generator: torch.Generator
-) -> tuple[AutoencoderKLWan, dict[str, Any] | None]:
+) -> tuple[Any, dict[str, Any] | None]:
     """The weights that the training goes on from, and its state, None for a new one."""
-    vae = AutoencoderKLWan(**CONFIG)
+    vae: Any = AutoencoderKLWan(**CONFIG)
     state = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
     if state is None and (args.out / "config.json").exists():
         vae = AutoencoderKLWan.from_pretrained(args.out, torch_dtype=torch.float32)  # go on from given weights
@@ -412,7 +413,7 @@ def train(args: argparse.Namespace) -> None:
         for _ in range(args.batch if not pool else int(len(pool) < args.pool or step % RENEW == 0)):
             clip = clips[int(torch.randint(len(clips), (1,), generator=generator))]
             if photos and rng.uniform() < 0.5:
-                clip = photo_clip(photos, rng, len(clip), tuple(clip.shape[-2:]))
+                clip = photo_clip(photos, rng, len(clip), (clip.shape[-2], clip.shape[-1]))
             clip = augment(clip, generator)
             entry = (clip, None if joint else latents_of(vae, [clip], device)[0])
             if len(pool) < args.pool:
