@@ -12,7 +12,7 @@ from pipeline.models.cost import Pace, Work
 def test_the_formula_agrees_with_counting(name, patch):
     from diffusers import WanTransformer3DModel
 
-    config, _, tokens = cost._configs(name)
+    config, _, tokens = cost.configs_of(name)
     config = {**config, "patch_size": patch}
     t, h, w = 3, 12, 20
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -108,31 +108,31 @@ def test_a_gpu_is_described(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (10 * GIB, 12 * GIB))
-    (gpu,) = doctor._gpus()
+    (gpu,) = doctor.gpus_here()
     assert (gpu["bfloat16"], gpu["float8"], gpu["memory free"]) == (True, False, 10 * GIB)
 
 
 def test_what_requirements_want(tmp_path):
     file = tmp_path / "requirements.txt"
     file.write_text("torch>=2.0  # any\n\nno-such-package-at-all>=1\ntqdm>1000\n")
-    unmet = doctor._unmet(file)
+    unmet = doctor.unmet_of(file)
     assert unmet[0] == "no-such-package-at-all is not installed" and unmet[1].startswith("tqdm is ") and len(unmet) == 2
     # PyAV's excluded versions free some sound twice: with them all works but such sound, see `media.child`
-    assert [line for line in doctor._unmet(table.ROOT / "requirements.txt") if not line.startswith("av is")] == []
+    assert [line for line in doctor.unmet_of(table.ROOT / "requirements.txt") if not line.startswith("av is")] == []
 
 
 def test_nothing_is_waited_for_long():
     begun = time.monotonic()
-    assert doctor._in_background(lambda: time.sleep(30))(0.05) is None
+    assert doctor.in_background(lambda: time.sleep(30))(0.05) is None
     assert time.monotonic() - begun < 5
-    assert doctor._in_background(lambda: "found")(5) == "found"
+    assert doctor.in_background(lambda: "found")(5) == "found"
 
 
 def test_the_hub_is_not_asked_when_offline(hub_cache, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked"))
-    assert doctor._ask_hub()["state"] == "offline"
+    assert doctor.ask_hub()["state"] == "offline"
 
 
 def test_durations():

@@ -155,8 +155,8 @@ class Spy:
 
 def test_the_model_works_at_its_own_size(model, monkeypatch):
     """Near the number of pixels that it was made for, at the picture's proportions, half known pixels painted too."""
-    load, seen = first_frame._load, {}
-    monkeypatch.setattr(first_frame, "_load", lambda *given: Spy(load(*given), seen))
+    load, seen = first_frame.load_inpainter, {}
+    monkeypatch.setattr(first_frame, "load_inpainter", lambda *given: Spy(load(*given), seen))
     known = torch.ones(1, 120, 240, dtype=torch.bool)
     known[:, :, 101:] = False
     inpaint(torch.rand(3, 120, 240) * known, known, "", model, steps=1, device="cpu")

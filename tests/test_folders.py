@@ -128,8 +128,8 @@ def test_objects_of_davis_are_replaced_one_by_one(davis):
     assert all(job.request.camera == "still" for job in jobs)
     place = sources_of(davis)[0].mask
     assert place is not None
-    assert (folders._masks(place, 1) == object_mask()).all() and folders._masks(place, 2).sum() == COUNT * 160
-    assert folders._masks(place, None).sum() == folders._masks(place, 1).sum() + folders._masks(place, 2).sum()
+    assert (folders.masks_of(place, 1) == object_mask()).all() and folders.masks_of(place, 2).sum() == COUNT * 160
+    assert folders.masks_of(place, None).sum() == folders.masks_of(place, 1).sum() + folders.masks_of(place, 2).sum()
     with pytest.raises(InputError, match="no mask of the clip unmasked"):
         list(ask({"unmasked": ["a red ball"]}))
 

@@ -138,7 +138,7 @@ def test_large_frames_are_searched_small(monkeypatch):
     frames, z, _ = film(source)
     own = warp_to_path(frames, z, source, ASIDE)
     whole = from_other_frames(frames, z, source, ASIDE, own)
-    monkeypatch.setattr("pipeline.known.gather._PIXELS", H * W // 4 - 1)  # a size that does not divide
+    monkeypatch.setattr("pipeline.known.gather.SEARCHED_PIXELS", H * W // 4 - 1)  # a size that does not divide
     found = from_other_frames(frames, z, source, ASIDE, own)
     assert whole is not None and found is not None and found.origin.shape == (T, H // 2 - 1, W // 2 - 1)
     new, wanted = found.measurement.mask & ~own.mask, whole.measurement.mask & ~own.mask
@@ -323,7 +323,7 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     place = warp_to_path(frames, z, analysis.source, cameras_of(analysis, replacing), wall).mask
     assert not (gained & place).any() and (new & place).sum() > 500
     assert gained.sum() > 100 and not (gained & ~new).any()
-    monkeypatch.setattr("pipeline.known.gather._PIXELS", H * W // 4)
+    monkeypatch.setattr("pipeline.known.gather.SEARCHED_PIXELS", H * W // 4)
     small = completed(known_of(analysis, replacing, own))[1]
     assert small is not None and not (small.measurement.mask & ~own.mask & place).any()
     assert (small.measurement.mask & ~own.mask).sum() > 0.5 * gained.sum()

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -136,4 +137,52 @@ def test_what_is_not_in_the_book_goes_on(tmp_path, clip):
         assert [*store.follow(store.submit(RenderRequest.of(clip=clip)))][-1].state == "done"
     finally:
         (tmp_path / "jobs.sqlite").rmdir()
+        store.close()
+
+
+def test_stop_frees_the_visitor_within_a_second(tmp_path, clip):
+    """Though the step that runs takes longer."""
+    renders = Renders(steps=2)
+    store = JobStore(renders, root=tmp_path / "jobs")
+    try:
+        job = store.submit(RenderRequest.of(clip=clip))
+        wait_for(lambda: store.get(job).view.state == "running")
+        store.cancel(job)
+        wait_for(lambda: store.get(job).view.state == "stopped", seconds=1.2)
+        following = store.submit(RenderRequest.of(clip=clip, seed=1))
+        renders.go.release(3)
+        assert [*store.follow(following)][-1].state == "done"
+        assert store.get(job).view.state == "stopped"
+    finally:
+        renders.go.release(9)
+        store.close()
+
+
+def test_eight_visitors_at_once_get_their_own_in_order(tmp_path):
+    renders, ends = Renders(steps=1), []
+    store = JobStore(renders, root=tmp_path / "jobs")
+
+    def visit(n):
+        path = tmp_path / f"clip-{n}.mp4"
+        path.write_bytes(b"clip %d" % n)
+        with turn:
+            job = store.submit(RenderRequest.of(clip=str(path), seed=n), f"visitor {n}")
+            asked.append(n)
+        view = [*store.follow(job)][-1]
+        ends.append((n, view.state, view.result.report.request.guidance.seed, Path(store.get(job).request.clip)))
+
+    turn, asked = threading.Lock(), []
+    visitors = [threading.Thread(target=visit, args=(n,)) for n in range(8)]
+    try:
+        for visitor in visitors:
+            visitor.start()
+        renders.go.release(8)
+        for visitor in visitors:
+            visitor.join(20)
+        assert [request.guidance.seed for request in renders.seen] == asked
+        assert sorted(n for n, *_ in ends) == list(range(8))
+        for n, state, seed, clip in ends:
+            assert (state, seed) == ("done", n) and clip.read_bytes() == b"clip %d" % n
+    finally:
+        renders.go.release(9)
         store.close()

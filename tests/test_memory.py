@@ -359,7 +359,7 @@ def test_encoders_run_once_for_each_prompt_and_picture(tmp_path):
     assert len(calls) == 5
     for number in range(40):
         backbone.embed(f"ball {number}")
-    assert len(backbone._texts) <= 16
+    assert len(backbone.texts) <= 16
 
 
 class NoWaiting(TorchDispatchMode):

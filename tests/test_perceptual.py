@@ -331,7 +331,7 @@ def test_fvd_of_rows():
 
 
 def test_no_bias_of_videomae_is_lost(here):
-    network = perceptual._network(here["videomae-base"], torch.device("cpu"), ("videomae",))
+    network = perceptual.network_of(here["videomae-base"], torch.device("cpu"), ("videomae",))
     weights = load_file(here["videomae-base"] / "model.safetensors")
     found = dict(network.named_parameters())
     for key, value in weights.items():

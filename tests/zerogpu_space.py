@@ -143,7 +143,7 @@ def main() -> dict:
     parts = [backbone.vae, backbone.transformer, backbone.text_encoder, loaded_depth_model(DEPTH)]
     out["device"] = str(backbone.device)
     tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-    tensors += [backbone._mean, backbone._scale]
+    tensors += [backbone.mean, backbone.scale]
     out["not on the GPU"] = sum(tensor not in patching.cuda_aliases for tensor in tensors)
 
     lent_depth = zerogpu.on_gpu(find_depth, zerogpu.depth_seconds)

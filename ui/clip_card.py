@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from pipeline import InputError, relayed
+from pipeline.media.video import to_uint8
 from pipeline.models.hub import obtainable
 from pipeline.models.table import MODELS, size, title_of
+from pipeline.render.analysis import Analysis
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import move_of
 from ui import media, widgets
@@ -21,6 +24,9 @@ from ui.page import LATEST, QUIET, Page
 from ui.terms import Terms, accept, ask_terms, show_terms
 from ui.words import analysis_words
 
+OTHER_KINDS = [".gif", ".webp", ".png", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
+UNPLAYABLE = "Your browser may not play this kind of file. These are its frames as they are read:"
+AWAY = ["rc-away"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 EMPTY_DEPTH = "Depth of the clip"
 LARGER = "depth-anything-v2-small"  # of the depth models the one of an open licence
@@ -33,6 +39,9 @@ class ClipCard:
     """The parts; strip is None where there are no examples."""
 
     clip: gr.Video
+    other: gr.UploadButton
+    seen: gr.Column
+    loop: gr.HTML
     strip: Any
     depth: gr.HTML
     status: gr.HTML
@@ -51,6 +60,16 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
                 label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
                 elem_classes="rc-clip",
             )  # fmt: skip
+            other = gr.UploadButton(
+                "Another kind of file: GIF, WebP, PNG, TS, AVI …",
+                file_types=OTHER_KINDS,
+                size="sm",
+                elem_id="clip-other",
+            )
+            # Put away by its class, as the card of the result.
+            with gr.Column(elem_classes=AWAY, elem_id="clip-seen") as seen:
+                gr.HTML(f'<p class="rc-caption">{UNPLAYABLE}</p>')
+                loop = widgets.loop_view("Your clip, as it is read", "", elem_id="clip-loop", elem_classes=["rc-depth"])
             strip = None
             if examples:
                 poster = lambda request: media.data_url(media.poster(request.clip), "image/jpeg")
@@ -71,15 +90,14 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
             larger = gr.Button(larger_words(), size="sm", visible=False, elem_id="larger-depth")
             page.controls["accepted"] = gr.State(())
             terms = ask_terms(choice, "depth")
-    return ClipCard(clip, strip, depth, status, button, notes, terms, larger)
+    return ClipCard(clip, other, seen, loop, strip, depth, status, button, notes, terms, larger)
 
 
 def larger_words() -> str:
     """What the button for a larger depth model says: its title, what is fetched for it, its licence."""
     spec = MODELS[LARGER]
-    return (
-        f"Try {title_of(LARGER)}, larger and finer ({size(sum(p.download_bytes for p in spec.parts))}, {spec.licence})"
-    )
+    needed = size(sum(part.download_bytes for part in spec.parts))
+    return f"Try {title_of(LARGER)}, larger and finer ({needed}, {spec.licence})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +113,7 @@ class Analysing:
         card, tab = self.card, self.tab
         return [
             self.page.shown, card.status, card.notes, card.button, tab.editor, card.depth, tab.warp, tab.status,
-            card.larger,
+            card.seen, card.loop, card.larger,
         ]  # fmt: skip
 
     def nothing(self, values: tuple) -> dict[Any, Any]:
@@ -105,6 +123,7 @@ class Analysing:
             self.page.shown: None,
             self.card.notes: "",
             self.card.larger: gr.Button(visible=False),
+            self.card.seen: gr.Column(elem_classes=AWAY),
             self.tab.editor: {"empty": EMPTY_CLOUD}
             | {k: kept[k] for k in ("move", "own", "serial") if kept.get("own")},
             self.card.depth: {"empty": EMPTY_DEPTH},
@@ -136,10 +155,20 @@ class Analysing:
                 card.larger: gr.Button(visible=not (request.depth or request.depth_model) and obtainable(LARGER)),
                 self.tab.editor: editor_value(standing, move_of(request, found), own=request.move is not None),
                 card.depth: {"url": widgets.file_url(folder / "depth.webp"), "alt": "Depth: near is bright"},
-            }
+            } | self.unplayable(found, folder)
         except Exception as error:
             words = widgets.status_html(widgets.failure_words(error), "error")
             yield self.nothing(values) | {card.status: words, card.button: on}
+
+    def unplayable(self, found: Analysis, folder: Path) -> dict[Any, Any]:
+        """The frames that were read, where the browser cannot play the file itself."""
+        if found.info.playable:
+            return {self.card.seen: gr.Column(elem_classes=AWAY)}
+        (folder / "clip.webp").write_bytes(media.loop_webp(to_uint8(found.full.frames), found.fps))
+        return {
+            self.card.seen: gr.Column(elem_classes=["rc-seen"]),
+            self.card.loop: {"url": widgets.file_url(folder / "clip.webp"), "alt": "Your clip, as it is read"},
+        }
 
     def show_if_new(self, known, *values):
         """As `show`, unless a field was left as it was."""
@@ -188,6 +217,7 @@ def connect(
             then(ticked.then(handlers.show_if_new, known, outputs, **QUIET))
 
     analysed: Then = lambda event: then(event.then(handlers.show, page.inputs, outputs, **QUIET))
+    analysed(card.other.upload(lambda file: file, card.other, card.clip, **QUIET))
     if card.strip is not None:
 
         def pick(event: gr.EventData):

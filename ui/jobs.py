@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ACTIVE = ("queued", "running")
 MAX_WAITING = 20
 MAX_OWN = 3  # that one visitor may have waiting
+STOP_SECONDS = 0.8  # after which a visitor who pressed Stop is free, however long the current step goes on
+STOPPED = "Stopped. Your clip and settings are as you left them."
 INTERRUPTED = (
     "The server was stopped while this was rendered. Your clip and settings are as you left them: press Render to "
     "start it again."
@@ -145,7 +147,7 @@ class JobStore:
         return self._jobs.get(job_id) if isinstance(job_id, str) else None
 
     def cancel(self, job_id: Any) -> None:
-        """Stop a job: at once if it waits, else at its next event."""
+        """Stop a job: at once if it waits, else at its next event; its visitor is free within a second."""
         with self._changed:
             job = self.get(job_id)
             if job is None or not job.view.active or job.cancelled:
@@ -157,6 +159,15 @@ class JobStore:
                 self._update_queue()
             else:
                 self._show(job, message="Stopping after the current step …", seconds_left=None)
+                timer = threading.Timer(STOP_SECONDS, self._let_go, [job])
+                timer.daemon = True
+                timer.start()
+
+    def _let_go(self, job: Job) -> None:
+        """Nobody waits for a step that goes on: the visitor is free, the worker ends it before the next render."""
+        with self._changed:
+            if job.view.active:
+                self._show(job, state="stopped", message=STOPPED)
 
     def follow(self, job_id: Any, *, heartbeat: float = 2.0) -> Iterator[JobView]:
         """Every change of a job's view, from the present one to the last; nothing for an unknown id.
@@ -301,7 +312,7 @@ class JobStore:
                 if isinstance(event, FailedEvent):
                     return
             if job.cancelled:
-                self._show(job, state="stopped", message="Stopped. Your clip and settings are as you left them.")
+                self._show(job, state="stopped", message=STOPPED)
             else:
                 self._show(job, state="failed", message="The render ended without a result. Please try again.")
         except InputError as error:

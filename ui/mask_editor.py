@@ -27,7 +27,11 @@ EMPTY = "The object, followed through your clip, appears here."
 COLOUR = (255, 45, 85)
 OPACITY = 0.6
 MAX_SIDE = 832  # pixels of the picture that is painted on
-SUFFIXES = [".npz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".mp4", ".mov", ".webm"]
+SUFFIXES = [
+    ".npz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    ".mp4", ".mov", ".webm", ".mkv", ".avi",
+]  # fmt: skip
+LOADING = "The picture to paint on comes when the clip is analysed …"
 
 
 def mask_editor(**options: Any) -> gr.ImageEditor:
@@ -221,6 +225,14 @@ class Painting:
     def failed(self, error: Exception) -> dict[Any, Any]:
         return {self.tab.status: widgets.status_html(widgets.failure_words(error), "error")}
 
+    def loading(self, *values):
+        """Until its picture comes the editor is empty, and asks for strokes."""
+        try:
+            self.page.analysis_at_hand(values)
+            return gr.skip()
+        except InputError:
+            return widgets.status_html(LOADING if self.page.given(values)["clip"] else "", "busy")
+
     def start(self, *values):
         """The editor for a clip; a mask of these very frames is shown.
 
@@ -355,4 +367,5 @@ def connect(page: Page, tab: ReplaceTab) -> Callable[[Any], Any]:
     tab.shown.input(handlers.mask_or_clip, [tab.shown, tab.view], tab.view, **QUIET)
     for changed in (page.controls["grow"].release, page.controls["invert"].input):
         changed(handlers.refresh, inputs, outputs, **LATEST)
+    page.controls["clip"].change(handlers.loading, inputs, tab.status, **QUIET)
     return lambda event: event.then(handlers.start, inputs, outputs, **QUIET)

@@ -52,11 +52,11 @@ def run(*, as_json: bool = False) -> int:
 
 def examine() -> dict[str, Any]:
     """All that the report says, as JSON."""
-    hub = _in_background(_ask_hub)
+    hub = in_background(ask_hub)
     found: dict[str, Any] = {
         "software": _software(),
         "machine": _machine(),
-        "gpus": _gpus(),
+        "gpus": gpus_here(),
         "disks": [_disk("hub cache", _hub_cache()), _disk("our cache", cache_folder())],
         "video": _codecs(),
         "models": [_model(spec) for spec in MODELS.values()],
@@ -106,7 +106,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _gpus() -> list[dict[str, Any]]:
+def gpus_here() -> list[dict[str, Any]]:
     if not torch.cuda.is_available():
         return []
     gpus = []
@@ -161,7 +161,7 @@ def _endpoint() -> str:
     return constants.ENDPOINT
 
 
-def _ask_hub() -> dict[str, Any]:
+def ask_hub() -> dict[str, Any]:
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -175,7 +175,7 @@ def _ask_hub() -> dict[str, Any]:
     return {"state": state, "endpoint": _endpoint(), "seconds": round(time.perf_counter() - begun, 2)}
 
 
-def _in_background(work: Callable[[], Any]) -> Callable[[float], Any]:
+def in_background(work: Callable[[], Any]) -> Callable[[float], Any]:
     """Begin work(); the function returned waits for its result so many seconds, then gives up and returns None."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()), daemon=True)  # looking up a name has no timeout
@@ -339,7 +339,7 @@ def memory_words(size: memory.ModelSize, gpu: dict[str, Any] | None, machine: di
 
 def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
     missing = []
-    if lacking := _unmet(table.ROOT / "requirements.txt"):
+    if lacking := unmet_of(table.ROOT / "requirements.txt"):
         missing.append({"what": ", ".join(lacking), "get": "python -m pip install -r requirements.txt"})
     if not found["gpus"] and torch.version.cuda is None and shutil.which("nvidia-smi"):
         get = "python -m pip install --upgrade torch --index-url https://download.pytorch.org/whl/cu128"
@@ -364,7 +364,7 @@ def _missing(found: dict[str, Any]) -> list[dict[str, str]]:
     return missing
 
 
-def _unmet(file: Path) -> list[str]:
+def unmet_of(file: Path) -> list[str]:
     from packaging.requirements import Requirement
 
     unmet = []

@@ -186,7 +186,7 @@ def _label_map(file: Path) -> np.ndarray:
         raise InputError(f"The mask {file} cannot be read as a picture; save it as PNG again.") from error
 
 
-def _masks(folder: Path, label: int | None) -> Bool[np.ndarray, "T H W"]:
+def masks_of(folder: Path, label: int | None) -> Bool[np.ndarray, "T H W"]:
     maps = [_label_map(file) for file in pictures_of(folder)]
     if len({part.shape for part in maps}) > 1:
         raise InputError(f"The masks in {folder} have different sizes; they must be all of the clip's.")
@@ -389,7 +389,7 @@ def _analysed(source: Source, label: int | None, request: RenderRequest) -> Anal
         mask = source.mask
         if mask.is_dir():
             mask = Path(folder) / f"{source.name}.npz"
-            np.savez(mask, mask=_masks(source.mask, label))
+            np.savez(mask, mask=masks_of(source.mask, label))
         return result_of(hide(analysis, request.changed(mask=str(mask), camera="still")))
 
 

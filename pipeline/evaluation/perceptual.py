@@ -128,7 +128,7 @@ def dino_features(
 ) -> Float[Tensor, "T D"]:
     """What DINO (arXiv 2104.14294) or DINOv2 (arXiv 2304.07193) says of each frame in [0, 1]: its class token, of
     length one. The shorter side is made 224 pixels, as VBench does."""
-    network = _network(hub.locate(model), _device(device), ("vit", "dinov2"))
+    network = network_of(hub.locate(model), _device(device), ("vit", "dinov2"))
     told = {"interpolate_pos_encoding": True} if network.config.model_type == "vit" else {}
     found = [network(x, **told).last_hidden_state[:, 0] for x in _batches(video, network, _IMAGENET, 224, crop=False)]
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
@@ -147,7 +147,7 @@ def clip_features(
     video: Float[Tensor, "T 3 H W"], model: str = "clip-vit-b32", *, device: Device = None
 ) -> Float[Tensor, "T D"]:
     """CLIP's (arXiv 2103.00020) embeddings of frames in [0, 1], of length one. Their middle square is looked at."""
-    network = _network(hub.locate(model), _device(device), ("clip",))
+    network = network_of(hub.locate(model), _device(device), ("clip",))
     side = network.config.vision_config.image_size
     found = [_pooled(network.get_image_features(pixel_values=x)) for x in _batches(video, network, _CLIP, side)]
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
@@ -163,7 +163,7 @@ def clip_score(
     2305.01569). Prompts are cut at 77 tokens.
     """
     folder, device = hub.locate(model), _device(device)
-    network = _network(folder, device, ("clip",))
+    network = network_of(folder, device, ("clip",))
     length = network.config.text_config.max_position_embeddings
     tokens = _tokenizer(folder)([prompt], truncation=True, max_length=length, return_tensors="pt").to(device)
     words = _pooled(network.get_text_features(tokens["input_ids"], tokens["attention_mask"])).float().cpu()
@@ -194,7 +194,7 @@ def video_features(
     With `frechet` this is an FVD with VideoMAE's features, which look less at single frames than I3D's (arXiv
     2404.12391). There the features are those of a larger model, so the figures do not compare.
     """
-    network = _network(hub.locate(model), _device(device), ("videomae",))
+    network = network_of(hub.locate(model), _device(device), ("videomae",))
     config = network.config
     chosen = video[torch.linspace(0, len(video) - 1, config.num_frames).round().long()]
     shown = F.interpolate(chosen.float(), (config.image_size,) * 2, mode="bicubic", antialias=True, align_corners=False)
@@ -231,7 +231,7 @@ def yes_share(
     Nothing is drawn at random. It sees `ASKED_OF` frames, spread evenly.
     """
     folder, device = hub.locate(model), _device(device)
-    network, tokenizer, processor = _network(folder, device, ("qwen2_5_vl",)), _tokenizer(folder), _processor(folder)
+    network, tokenizer, processor = network_of(folder, device, ("qwen2_5_vl",)), _tokenizer(folder), _processor(folder)
     chosen = video[torch.linspace(0, len(video) - 1, ASKED_OF).round().long()]
     pictures = list((chosen.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
     seen = processor(images=pictures, return_tensors="pt")
@@ -257,7 +257,7 @@ def yes_share(
 
 def release() -> None:
     """Forget the loaded models."""
-    for loaded in (_lpips, _network, _tokenizer, _processor):
+    for loaded in (_lpips, network_of, _tokenizer, _processor):
         loaded.cache_clear()
     gc.collect()
     if torch.cuda.is_available():
@@ -269,7 +269,7 @@ def _device(device: Device) -> torch.device:
 
 
 @lru_cache(maxsize=8)
-def _network(folder: Path, device: torch.device, kinds: tuple[str, ...]) -> Any:
+def network_of(folder: Path, device: torch.device, kinds: tuple[str, ...]) -> Any:
     """A network of transformers, with all of its weights from the file. float32, but for the large ones."""
     import transformers
 

@@ -46,7 +46,7 @@ def inpaint(
     """
     folder = locate(model)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pipe = _load(folder, model, device)
+    pipe = load_inpainter(folder, model, device)
     try:
         size = _size_for(pipe, picture.shape[-2], picture.shape[-1])
         filled = fill_unknown(Measurement(picture[None], known[None]))
@@ -80,7 +80,7 @@ def locate(model: str) -> Path:
         raise InputError(f"{error}; or leave the first frame to the video model, or give a picture of it.") from error
 
 
-def _load(folder: Path, model: str, device: torch.device) -> Any:
+def load_inpainter(folder: Path, model: str, device: torch.device) -> Any:
     """The pipeline, on the device or, where its memory is too small for all of it, fetched to it part by part."""
     import diffusers
 

@@ -36,7 +36,7 @@ _AT_ONCE = 16  # frames that are warped together
 # At a larger size, where a warp costs more than a step of a small model, only so many frames are asked again for each
 # frame, and only for so large a share of it.
 _AGAIN, _WORTH = 4, 0.001
-_PIXELS = 2**16  # of a frame, at which is searched
+SEARCHED_PIXELS = 2**16  # of a frame, at which is searched
 _LIKE = 0.2  # difference of colours at which two frames hardly show the same thing any more
 
 
@@ -89,10 +89,10 @@ def from_other_frames(
 
     kept: where the target cameras see what is the model's to paint, whatever other frames saw there. Only where each
     target camera is from its source camera need be true: how the clip's camera moved is found. None where it cannot be.
-    Large frames are searched at `_PIXELS`, and completed by `at_size`.
+    Large frames are searched at `SEARCHED_PIXELS`, and completed by `at_size`.
     """
     working = (frames.shape[-2], frames.shape[-1])
-    scale = math.sqrt(_PIXELS / math.prod(working))
+    scale = math.sqrt(SEARCHED_PIXELS / math.prod(working))
     if scale < 1:
         size = (int(scale * working[0]), int(scale * working[1]))
         like = lambda path: CameraPath(path.world_from_cam, scale_intrinsics(path.K, working, size))

@@ -39,17 +39,20 @@ class Film:
     lens: dict[str, str]
     notes: tuple[str, ...] = ()
     has_audio: bool = False
+    codec: tuple[str, str] = ("", "")  # its name, and the pixel format
 
 
 def probe_video(path: Path) -> Iterator[Message]:
-    """One message: width, height, frames, fps, has_audio, lens (metadata that may name it), notes."""
+    """One message: width, height, frames, fps, has_audio, lens (metadata that may name it), codec (its name, and the
+    pixel format), notes.
+    """
     film = opened(path, 1 << 15, False)
     found = next(film.frames(0), None)
     if found is None:
         raise _no_picture(path)
     height, width = found[1]().shape[:2]
     about = {"width": width, "height": height, "frames": film.times.total, "fps": film.times.fps}
-    yield about | {"has_audio": film.has_audio, "lens": film.lens, "notes": film.notes}, []
+    yield about | {"has_audio": film.has_audio, "lens": film.lens, "codec": film.codec, "notes": film.notes}, []
 
 
 def read_frames(path: Path, start: int, count: int | None, stride: int, max_side: int, mask: bool) -> Iterator[Message]:
@@ -113,7 +116,8 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         raise InputError(f"{path.name} is empty: copy or upload the video again")
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
     try:
-        with av.open(str(path.absolute()), options=options, metadata_errors="ignore") as container:
+        # Not `options`: those go to the streams, too, and end the process where streams come late (FLV, PyAV 17.0).
+        with av.open(str(path.absolute()), container_options=options, metadata_errors="ignore") as container:
             yield container
     except (FFmpegError, OSError) as error:
         raise InputError(
@@ -191,6 +195,7 @@ def _film(path: Path, max_side: int, mask: bool) -> Film:
         first = next(decoded(container, stream, _own_decoder(container, stream)), None)
         if first is None:
             raise _no_picture(path)
+        codec = stream.codec_context.name, first.format.name
         notes, turn, interlaced = _notes(first, stream.codec_context), colour.turned(first), first.interlaced_frame
 
     def frames(first: int) -> Iterator[tuple[int, Image]]:
@@ -204,7 +209,7 @@ def _film(path: Path, max_side: int, mask: bool) -> Film:
                 rgb = lambda frame=frame: colour.to_rgb(frame, context, aspect, max_side, mask)
                 yield index, lambda rgb=rgb: colour.upright(rgb(), turn)
 
-    return Film(times, frames, lens, notes, has_audio)
+    return Film(times, frames, lens, notes, has_audio, codec)
 
 
 def _own_decoder(container: InputContainer, stream: av.VideoStream) -> Any:

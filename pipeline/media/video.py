@@ -22,6 +22,12 @@ from pipeline import InputError
 from pipeline.media import child
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+_PLAYED = {  # by browsers: codecs by the ending of the file
+    ".mp4": ("h264", "av1", "libdav1d", "vp9"),
+    ".m4v": ("h264",),
+    ".mov": ("h264",),
+    ".webm": ("vp8", "vp9", "av1", "libdav1d"),
+}
 _MAX_BYTES = 12 * 2**30  # of float frames; more is a mistake, or needs a choice of frames
 _MAX_COUNT = 2**31
 _MAX_RATE = 1000  # Hz
@@ -42,6 +48,7 @@ class VideoInfo:
     """Size in pixels as shown (after rotation), frames on the uniform time grid, Hz, seconds.
 
     fov: field of view in degrees along the longer side, where the file says what lens it was filmed with.
+    playable: whether browsers play the file as it is.
     notes: what was done to show it as meant (HDR, interlaced, transparent), and what cannot be used of it.
     """
 
@@ -53,6 +60,7 @@ class VideoInfo:
     has_audio: bool
     fov: float | None = None
     notes: tuple[str, ...] = ()
+    playable: bool = True
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -74,7 +82,9 @@ def probe(path: str | os.PathLike) -> VideoInfo:
             has_audio = False
             notes += (f"The sound of {_name(path)} cannot be decoded: the result is silent.",)
     fov = _lens_fov(found["lens"], width, height)
-    return VideoInfo(width, height, frames, fps, frames / fps, has_audio, fov, notes)
+    codec, pixels = found["codec"]
+    playable = codec in _PLAYED.get(Path(path).suffix.lower(), ()) and pixels in ("yuv420p", "yuvj420p", "yuva420p")
+    return VideoInfo(width, height, frames, fps, frames / fps, has_audio, fov, notes, playable)
 
 
 def _lens_fov(metadata: dict[str, str], width: int, height: int) -> float | None:

@@ -47,7 +47,7 @@ def work_of(ref: str, frames: int, size: tuple[int, int]) -> Work | None:
 
     ref: as for `hub.resolve`. Nothing is downloaded.
     """
-    configs = _configs(ref)
+    configs = configs_of(ref)
     if configs is None:
         return None
     return count(*configs, frames, size)
@@ -119,7 +119,7 @@ def _rate(work: Any, operations: float, device: torch.device, seconds: float) ->
     return operations * done / taken
 
 
-def _configs(ref: str) -> tuple[dict[str, Any], dict[str, Any], int] | None:
+def configs_of(ref: str) -> tuple[dict[str, Any], dict[str, Any], int] | None:
     """Configurations of transformer and VAE, and the number of text tokens."""
     spec = table.find(ref)
     if spec is not None and spec.configs:

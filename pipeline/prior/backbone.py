@@ -105,7 +105,7 @@ class Backbone:
         self.mode, self.attention = memory.WHOLE, "native"
         self.passes = Passes()
         self._present: str | None = None
-        self._texts: dict[str, Tensor] = {}
+        self.texts: dict[str, Tensor] = {}
         self._images: dict[bytes, Tensor] = {}
         self.dtype = transformer.patch_embedding.weight.dtype
 
@@ -129,8 +129,8 @@ class Backbone:
                 f"recapture.json says {settings.text_tokens}."
             )
         channelwise = lambda values: torch.tensor(values, device=self.device).view(-1, 1, 1, 1)
-        self._mean = channelwise(vae.config["latents_mean"])
-        self._scale = 1 / channelwise(vae.config["latents_std"])
+        self.mean = channelwise(vae.config["latents_mean"])
+        self.scale = 1 / channelwise(vae.config["latents_std"])
 
     @cached_property
     def size(self) -> memory.ModelSize:
@@ -157,7 +157,7 @@ class Backbone:
 
     def forget(self) -> None:
         """Let go of the kept embeddings."""
-        self._texts.clear()
+        self.texts.clear()
         self._images.clear()
 
     def _use(self, name: str) -> Any:
@@ -273,7 +273,7 @@ class Backbone:
         self.latent_shape(len(video), *video.shape[-2:])
         x = rearrange(video.to(self.device, torch.float32) * 2 - 1, "T c H W -> 1 c T H W")
         z = self._use("vae").encode(x.to(self.vae.dtype)).latent_dist.mode()[0].float()
-        return (z - self._mean) * self._scale
+        return (z - self.mean) * self.scale
 
     def learned_mask(self, mask: Bool[Tensor, "T 1 H W"], filled: Float[Tensor, "T 3 H W"]) -> Float[Tensor, "C t h w"]:
         """The latent mask by the model's own `MaskEncoder`. mask: True = observed; filled: the measurement in [0, 1].
@@ -303,7 +303,7 @@ class Backbone:
     @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
         """Normalised latents to video in [0, 1]."""
-        z = z.to(self.device, torch.float32) / self._scale + self._mean
+        z = z.to(self.device, torch.float32) / self.scale + self.mean
         x = self._use("vae").decode(z[None].to(self.vae.dtype)).sample[0].float()
         return rearrange(x * 0.5 + 0.5, "c T H W -> T c H W").clamp(0, 1)
 
@@ -314,7 +314,7 @@ class Backbone:
         Longer prompts are cut off. Zeros rather than a shorter tensor: so was Wan trained, and its image branch finds
         the image tokens by counting from the end. Embedded once: the last few prompts are kept.
         """
-        return _kept(self._texts, prompt, lambda: self._embed(prompt))
+        return _kept(self.texts, prompt, lambda: self._embed(prompt))
 
     def _embed(self, prompt: str) -> Tensor:
         length = self.settings.text_tokens

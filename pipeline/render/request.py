@@ -165,8 +165,8 @@ def _validate(request: RenderRequest) -> None:
     optional("move", lambda value: isinstance(value, Move), "a camera move")
     optional("fov", lambda value: is_number(value) and 5 <= value <= 150, "an angle from 5 to 150 degrees")
     optional("frames", lambda value: is_int(value) and value >= 1, "a whole number, 1 or more")
-    need(is_int(request.start) and request.start >= 0, "start", "a whole number, 0 or more")
-    need(is_int(request.stride) and request.stride >= 1, "stride", "a whole number, 1 or more")
+    need(is_int(request.start) and 0 <= request.start < 2**31, "start", "a whole number, 0 or more, below 2^31")
+    need(is_int(request.stride) and 1 <= request.stride < 2**31, "stride", "a whole number, 1 or more, below 2^31")
     optional(
         "size",
         lambda size: isinstance(size, tuple) and len(size) == 2 and all(is_int(n) and n > 0 for n in size),
