@@ -68,8 +68,8 @@ class _InTime(nn.Module):
         super().__init__()
         self.norm = _Norm(channels)
         self.mix = _Pointwise(3 * channels, channels)
-        nn.init.zeros_(self.mix.weight)
-        nn.init.zeros_(self.mix.bias)
+        for parameter in self.mix.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         y = F.silu(self.norm(x)).unflatten(0, (-1, frames))
@@ -158,7 +158,7 @@ class _Trunk(nn.Module):
 
         with torch.no_grad():
             fold(self.stem, "_conv_stem", "_bn0")
-            blocks = [block for stage in self.stages for block in stage]
+            blocks = [block for block in self.modules() if isinstance(block, _Inverted)]  # in order
             for number, block in enumerate(blocks):
                 prefix = f"_blocks.{number}."
                 if block.expand is not None:
@@ -180,6 +180,9 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
     repeats, trunk: blocks and channels of the trunk's seven stages. channels: of the decoder at strides 2 to 32.
     attentions: layers of attention at strides 16 and 32.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -203,7 +206,8 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         self.times = nn.ModuleList(_InTime(c) for c in channels[2:4])  # strides 8 and 16
         self.places = nn.ModuleList(nn.Linear(10, c) for c in channels[3:])
         self.attentions = nn.ModuleList(
-            nn.ModuleList(_Attention(c, heads) for _ in range(n)) for c, n in zip(channels[3:], attentions, strict=True)
+            nn.Sequential(*(_Attention(c, heads) for _ in range(n)))
+            for c, n in zip(channels[3:], attentions, strict=True)
         )
         self.head = nn.Sequential(_Norm(channels[0]), nn.Conv2d(channels[0], 1, 3, padding=1))
         self.mixture = nn.Sequential(nn.Conv2d(channels[0] + 12, 32, 3, padding=1), nn.SiLU(), _Pointwise(32, 36))
@@ -239,8 +243,7 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         places = self.places[level](_waves(h, w, x)).to(x)
         tokens = rearrange(x, "(b t) c h w -> b t (h w) c", t=count) + places
         tokens = rearrange(tokens, "b t n c -> b (t n) c")
-        for layer in self.attentions[level]:
-            tokens = layer(tokens)
+        tokens = self.attentions[level](tokens)
         x = rearrange(tokens, "b (t h w) c -> (b t) c h w", t=count, h=h)
         return x.contiguous(memory_format=torch.channels_last)
 

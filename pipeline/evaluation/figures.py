@@ -24,8 +24,8 @@ from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
 
 ROOT = Path(__file__).parents[2]
-EXAMPLE = "crab-on-sand"
-SIZE = (182, 320)
+EXAMPLE = "astronaut"
+HEIGHT = 300  # of each picture
 
 
 def example() -> None:
@@ -36,7 +36,9 @@ def example() -> None:
         *_, done = render(request.changed(**files), folder)
         assert isinstance(done, DoneEvent), done
         clips = [read_video(path) for path in (done.result.source, done.result.warp, done.result.video)]
-    shown = torch.cat([resize(clip.frames, SIZE) for clip in clips], -1)
+    height, width = clips[0].frames.shape[-2:]
+    size = HEIGHT, round(HEIGHT * width / height)
+    shown = torch.cat([resize(clip.frames, size) for clip in clips], -1).clamp(0, 1)
     pictures = [Image.fromarray(frame) for frame in to_uint8(shown)]
     target = ROOT / "assets" / "figures" / "example.webp"
     target.parent.mkdir(parents=True, exist_ok=True)

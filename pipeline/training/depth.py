@@ -37,7 +37,7 @@ from pipeline.training import save_state
 from pipeline.training.pairs import Example, Pair, cut_out, read_index, read_pair
 from pipeline.world.dataset import load
 
-TRUNK = dict(repeats=(1, 3, 3, 4, 4, 5, 1), trunk=(16, 24, 48, 88, 120, 208, 352))  # EfficientNet-Lite2
+REPEATS, CHANNELS = (1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)  # of the stages of EfficientNet-Lite2
 FROZEN = 2  # stages of the trunk that stay as ImageNet made them: edges and textures are the same everywhere
 RANGE = 40.0  # the world's sky is as far as this times the nearest hundredth, no farther
 SMALL = ((128, 224), (128, 224), (160, 192), (192, 160), (224, 128))  # pictures of the first part of a training
@@ -321,7 +321,7 @@ def begin(args: argparse.Namespace) -> DepthNet:
         given = load_depth_model(str(args.out))
         assert isinstance(given, DepthNet)
         return given.requires_grad_(True)
-    model = DepthNet(**TRUNK)
+    model = DepthNet(repeats=REPEATS, trunk=CHANNELS)
     model.trunk.load_imagenet(torch.load(args.trunk, weights_only=True))
     return model
 
@@ -329,7 +329,7 @@ def begin(args: argparse.Namespace) -> DepthNet:
 def train(args: argparse.Namespace) -> Figures:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
-    model = begin(args).to(device, memory_format=torch.channels_last).train()
+    model = begin(args).to(device).train()
     model.frozen, mean = FROZEN, copy.deepcopy(model)
     trunk = [p for name, p in model.named_parameters() if name.startswith("trunk.")]
     rest = [p for name, p in model.named_parameters() if not name.startswith("trunk.")]

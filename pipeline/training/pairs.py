@@ -78,8 +78,8 @@ def _decoded(path: Path):
 
 
 def _luma(frame: av.VideoFrame) -> np.ndarray:
-    plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint16).reshape(plane.height, -1)[:, : plane.width].copy()
+    """Codes of the brightness, uint16 H W, as they stand in the file."""
+    return frame.to_ndarray()[: frame.height, : frame.width]
 
 
 def cut_out(
