@@ -608,11 +608,16 @@ def pairs(tmp_path_factory) -> Path:
             stream.width, stream.height, stream.pix_fmt = 64, 48, name
         code = np.round(64 + 959 * disparity).astype("u2")
         code[:, -4:] = 0
-        planes = np.concatenate([code.ravel(), np.full(64 * 48 // 2, 512, "u2")]).reshape(-1, 64)
+        luma = av.VideoFrame(64, 48, "yuv420p10le")
+        for plane, values in zip(luma.planes, (code, 512, 512), strict=True):
+            rows = np.zeros((plane.height, plane.line_size // 2), "u2")
+            rows[:, : plane.width] = values
+            plane.update(rows.tobytes())
         for t in range(9):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * t, "u1"), "rgb24")
             rgb.mux(rgb.streams.video[0].encode(frame))
-            depth.mux(depth.streams.video[0].encode(av.VideoFrame.from_ndarray(planes, "yuv420p10le")))
+            luma.pts = t
+            depth.mux(depth.streams.video[0].encode(luma))
         for file in (rgb, depth):
             file.mux(file.streams.video[0].encode())
     lines.append(

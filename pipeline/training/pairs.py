@@ -13,6 +13,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -78,8 +79,9 @@ def _decoded(path: Path):
 
 
 def _luma(frame: av.VideoFrame) -> np.ndarray:
-    """Codes of the brightness, uint16 H W, as they stand in the file."""
-    return frame.to_ndarray()[: frame.height, : frame.width]
+    """Codes of the brightness, uint16 H W, as they stand in the file: a conversion would stretch them."""
+    plane: Any = frame.planes[0]
+    return np.frombuffer(plane, np.uint16).reshape(plane.height, -1)[:, : plane.width].copy()
 
 
 def cut_out(
