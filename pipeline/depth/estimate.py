@@ -94,9 +94,8 @@ def estimate(
     if isinstance(model, HubDepth):
         found = yield from model.predict(frames, size)
         if model.inverse:
-            pictures = resize(frames.float(), size)
-            z = _bounded(-as_positive(align_disparity(found, pictures)).log())
-            return Depth(grow_near(sharpen_outlines(z, pictures)), metric=False)
+            aligned = align_disparity(found, resize(frames.float(), size))
+            return Depth(_bounded(-as_positive(aligned).log()), metric=False)
         return Depth(repaired(found, "the prediction of the depth model"), metric=True)
     if isinstance(model, DepthCrafter):
         disparity = yield from model.disparity(frames)
@@ -104,8 +103,7 @@ def estimate(
         small = resize(frames.float(), _size_of(z))
     else:
         log_z, small = _two_looks(frames, model)
-        z = _bounded(log_z)
-    z = grow_near(sharpen_outlines(z, small))
+        z = grow_near(sharpen_outlines(_bounded(log_z), small))
     return Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
 
