@@ -161,7 +161,7 @@ footer { opacity: .7; }
 .rc-strip button:hover { border-color: var(--primary-500); }
 .rc-strip button:focus-visible, .rc-bar button:focus-visible, .rc-divider:focus-visible {
   outline: 2px solid var(--primary-500); outline-offset: 2px; }
-.rc-strip img { display: block; width: 100%; height: 64px; object-fit: cover; }
+.rc-strip img { display: block; width: 100%; height: 64px; object-fit: cover; object-position: 50% 20%; }
 .rc-strip span { display: block; padding: 4px 8px 5px; font-size: .75rem; color: var(--body-text-color);
   white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 
