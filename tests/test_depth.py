@@ -387,6 +387,9 @@ def test_sharpening_leaves_planes_and_clean_steps_alone():
     step[..., 30:] = 10.0
     for z in (torch.full_like(step, 3.0), step):
         assert torch.allclose(sharpen_outlines(z, picture), z)
+    spur = step.clone()
+    spur[:, 20, 30:34] = 2.0  # noise in the colours leaves such
+    assert torch.allclose(sharpen_outlines(spur, picture)[..., 31:], step[..., 31:])
     assert (sharpen_outlines(ground, picture) / ground - 1).abs().mean() < 0.05
 
 

@@ -230,6 +230,35 @@ def test_no_ghosts_at_a_blurred_step_of_depth():
     assert inside[:, columns[1] : columns[-2]].all()
 
 
+def test_tidying_leaves_surfaces_alone_and_reaches_only_outlines():
+    source = static_path(K)
+    target = follow(source, preset_motion("orbit-right", 25, T, DISTANCE))
+    for scene in SCENES.values():
+        frames, z, _ = scene.render(source)
+        _, target_z, _ = scene.render(target)
+        plain, tidy = (warp_to_path(frames, z, source, target, tidy=on) for on in (False, True))
+        changed = (plain.video != tidy.video).any(1) | (plain.mask != tidy.mask)[:, 0]
+        assert torch.equal(plain.video[0], tidy.video[0])  # the camera that filmed it
+        assert not (changed & erode(~outlines(target_z) & plain.mask[:, 0], 3)).any()
+        assert changed.any() == (scene is not SCENES["plane"])
+        assert (tidy.mask | ~plain.mask).all()
+
+
+def test_tidying_closes_a_crack_and_keeps_a_wire():
+    frames = torch.zeros(T, 3, H, W)
+    frames[:, 0], frames[:, 0, 60:, 40:42], frames[:, 2, 60:, 40:42] = 1, 0, 1
+    z = torch.full((T, H, W), 4.0)
+    z[:, 40, 60] = math.nan
+    z[:, 60:, 40:42] = 2.0
+    pose = torch.eye(4)
+    pose[0, 3] = 0.02
+    target = CameraPath(pose.expand(T, 4, 4), K)
+    plain, tidy = (warp_to_path(frames, z, static_path(K), target, tidy=on) for on in (False, True))
+    wall = 0, 0, slice(35, 45), slice(50, 70)
+    assert (~plain.mask[wall]).sum() == 1 and tidy.mask[wall].all() and (tidy.video[wall] > 0.99).all()
+    assert (tidy.video[0, 2, 62:-2].amax(1) > 0.5).all()
+
+
 @pytest.mark.parametrize("amount", [0, 25])
 def test_a_warp_of_only_what_is_asked_for_is_the_whole_one_there(amount):
     scene = Scene(((-0.4, 0.1, 3.0), 0.6), ((0.7, -0.3, 2.4), 0.4))

@@ -104,6 +104,7 @@ def estimate(
     else:
         log_z, small = _two_looks(frames, model)
         z = grow_near(sharpen_outlines(_bounded(log_z), small))
+        z = z * (MEDIAN / z.median())
     return Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
 
 

@@ -20,6 +20,8 @@ _JUMP = 0.05
 # ... and what lies behind the step is dropped where the step opens by more than a pixel.
 _OPENING = 1.0
 _RINGS = 4  # target pixels are looked for this far around a source pixel: magnifications up to about 8
+_SOFT = 0.4  # share of the pixels around it that a pixel at an outline takes
+_TORN = 2  # pixels of the source between neighbours of the target that a move has brought together
 _MARGIN = 2 * _RINGS + 1  # around the z-buffer, so that no claim needs a bounds check
 _NOBODY = torch.iinfo(torch.int64).max
 AT_ONCE = 16  # frames that are filled at once: a long clip should not take much more memory than itself
@@ -33,6 +35,7 @@ def warp_to_path(
     target: CameraPath,
     hidden: Bool[Tensor, "T H W"] | None = None,
     wanted: Bool[Tensor, "T H W"] | None = None,
+    tidy: bool = False,
 ) -> Measurement:
     """The source clip as the target cameras would see it.
 
@@ -41,6 +44,7 @@ def warp_to_path(
     come back untouched, whatever their depth. `hidden`: True where the clip is not to be used (an object that is to be
     replaced); those pixels are seen from nowhere, and what stood behind them stays unknown. `wanted`: of the target's
     pixels those that are asked for; the others come back as unobserved, which saves most of the work where few are.
+    `tidy`: for the eye, see `_tidy`; cracks of a pixel are closed and outlines are a little soft.
     Runs on the device of `frames`. Raises ValueError if shapes do not match.
     """
     T, C, H, W = frames.shape
@@ -71,7 +75,7 @@ def warp_to_path(
         else:
             seen = torch.where(hidden[t], torch.nan, z[t].to(device))
             asked = None if wanted is None else wanted[t]
-            video[t], mask[t, 0] = _warp(frames[t], seen, homography[t].tolist(), epipole[t].tolist(), asked)
+            video[t], mask[t, 0] = _warp(frames[t], seen, homography[t].tolist(), epipole[t].tolist(), asked, tidy)
 
     with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         list(pool.map(warp, range(T)))
@@ -95,7 +99,7 @@ def warp_depth(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath
 
 
 def _warp(
-    image: Tensor, z: Tensor, A: list[list[float]], b: list[float], wanted: Tensor | None
+    image: Tensor, z: Tensor, A: list[list[float]], b: list[float], wanted: Tensor | None, tidy: bool
 ) -> tuple[Tensor, Tensor]:
     """One frame: each source pixel claims target pixels through its local linear map, the nearest claim wins.
 
@@ -142,7 +146,43 @@ def _warp(
         grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None, None]
         found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0, :, 0]
         colour.view(3, -1).index_copy_(1, block.start * W + place, found.clamp_(0, 1))
+    if tidy:
+        _tidy(colour, observed, winner)
     return colour, observed
+
+
+def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
+    """Outlines made whole, in place: cracks of a pixel closed, steps softened.
+
+    A pixel is a crack if all but one of those around it show something nearer: it takes their mean. Where the view has
+    torn two surfaces apart or pushed one before the other, their outline takes a share of the pixels around it, as a
+    lens mixes both sides.
+    """
+    W = observed.shape[1]
+    z = torch.where(observed, (winner >> 32).int().view(torch.float32), torch.inf)
+    apart = lambda a, b: torch.maximum(a, b) > (1 + _JUMP) * torch.minimum(a, b)
+    edge = torch.zeros_like(observed)
+    across, down = apart(z[1:-1, 1:], z[1:-1, :-1]), apart(z[1:, 1:-1], z[:-1, 1:-1])
+    edge[1:-1, 1:-1] = across[:, 1:] | across[:, :-1] | down[1:] | down[:-1]
+    at = edge.view(-1).nonzero()
+    around = torch.tensor([dy * W + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx], device=z.device)
+    own, beside = z.view(-1)[at], z.view(-1)[at + around]
+    flat, seen = colour.view(3, -1), observed.view(-1)
+
+    nearer = beside * (1 + _JUMP) < own
+    crack = nearer.sum(1) >= len(around) - 1
+    lends = nearer[crack].float()
+    flat[:, at[crack, 0]] = (flat[:, at[crack] + around] * lends).sum(2) / lends.sum(1)
+
+    source = (winner.reshape(-1) & 0xFFFFFFFF) >> 4
+    here, there = source[at], source[at + around]
+    lends = beside.isfinite()
+    far = ((here % W - there % W).abs() > _TORN) | ((here // W - there // W).abs() > _TORN)
+    torn = own.isfinite()[:, 0] & (far & lends & apart(own, beside)).any(1) & ~crack
+    lends = lends[torn].float()
+    mean = (flat[:, at[torn] + around] * lends).sum(2) / lends.sum(1)
+    flat[:, at[torn, 0]] = flat[:, at[torn, 0]].lerp(mean, _SOFT)
+    seen[at[crack, 0]] = True
 
 
 def _claim(

@@ -207,7 +207,7 @@ def warped(analysis: Analysis, request: RenderRequest, size: tuple[int, int], sp
     hidden = analysis.hidden
     if hidden is not None:
         hidden = F.adaptive_max_pool2d(hidden[span, None].float(), size)[:, 0] > 0
-    measurement = warp_to_path(frames, z, source, target, hidden)
+    measurement = warp_to_path(frames, z, source, target, hidden, tidy=True)
     if analysis.picture is not None and span.start in (None, 0):
         first = torch.where(measurement.mask[0], measurement.video[0], resize(analysis.picture[None], size)[0])
         known = torch.cat([torch.ones_like(measurement.mask[:1]), measurement.mask[1:]])
