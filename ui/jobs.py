@@ -28,6 +28,7 @@ from pipeline import InputError
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent
 from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
+from pipeline.stop import Stopped, check, stoppable
 from ui.book import Book, Entry, as_entry, find_root
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,9 @@ class JobStore:
         return self._jobs.get(job_id) if isinstance(job_id, str) else None
 
     def cancel(self, job_id: Any) -> None:
-        """Stop a job: at once if it waits, else at its next event; its visitor is free within a second."""
+        """Stop a job: at once if it waits, else within a second. What computes asks `stop.check`; where one call of a
+        library takes longer, its visitor is free all the same.
+        """
         with self._changed:
             job = self.get(job_id)
             if job is None or not job.view.active or job.cancelled:
@@ -158,7 +161,7 @@ class JobStore:
                 self._show(job, state="stopped", message="Stopped before it started.", ahead=0)
                 self._update_queue()
             else:
-                self._show(job, message="Stopping after the current step …", seconds_left=None)
+                self._show(job, message="Stopping …", seconds_left=None)
                 timer = threading.Timer(STOP_SECONDS, self._let_go, [job])
                 timer.daemon = True
                 timer.start()
@@ -207,7 +210,7 @@ class JobStore:
                 continue
 
     def close(self, *, wait: float = 10.0) -> None:
-        """Stop the running render at its next event, end the worker and remove every folder."""
+        """Stop the running render, end the worker and remove every folder."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
@@ -302,19 +305,18 @@ class JobStore:
         events = None
         try:
             events = self._render(job.request, job.folder)
-            for event in events:
-                if isinstance(event, DoneEvent):  # a render that is ready is worth more than a late Stop
+            with stoppable(lambda: job.cancelled):
+                for event in events:
+                    if isinstance(event, DoneEvent):  # a render that is ready is worth more than a late Stop
+                        self._show(job, **_changes(event))
+                        return
+                    check()
                     self._show(job, **_changes(event))
-                    return
-                if job.cancelled:
-                    break
-                self._show(job, **_changes(event))
-                if isinstance(event, FailedEvent):
-                    return
-            if job.cancelled:
-                self._show(job, state="stopped", message=STOPPED)
-            else:
-                self._show(job, state="failed", message="The render ended without a result. Please try again.")
+                    if isinstance(event, FailedEvent):
+                        return
+            self._show(job, state="failed", message="The render ended without a result. Please try again.")
+        except Stopped:
+            self._show(job, state="stopped", message=STOPPED)
         except InputError as error:
             self._show(job, state="failed", message=str(error))
         except Exception as error:

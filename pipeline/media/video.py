@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.media import child
+from pipeline.stop import checked
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 _PLAYED = {  # by browsers: codecs by the ending of the file
@@ -208,7 +209,7 @@ def write_video(
     # mkstemp makes the file private; a plain name next to the target keeps os.replace atomic and the usual permissions.
     with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
         part = Path(folder) / "part.mp4"
-        images = (to_uint8(torch.nan_to_num(image[None]))[0] for image in clip.frames)
+        images = (to_uint8(torch.nan_to_num(image[None]))[0] for image in checked(clip.frames))
         options = {"fps": float(clip.fps), "has_sound": bool(sound)}
         child.run("write_frames", part, seconds=None, arrays=chain(sound, images), **options)
         os.replace(part, path)

@@ -42,7 +42,8 @@ def render(
     analysis: of the same clip, frames, size and depth, to save doing it again. keep: a folder for measurement.npz,
     raw.npz and depth.npz at working size. find_depth, fill, paint: in place of the functions of those names and of
     `first_frame.inpaint`, where their work is done elsewhere. Never raises for user errors: the last event is a
-    `DoneEvent` or a `FailedEvent`. Closing the generator stops the render at the next step.
+    `DoneEvent` or a `FailedEvent`. Closing the generator stops the render at the next event,
+    `stop.stoppable` inside of it.
     """
     clock, kept = Clock(), Path(keep) if keep is not None else None
     try:
