@@ -7,7 +7,6 @@ Jobs also stand in a book on disk (`ui.book`): a server that is started after on
 from __future__ import annotations
 
 import contextvars
-import errno
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import InputError
+from pipeline.media.files import is_full
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent
 from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
@@ -131,7 +131,7 @@ class JobStore:
             request = request.changed(**{name: _keep(path, folder / f"given-{name}") for name, path in files.items()})
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if error.errno == errno.ENOSPC:
+            if is_full(error):
                 raise InputError(DISK_FULL) from error
             raise InputError("The uploaded file is no longer here; please upload it again.") from error
         # On a shared GPU the visitor's quota lives in the context, which a thread of our own would not see.
@@ -321,7 +321,7 @@ class JobStore:
             self._show(job, state="failed", message=str(error))
         except Exception as error:
             log.exception("render %s… failed", job.id[:6])
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if is_full(error):
                 self._show(job, state="failed", message=DISK_FULL)
                 return
             fault = f"The render failed because of a fault in the program ({type(error).__name__})."

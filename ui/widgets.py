@@ -19,6 +19,7 @@ import gradio as gr
 from pipeline import InputError
 from pipeline.camera.files import FORMATS
 from pipeline.camera.moves import SPEEDS
+from pipeline.media.files import is_full
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ def failure_words(error: Exception) -> str:
     """What to tell the visitor; what we did not foresee goes to the log."""
     if isinstance(error, InputError):
         return without_paths(str(error))
+    if is_full(error):
+        return "The disk of the server is full. Nothing you set is lost; please try again later."
     log.exception("unexpected", exc_info=error)
     return f"Something went wrong in the program ({type(error).__name__}). Nothing you set is lost; please try again."
 

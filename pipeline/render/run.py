@@ -112,7 +112,7 @@ def _write(
     if finished.composited is None:
         source = resize(source, size_of(result))
     files = folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4"
-    with writing(folder):
+    with writing(files[0]):
         heard = write_video(files[0], Clip(result, fps), **sound)
         write_video(files[1], Clip(source, fps), **sound)
         write_video(files[2], Clip(show_holes(view.known.measurement), fps))
