@@ -181,6 +181,20 @@ def read_picture(path: str | os.PathLike) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
+def read_paint(picture: bytes | str | os.PathLike) -> np.ndarray:
+    """Where there is paint in a picture that comes from a browser, H W bool. picture: its bytes, or a file.
+
+    Raises `InputError`.
+    """
+    if isinstance(picture, bytes):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "painted.png"
+            path.write_bytes(picture)
+            return read_paint(path)
+    _, (opacity,) = child.run("read_paint", picture, seconds=_PICTURE_SECONDS)
+    return opacity > 0
+
+
 def write_video(
     path: str | os.PathLike, clip: Clip, *, audio_from: str | os.PathLike | None = None, audio_start: float = 0.0
 ) -> bool:

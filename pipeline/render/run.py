@@ -22,7 +22,7 @@ from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderRe
 from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, sound_of
-from pipeline.render.request import RenderRequest
+from pipeline.render.request import RenderRequest, check_asked
 from pipeline.render.view import Paint, View, cameras_of, look, show_holes
 from pipeline.render.worker import Fill, fill
 
@@ -72,6 +72,7 @@ def _render(
     (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
     if request.first_frame_model is not None:
         locate(request.first_frame_model)  # what is missing is said before any work
+    check_asked(request)
 
     filmed = analysis or (yield from analyse(request, find_depth=find_depth))
     analysis = yield from hide(filmed, request)

@@ -1,7 +1,7 @@
 """`python app.py` on a machine whose faults a test switches on and off, by files in a folder.
 
-Usage: faulty_app.py FOLDER [arguments of app.py]. While FOLDER/full exists, videos and reports are written to /dev/full,
-where the kernel itself says that no space is left. While FOLDER/slow exists, decoding goes on for ever.
+Usage: faulty_app.py FOLDER [arguments of app.py]. While FOLDER/full exists, videos and reports are written to
+/dev/full, where the kernel itself says that no space is left. While FOLDER/slow exists, decoding goes on for ever.
 """
 
 import os

@@ -23,7 +23,7 @@ class Visitor:
         return next(number for number, props in self.parts.items() if props.get("elem_id") == elem_id)
 
     def click(self, elem_id: str, **given: Any) -> list[Any]:
-        """What comes of a click on a button. given: values of what is on the page, by elem_id; the rest is as it was."""
+        """What comes of a click on a button. given: values of what is on the page, by elem_id, the rest as it was."""
         button = self.part(elem_id)
         event = next(e for e in self.config["dependencies"] if [button, "click"] in map(list, e["targets"]))
         by_part = {self.part(name): value for name, value in given.items()}
