@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 ACTIVE = ("queued", "running")
 MAX_WAITING = 20
 MAX_OWN = 3  # that one visitor may have waiting
-STOP_SECONDS = 0.8  # after which a visitor who pressed Stop is free, however long the current step goes on
+STOP_SECONDS = 0.6  # after which a visitor who pressed Stop is free, however long a single call goes on
 STOPPED = "Stopped. Your clip and settings are as you left them."
 INTERRUPTED = (
     "The server was stopped while this was rendered. Your clip and settings are as you left them: press Render to "
