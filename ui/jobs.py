@@ -7,7 +7,6 @@ Jobs also stand in a book on disk (`ui.book`): a server that is started after on
 from __future__ import annotations
 
 import contextvars
-import errno
 import json
 import logging
 import os
@@ -25,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import InputError
+from pipeline.media.files import is_full
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent
 from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
+from pipeline.stop import Stopped, check, stoppable
 from ui.book import Book, Entry, as_entry, find_root
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 ACTIVE = ("queued", "running")
 MAX_WAITING = 20
 MAX_OWN = 3  # that one visitor may have waiting
-STOP_SECONDS = 0.8  # after which a visitor who pressed Stop is free, however long the current step goes on
+STOP_SECONDS = 0.6  # after which a visitor who pressed Stop is free, however long a single call goes on
 STOPPED = "Stopped. Your clip and settings are as you left them."
 INTERRUPTED = (
     "The server was stopped while this was rendered. Your clip and settings are as you left them: press Render to "
@@ -130,7 +131,7 @@ class JobStore:
             request = request.changed(**{name: _keep(path, folder / f"given-{name}") for name, path in files.items()})
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            if error.errno == errno.ENOSPC:
+            if is_full(error):
                 raise InputError(DISK_FULL) from error
             raise InputError("The uploaded file is no longer here; please upload it again.") from error
         # On a shared GPU the visitor's quota lives in the context, which a thread of our own would not see.
@@ -147,7 +148,9 @@ class JobStore:
         return self._jobs.get(job_id) if isinstance(job_id, str) else None
 
     def cancel(self, job_id: Any) -> None:
-        """Stop a job: at once if it waits, else at its next event; its visitor is free within a second."""
+        """Stop a job: at once if it waits, else within a second. What computes asks `stop.check`; where one call of a
+        library takes longer, its visitor is free all the same.
+        """
         with self._changed:
             job = self.get(job_id)
             if job is None or not job.view.active or job.cancelled:
@@ -158,7 +161,7 @@ class JobStore:
                 self._show(job, state="stopped", message="Stopped before it started.", ahead=0)
                 self._update_queue()
             else:
-                self._show(job, message="Stopping after the current step …", seconds_left=None)
+                self._show(job, message="Stopping …", seconds_left=None)
                 timer = threading.Timer(STOP_SECONDS, self._let_go, [job])
                 timer.daemon = True
                 timer.start()
@@ -207,7 +210,7 @@ class JobStore:
                 continue
 
     def close(self, *, wait: float = 10.0) -> None:
-        """Stop the running render at its next event, end the worker and remove every folder."""
+        """Stop the running render, end the worker and remove every folder."""
         with self._changed:
             self._closed = True
             for job in self._jobs.values():
@@ -302,24 +305,23 @@ class JobStore:
         events = None
         try:
             events = self._render(job.request, job.folder)
-            for event in events:
-                if isinstance(event, DoneEvent):  # a render that is ready is worth more than a late Stop
+            with stoppable(lambda: job.cancelled):
+                for event in events:
+                    if isinstance(event, DoneEvent):  # a render that is ready is worth more than a late Stop
+                        self._show(job, **_changes(event))
+                        return
+                    check()
                     self._show(job, **_changes(event))
-                    return
-                if job.cancelled:
-                    break
-                self._show(job, **_changes(event))
-                if isinstance(event, FailedEvent):
-                    return
-            if job.cancelled:
-                self._show(job, state="stopped", message=STOPPED)
-            else:
-                self._show(job, state="failed", message="The render ended without a result. Please try again.")
+                    if isinstance(event, FailedEvent):
+                        return
+            self._show(job, state="failed", message="The render ended without a result. Please try again.")
+        except Stopped:
+            self._show(job, state="stopped", message=STOPPED)
         except InputError as error:
             self._show(job, state="failed", message=str(error))
         except Exception as error:
             log.exception("render %s… failed", job.id[:6])
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if is_full(error):
                 self._show(job, state="failed", message=DISK_FULL)
                 return
             fault = f"The render failed because of a fault in the program ({type(error).__name__})."

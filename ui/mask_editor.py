@@ -18,7 +18,7 @@ import torch
 from pipeline import InputError, relayed
 from pipeline.masks.follow import follow
 from pipeline.masks.shape import complete, grow
-from pipeline.media.video import resize, size_of, to_uint8
+from pipeline.media.video import read_paint, resize, size_of, to_uint8
 from pipeline.render.analysis import Analysis, read_mask
 from ui import media, widgets
 from ui.page import LATEST, QUIET, Page
@@ -37,11 +37,22 @@ LOADING = "The picture to paint on comes when the clip is analysed …"
 def mask_editor(**options: Any) -> gr.ImageEditor:
     """A picture to paint over in one translucent colour, with an eraser, undo, and a brush of any size."""
     colour = f"rgb({COLOUR[0]}, {COLOUR[1]}, {COLOUR[2]})"
-    return gr.ImageEditor(
+    editor = gr.ImageEditor(
         type="numpy", sources=(), transforms=(), layers=False, format="png", show_label=False, buttons=[],
         brush=gr.Brush(default_size=24, colors=[(colour, OPACITY)], color_mode="fixed"),
         eraser=gr.Eraser(default_size=24), interactive=True, **options,
     )  # fmt: skip
+
+    def layers_of(payload: Any) -> dict[str, Any] | None:
+        """The layers as they come, bytes or files: Gradio would decode them in this process."""
+        if payload is None:
+            return None
+        sent = editor.blob_storage.pop(payload.id, None) if payload.id is not None else payload
+        layers = [] if sent is None else [getattr(layer, "path", layer) for layer in sent.layers or ()]
+        return {"layers": [layer for layer in layers if layer is not None]}
+
+    widgets.takes(editor, layers_of)
+    return editor
 
 
 def editor_value(analysis: Analysis, frame: int, mask: np.ndarray | None) -> dict[str, Any]:
@@ -61,11 +72,11 @@ def painted(value: dict[str, Any] | None, analysis: Analysis) -> np.ndarray:
     """Where there is paint in the editor's value: H W, all False if there is none."""
     height, width = size_of(analysis.full.frames)
     layers = (value or {}).get("layers") or []
-    marks = [np.asarray(layer)[..., 3] > 0 for layer in layers if layer is not None]
+    marks = [layer[..., 3] > 0 if isinstance(layer, np.ndarray) else read_paint(layer) for layer in layers]
     if not marks:
         return np.zeros((height, width), bool)
-    marked = np.logical_or.reduce(marks).astype(np.uint8)
-    return cv2.resize(marked, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    enlarged = lambda mark: cv2.resize(mark.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+    return np.logical_or.reduce([enlarged(mark) for mark in marks])
 
 
 def overlay(analysis: Analysis, mask: np.ndarray) -> np.ndarray:
@@ -157,6 +168,7 @@ def replace_tab(grow: float) -> ReplaceTab:
                     label="What the first frame is to show", type="filepath", sources=["upload"], height=160,
                     elem_id="first-frame",
                 )  # fmt: skip
+                widgets.takes(controls["first_frame"], lambda payload: None if payload is None else payload.path)
     return ReplaceTab(
         controls, editor, frame, complete, follow, clear, view, status, shown, file, gr.State({}), gr.State(0)
     )

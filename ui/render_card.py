@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.models.caption import Caption
 from pipeline.prior.settings import vocabulary_of
 from pipeline.render.events import RenderResult
+from pipeline.render.request import check_asked
 from ui import media, widgets
 from ui.controls import CHANGES, advanced_settings
 from ui.jobs import JobView
@@ -120,7 +121,9 @@ class Rendering:
     def start(self, visit: gr.Request, *values):
         """The job, twice: the second is "" where there is none to follow, so that the words of a refusal stay."""
         try:
-            job = self.page.store.submit(self.page.request_of(values), str(visit.session_hash or ""))
+            request = self.page.request_of(values)
+            check_asked(request)  # or it would be refused only when its turn comes
+            job = self.page.store.submit(request, str(visit.session_hash or ""))
             return job, job, widgets.status_html("Starting …", "busy", 0.0)
         except Exception as error:
             return gr.skip(), "", widgets.status_html(widgets.failure_words(error), "error")

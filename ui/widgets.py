@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import gradio as gr
 from pipeline import InputError
 from pipeline.camera.files import FORMATS
 from pipeline.camera.moves import SPEEDS
+from pipeline.media.files import is_full
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,19 @@ def failure_words(error: Exception) -> str:
     """What to tell the visitor; what we did not foresee goes to the log."""
     if isinstance(error, InputError):
         return without_paths(str(error))
+    if is_full(error):
+        return "The disk of the server is full. Nothing you set is lost; please try again later."
     log.exception("unexpected", exc_info=error)
     return f"Something went wrong in the program ({type(error).__name__}). Nothing you set is lost; please try again."
+
+
+def takes(part: Any, read: Callable[[Any], Any]) -> None:
+    """Let a part of Gradio's hand on what comes from the page by a function of ours.
+
+    What pictures it would decode itself, in this process and before our handlers are asked. A class of our own would
+    not do: Gradio writes a file beside the source of each.
+    """
+    part.preprocess = read
 
 
 def without_paths(words: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.known.measurement import Measurement
 from pipeline.media.video import resize
+from pipeline.stop import checked
 
 
 def composite(
@@ -30,7 +31,7 @@ def composite(
         return torch.where(mask, video, raw)
     known = rearrange(mask, "t 1 h w -> t h w").cpu().numpy().astype(np.uint8)
     # OpenCV has no unknown pixel to measure from in a full mask and then answers with a huge distance, as wanted.
-    distance = np.stack([cv2.distanceTransform(k, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for k in known])
+    distance = np.stack([cv2.distanceTransform(k, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for k in checked(known)])
     ramp = (torch.from_numpy(distance)[:, None].to(video) / (seam_pixels + 1)).clamp(0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     blend = torch.lerp(raw, video, ramp)

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath, invert_rigid, project, transform, unproject
+from pipeline.stop import check, checked
 
 _LUMA = (0.299, 0.587, 0.114)
 _STRIDE = 2.3  # between windows, in units of the softness; a window is three of them wide
@@ -59,13 +60,14 @@ def match_grain(
         made = _texture(video[anchor], painted[anchor], softness, noise)
         if made is None:
             break
-        for t in left.flatten(1).any(1).nonzero()[:, 0].tolist():
+        for t in checked(left.flatten(1).any(1).nonzero()[:, 0].tolist()):
             at = _seen_from(z[t], target, t, anchor, (video.shape[-2], video.shape[-1]))
             sampled = F.grid_sample(made[None], at[None], mode="bilinear", align_corners=False)[0]
             taken = left[t] & (sampled[1] > 0.99)
             texture[t, 0] = torch.where(taken, sampled[0], texture[t, 0])
             left[t] &= ~taken
     for frame, grain, paint in zip(video, texture, painted, strict=True):
+        check()
         weight = 1 - _blur((~paint).float(), softness / 4)  # no step at its edge
         frame.copy_(torch.where(paint, (frame + weight * grain).clamp(0, 1), frame))
     return video

@@ -12,6 +12,7 @@ from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_to_path
 from pipeline.media.video import size_of
+from pipeline.stop import check
 
 
 def settle(raw: Float[Tensor, "T 3 h w"], known: Known, found: Gathered | None, reach: int) -> Float[Tensor, "T 3 h w"]:
@@ -54,6 +55,7 @@ def steady(
     for offset in (sign * distance for distance in range(1, min(reach, len(video) - 1) + 1) for sign in (-1, 1)):
         for now, then in frame_pairs(len(video), offset):
             there = warp_to_path(video[then], depth[then], part_of(target, then), part_of(target, now), others[then])
+            check()
             like = likeness(there.video, video[now], there.mask)
             total[now] += like * there.video
             weight[now] += like

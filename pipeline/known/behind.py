@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipeline.stop import check, checked
+
 _AGREES = 0.06  # mean difference of two aligned frames, around a place, up to which they show the same background
 _FEATURES = 1500  # corners that frames are aligned by
 
@@ -24,13 +26,14 @@ def see_behind(
     pictures = [np.ascontiguousarray(f.permute(1, 2, 0).cpu().numpy(), np.float32) for f in frames]
     holes = [h.cpu().numpy() for h in hidden]
     to_next = [
-        _homography(pictures[i], pictures[i + 1], holes[i], holes[i + 1]) for i in range(len(pictures) - 1)
+        _homography(pictures[i], pictures[i + 1], holes[i], holes[i + 1]) for i in checked(range(len(pictures) - 1))
     ]  # None: the frames cannot be aligned, and nothing is carried across
     filled, left = [p.copy() for p in pictures], [h.copy() for h in holes]
     for t in range(len(pictures)):
         order = sorted(range(len(pictures)), key=lambda s, t=t: (abs(s - t), s))
         chains = {t: np.eye(3)}
         for s in order[1:]:
+            check()
             if not left[t].any():
                 break
             link = to_next[s] if s < t else to_next[s - 1]

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath
+from pipeline.stop import checked
 
 _CORNERS = 800
 _FEWEST, _AGREEING = 24, 0.4  # corners that must agree on a camera's motion, and their share
@@ -32,7 +33,7 @@ def ego_motion(
     depth, lens = z.detach().cpu().double().numpy(), K.detach().cpu().double().numpy()
     poses, anchor, motion = [np.eye(4)], 0, None
     points = start = at = np.zeros((0, 2))
-    for t in range(1, len(grey)):
+    for t in checked(range(1, len(grey))):
         if motion is not None:
             now, kept = _followed(grey[t - 1], grey[t], at)
             motion = _motion(points[kept], start[kept], now, lens[t], motion)

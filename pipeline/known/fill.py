@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import AT_ONCE
+from pipeline.stop import checked
 
 _LAYERS = 7  # of depth, by which holes are filled
 _IN_FRONT = 0.1  # what is that share nearer than a hole lends it nothing
@@ -35,7 +36,7 @@ def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
         span = slice(first, first + AT_ONCE)
         colour, known, depth = video[span], mask[span].to(video.dtype), z[span, None].nan_to_num(torch.inf).log()
         found = torch.zeros_like(colour)
-        for number, layer in enumerate(layers):
+        for number, layer in enumerate(checked(layers)):
             share = (1 - (place[span, None] - number).abs()).clamp_min(0)
             if (share > 0).any():
                 lends = known * ((depth - layer) / _IN_FRONT + 1).clamp(1e-6, 1)

@@ -26,6 +26,7 @@ from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.video import resize
+from pipeline.stop import check
 
 # Frames that are asked, by their distance in time: near ones closely, since light and depth change least.
 _DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
@@ -141,6 +142,7 @@ def gather(
                 continue
             seen = warp_to_path(frames[then], z[then], part_of(source, then), part_of(target, now), ~still[then])
             for t, found, usable in zip(range(now.start, now.stop), seen.video, seen.mask, strict=True):
+                check()
                 offered = usable & lacks[t]
                 if offered.any():
                     offered &= _agrees(found, own.video[t], usable & compared[t])
@@ -196,6 +198,7 @@ def at_size(
         moves, wanted = enlarged(found.still[then]) == 0, lacks[[t for t, _ in pairs]]
         seen = warp_to_path(pictures, depths, part_of(source, then), part_of(target, here), moves, wanted)
         for (t, other), colours, offered in zip(pairs, seen.video, seen.mask, strict=True):
+            check()
             _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
     return replace(own, video=torch.where(weight > 0, total / weight, video), mask=mask)
@@ -235,6 +238,7 @@ def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H
     for offset in _offsets(T):
         for now, then in frame_pairs(T, offset):
             seen_from = invert_rigid(source.world_from_cam[then]) @ source.world_from_cam[now]
+            check()
             place = transform(seen_from, unproject(z[now].nan_to_num(posinf=0), source.K[now]))
             at = torch.einsum("tij,thwj->thwi", source.K[then], place)
             at = at[..., :2] / at[..., 2:].clamp_min(1e-6) * at.new_tensor([2 / W, 2 / H]) - 1

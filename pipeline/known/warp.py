@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath, invert_rigid, transform, unproject
 from pipeline.known.measurement import Measurement
+from pipeline.stop import checker
 
 # A source pixel claims the target pixels within its own square in the source image, grown by a quarter pixel: closed
 # surfaces where neighbouring slopes disagree a little. At outlines it keeps to its square, so that nothing grows fat.
@@ -68,7 +69,10 @@ def warp_to_path(
     video = torch.zeros_like(frames)
     mask = torch.zeros(T, 1, H, W, dtype=torch.bool, device=device)
 
+    check = checker()
+
     def warp(t: int) -> None:
+        check()
         if torch.equal(source_pose[t], target_pose[t]) and torch.equal(source_K[t], target_K[t]):
             mask[t] = ~hidden[t] if wanted is None else ~hidden[t] & wanted[t]
             video[t] = torch.where(mask[t], frames[t], 0.0)

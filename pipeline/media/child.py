@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import InputError
+from pipeline.stop import check
 
 Message = tuple[dict[str, Any], list[np.ndarray]]
 Task = Callable[..., Iterator[Message]]  # called with the options of the job, and `sent` where the caller sends arrays
@@ -40,10 +41,12 @@ TASKS = {  # by name: the module that holds the function of that name; none of t
     "write_frames": "pipeline.media.encode",
     "read_colours": "pipeline.media.pictures",
     "read_levels": "pipeline.media.pictures",
+    "read_paint": "pipeline.media.pictures",
     "read_depth_picture": "pipeline.media.pictures",
 }
 SECONDS = 600.0  # that one file may take
 BYTES = 4 * 2**30  # that the process of one file may take beyond what the libraries take
+_ASKED_EVERY = 0.2  # seconds, in which whoever waits for a process asks whether it was stopped
 _MAX_MESSAGE = 1 << 22  # bytes of JSON
 _MAX_ARRAY = 1 << 32  # bytes
 _FORKS = hasattr(os, "fork") and hasattr(socket, "send_fds")
@@ -183,12 +186,14 @@ if _FORKS:
 @contextlib.contextmanager
 def _opened() -> Iterator[tuple[Any, Any]]:
     if _FORKS:
-        with _ask_for_process() as connection, connection.makefile("rwb", buffering=1 << 16) as file:
+        with _ask_for_process() as connection:
+            connection.settimeout(_ASKED_EVERY)
+            line = _Line(connection)
             try:
-                yield file, file
+                yield line, line
             finally:
                 with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)  # also where a frame still holds the file
+                    connection.shutdown(socket.SHUT_RDWR)
         return
     process = subprocess.Popen(**_command("serve_one"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
@@ -197,6 +202,35 @@ def _opened() -> Iterator[tuple[Any, Any]]:
     finally:
         process.kill()
         process.communicate()
+
+
+class _Line:
+    """A connection as a file, for a caller who may be stopped while it waits."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def readinto(self, view: Any) -> int:
+        while True:
+            check()
+            with contextlib.suppress(TimeoutError):
+                return self._connection.recv_into(view)
+
+    def read(self, count: int) -> bytes:
+        data, at = bytearray(count), 0
+        while at < count and (got := self.readinto(memoryview(data)[at:])):
+            at += got
+        return bytes(data[:at])
+
+    def write(self, data: Any) -> None:
+        left = memoryview(data)
+        while len(left):
+            check()
+            with contextlib.suppress(TimeoutError):
+                left = left[self._connection.send(left) :]
+
+    def flush(self) -> None:
+        pass
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------

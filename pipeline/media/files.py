@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -51,4 +52,13 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_full(error):
+            raise InputError(
+                f"The disk is full, so that {place} could not be written. Free some space there, or try again later."
+            ) from error
         raise InputError(f"Cannot write to {place}: {error.strerror or error}.") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk, or somebody's share of it, has no space left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))

@@ -18,6 +18,7 @@ from pipeline.media.child import Message
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".apng"}
 MAX_PIXELS = 2**26
 MAX_SIDE = 8192  # pixels of a mask or a depth map
+MAX_PAINT = 4096  # pixels of what is painted in a browser
 MILLISECOND = Fraction(1, 1000)
 # Pillow would also try rare formats whose readers are less trusted.
 Image.init()
@@ -60,6 +61,14 @@ def read_levels(path: Path) -> Iterator[Message]:
         yield {"palette": palette, "lossless": lossless}, [values, *alpha]
 
 
+def read_paint(path: Path) -> Iterator[Message]:
+    """How opaque a picture that was painted in a browser is, H W uint8."""
+    with _opened(path, ["PNG", "WEBP"]) as image:
+        if max(image.size) > MAX_PAINT:
+            raise InputError(f"What is painted has {image.width}x{image.height} pixels, more than its picture.")
+        yield {}, [np.asarray(image.convert("RGBA").getchannel("A"))]
+
+
 def read_depth_picture(path: Path) -> Iterator[Message]:
     """One array H W: a grey PNG of 16 bits as uint16, or a channel of an EXR as float32, whose name is `channel`."""
     channel, values = _read_exr(path) if path.suffix.lower() == ".exr" else ("", _read_png(path))
@@ -89,12 +98,12 @@ def frames_of(path: Path, max_side: int) -> Iterator[np.ndarray]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, formats: list[str] = _FORMATS) -> Iterator[Any]:
     kind = f"{path.name} is not a picture that can be read: give a PNG, JPEG or WebP."
     if path.is_dir():
         raise InputError(f"{path.name} is a folder: give a picture.")
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise too_many_pixels(path, image.width, image.height)
             yield image

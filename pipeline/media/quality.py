@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import InputError
+from pipeline.stop import check
 
 FEWEST_PIXELS = 200  # of which a mean change is taken
 
@@ -40,6 +41,7 @@ def ssim(
     mask = checked(a, b, mask)
     total, count = 0.0, 0
     for x, y, m in zip(a.float(), b.float(), mask.float(), strict=True):  # frame by frame: five blurs each
+        check()
         weight = _blur(m).clamp_min(1e-12)
 
         def local(values: Tensor, m: Tensor = m, weight: Tensor = weight) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.media import child
+from pipeline.stop import checked
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 _PLAYED = {  # by browsers: codecs by the ending of the file
@@ -180,6 +181,20 @@ def read_picture(path: str | os.PathLike) -> Float[Tensor, "3 H W"]:
     return torch.from_numpy(image).permute(2, 0, 1).float() / 255
 
 
+def read_paint(picture: bytes | str | os.PathLike) -> np.ndarray:
+    """Where there is paint in a picture that comes from a browser, H W bool. picture: its bytes, or a file.
+
+    Raises `InputError`.
+    """
+    if isinstance(picture, bytes):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "painted.png"
+            path.write_bytes(picture)
+            return read_paint(path)
+    _, (opacity,) = child.run("read_paint", picture, seconds=_PICTURE_SECONDS)
+    return opacity > 0
+
+
 def write_video(
     path: str | os.PathLike, clip: Clip, *, audio_from: str | os.PathLike | None = None, audio_start: float = 0.0
 ) -> bool:
@@ -208,7 +223,7 @@ def write_video(
     # mkstemp makes the file private; a plain name next to the target keeps os.replace atomic and the usual permissions.
     with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as folder:
         part = Path(folder) / "part.mp4"
-        images = (to_uint8(torch.nan_to_num(image[None]))[0] for image in clip.frames)
+        images = (to_uint8(torch.nan_to_num(image[None]))[0] for image in checked(clip.frames))
         options = {"fps": float(clip.fps), "has_sound": bool(sound)}
         child.run("write_frames", part, seconds=None, arrays=chain(sound, images), **options)
         os.replace(part, path)

@@ -197,6 +197,18 @@ class Plan:
         return f"About {_gb(self.need)} of the {_gb(self.free)} free on the GPU are needed{short}: {self.mode.words}."
 
 
+def check_wanted(wanted: str, *, cpu: bool | None = None) -> None:
+    """Raises `InputError` for a mode that cannot be had, whatever the model. cpu: None for what the machine has."""
+    if wanted not in CHOICES:
+        raise InputError(f"memory must be one of {', '.join(CHOICES)}; it is {wanted!r}.")
+    if wanted in ("auto", WHOLE.name):
+        return
+    if lent():
+        raise InputError("On a GPU that is lent (ZeroGPU) the model stays whole; leave memory at auto.")
+    if not torch.cuda.is_available() if cpu is None else cpu:
+        raise InputError(f"The memory mode {wanted} is for a CUDA GPU, and this machine has none; leave it at auto.")
+
+
 def choose(
     size: ModelSize,
     frames: int,
@@ -212,17 +224,10 @@ def choose(
     wanted: a name of `MODES` instead, which is taken as it is. Raises `InputError` where nothing fits, saying how much
     is missing and what would fit.
     """
-    if wanted not in CHOICES:
-        raise InputError(f"memory must be one of {', '.join(CHOICES)}; it is {wanted!r}.")
+    check_wanted(wanted, cpu=free is None)
     if lent():
-        if wanted not in ("auto", WHOLE.name):
-            raise InputError("On a GPU that is lent (ZeroGPU) the model stays whole; leave memory at auto.")
         return Plan(WHOLE, need(size, frames, height, width, WHOLE, cache=cache))
     if free is None:
-        if wanted not in ("auto", WHOLE.name):
-            raise InputError(
-                f"The memory mode {wanted} is for a CUDA GPU, and this machine has none; leave it at auto."
-            )
         return Plan(WHOLE)
     if wanted != "auto":
         mode = MODES[wanted]

@@ -29,6 +29,7 @@ from pipeline.prior.fast import FEW_STEPS, Passes, check_lora
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
 from pipeline.prior.settings import LatentRgb, Settings
 from pipeline.prior.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
+from pipeline.stop import check_in
 
 TRAIN_TIMESTEPS = 1000  # the transformer's time is sigma * 1000
 IMAGE_BRANCH_TEXT_TOKENS = 512  # with an image branch, all tokens before the last 512 are taken for the image's
@@ -129,6 +130,9 @@ class Backbone:
                 f"recapture.json says {settings.text_tokens}."
             )
         channelwise = lambda values: torch.tensor(values, device=self.device).view(-1, 1, 1, 1)
+        if self.device.type == "cpu":  # where a call takes seconds
+            for part in self._parts.values():
+                check_in(part)
         self.mean = channelwise(vae.config["latents_mean"])
         self.scale = 1 / channelwise(vae.config["latents_std"])
 

@@ -15,6 +15,7 @@ from pipeline.models import hub, memory, table
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.settings import read_json, read_settings
 from pipeline.prior.wan_layout import GIVE, load_original, original_files
+from pipeline.stop import check
 
 COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 
@@ -58,6 +59,7 @@ def load_backbone(
     root, folders = fetch_parts(ref)
 
     def load(cls: Any, component: str, **options: Any) -> Any:
+        check()
         folder = folders.get(component)
         if folder is None:
             raise InputError(f"The model {ref!r} has no folder {component}.")

@@ -50,6 +50,7 @@ from pipeline.prior.backbone import Backbone
 from pipeline.render.events import StageEvent, stage
 from pipeline.render.loaded import depth_model_of, get_backbone, loaded_depth_model
 from pipeline.render.request import RenderRequest
+from pipeline.stop import check
 
 DETAIL = 2**18  # pixels of a frame at which depth is kept besides the working size
 VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows nothing of the clip
@@ -110,6 +111,7 @@ def find_depth(
     """
     events = estimate(torch.from_numpy(frames), loaded_depth_model(ref), size)
     depth = yield from relayed(events, lambda told: stage("depth", *told))
+    check()
     return depth.z.float().cpu().numpy(), depth.metric
 
 
@@ -144,6 +146,7 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
         yield stage("depth", "Reading your depth")
         depth, kind = _given_depth(request, (height, width), full, clip)
         how = f"Your depth was read as {KINDS[kind]}."
+    check()
     detail = None
     if size_of(depth.z) != size:
         detail = depth.z

@@ -20,6 +20,7 @@ from pipeline.prior.backbone import Backbone
 from pipeline.prior.load import load_backbone
 from pipeline.prior.settings import read_settings
 from pipeline.render.request import RenderRequest
+from pipeline.stop import check_in
 
 
 def get_backbone(ref: str, request: RenderRequest | None = None, clip: tuple[int, int, int] | None = None) -> Backbone:
@@ -120,7 +121,10 @@ _BACKBONES: dict[str, _Kept] = {}  # one at most
 
 @lru_cache(maxsize=1)
 def _load_depth_model(ref: str) -> Any:
-    return load_depth_model(ref, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_depth_model(ref, "cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, torch.nn.Module) and not torch.cuda.is_available():
+        check_in(model)
+    return model
 
 
 def depth_model_of(backbone: Backbone) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from pipeline import InputError
 from pipeline.camera.moves import MOVES, Move
 from pipeline.depth.files import KINDS as DEPTH_KINDS
+from pipeline.media.video import read_picture
 from pipeline.method.guidance import Guidance, checks, is_int, is_number
 from pipeline.method.methods import METHODS
 from pipeline.models import memory, table
@@ -209,6 +211,16 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.grain, bool), "grain", "true or false")
     need(isinstance(request.composite, bool), "composite", "true or false")
     need(is_number(request.seam) and 0 <= request.seam <= 20, "seam", "from 0 to 20 percent")
+
+
+def check_asked(request: RenderRequest) -> None:
+    """Raises `InputError` for what this machine cannot do, and for files that are not there, before any work."""
+    memory.check_wanted(request.memory)
+    for name, path in (("depth", request.depth), ("mask", request.mask), ("first frame", request.first_frame)):
+        if path is not None and not Path(path).exists():
+            raise InputError(f"There is no file {path} for the {name}; give the path of one.")
+    if request.first_frame is not None:
+        read_picture(request.first_frame)  # a small one, and its use comes late
 
 
 def amount_of(request: RenderRequest) -> float:

@@ -22,7 +22,7 @@ from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderRe
 from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, sound_of
-from pipeline.render.request import RenderRequest
+from pipeline.render.request import RenderRequest, check_asked
 from pipeline.render.view import Paint, View, cameras_of, look, show_holes
 from pipeline.render.worker import Fill, fill
 
@@ -42,7 +42,8 @@ def render(
     analysis: of the same clip, frames, size and depth, to save doing it again. keep: a folder for measurement.npz,
     raw.npz and depth.npz at working size. find_depth, fill, paint: in place of the functions of those names and of
     `first_frame.inpaint`, where their work is done elsewhere. Never raises for user errors: the last event is a
-    `DoneEvent` or a `FailedEvent`. Closing the generator stops the render at the next step.
+    `DoneEvent` or a `FailedEvent`. Closing the generator stops the render at the next event,
+    `stop.stoppable` inside of it.
     """
     clock, kept = Clock(), Path(keep) if keep is not None else None
     try:
@@ -71,6 +72,7 @@ def _render(
     (folder / "request.json").write_text(request.to_json(), encoding="utf-8")
     if request.first_frame_model is not None:
         locate(request.first_frame_model)  # what is missing is said before any work
+    check_asked(request)
 
     filmed = analysis or (yield from analyse(request, find_depth=find_depth))
     analysis = yield from hide(filmed, request)
@@ -111,7 +113,7 @@ def _write(
     if finished.composited is None:
         source = resize(source, size_of(result))
     files = folder / "result.mp4", folder / "source.mp4", folder / "warp.mp4"
-    with writing(folder):
+    with writing(files[0]):
         heard = write_video(files[0], Clip(result, fps), **sound)
         write_video(files[1], Clip(source, fps), **sound)
         write_video(files[2], Clip(show_holes(view.known.measurement), fps))
