@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "depth": {"media", "models"},
     "masks": {"media", "models"},
     "known": {"camera", "media", "models"},
-    "prior": {"models", "media"},
+    "prior": {"models", "media", "depth"},
     "method": {"known", "prior", "media", "camera"},
     "finish": {"known", "camera", "media"},
     "world": {"camera", "media"},

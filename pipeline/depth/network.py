@@ -48,7 +48,7 @@ class _Pointwise(nn.Conv2d):
         return F.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Residual block of two 3x3 convolutions."""
 
     def __init__(self, channels: int):
@@ -78,7 +78,7 @@ class _InTime(nn.Module):
         return x + self.mix(torch.cat([before, y, after], 2).flatten(0, 1))
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
     """All places of all frames see one another. No place in time is marked, so a clip that stands still stays still."""
 
     def __init__(self, channels: int, heads: int):
@@ -202,11 +202,11 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         pairs = list(pairwise(channels))
         self.laterals = nn.ModuleList(_Pointwise(trunk[n], c) for n, c in zip(_TAKEN, channels, strict=True))
         self.ups = nn.ModuleList(_Pointwise(b, a) for a, b in pairs)
-        self.blocks = nn.ModuleList(_Block(a) for a, _ in pairs)
+        self.blocks = nn.ModuleList(Block(a) for a, _ in pairs)
         self.times = nn.ModuleList(_InTime(c) for c in channels[2:4])  # strides 8 and 16
         self.places = nn.ModuleList(nn.Linear(10, c) for c in channels[3:])
         self.attentions = nn.ModuleList(
-            nn.Sequential(*(_Attention(c, heads) for _ in range(n)))
+            nn.Sequential(*(Attention(c, heads) for _ in range(n)))
             for c, n in zip(channels[3:], attentions, strict=True)
         )
         self.head = nn.Sequential(_Norm(channels[0]), nn.Conv2d(channels[0], 1, 3, padding=1))
@@ -240,7 +240,7 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
     def _attend(self, x: Float[Tensor, "BT c h w"], count: int, level: int) -> Tensor:
         """Attention over all places of all frames at stride 16 (level 0) or 32 (level 1)."""
         h, w = x.shape[-2:]
-        places = self.places[level](_waves(h, w, x)).to(x)
+        places = self.places[level](waves(h, w, x)).to(x)
         tokens = rearrange(x, "(b t) c h w -> b t (h w) c", t=count) + places
         tokens = rearrange(tokens, "b t n c -> b (t n) c")
         tokens = self.attentions[level](tokens)
@@ -248,7 +248,7 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def _waves(height: int, width: int, like: Tensor) -> Float[Tensor, "N 10"]:
+def waves(height: int, width: int, like: Tensor) -> Float[Tensor, "N 10"]:
     """Row and column in [-1, 1] and their sines and cosines, of h w places in the order of the rows."""
     y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) * (2 / width) - 1

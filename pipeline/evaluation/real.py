@@ -32,12 +32,14 @@ from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.quality import psnr, ssim
 from pipeline.media.video import size_of
+from pipeline.method.problem import fill_holes
 from pipeline.render.analysis import Analysis, analyse
+from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest, seam_of
 from pipeline.render.view import cameras_of
 from pipeline.render.worker import fill
 
-SMOOTH, MODEL = "smooth filling", "the model, composited"
+SMOOTH, ENCODED, MODEL = "smooth filling", "what is encoded", "the model, composited"
 RIM = 4  # pixels on both sides of a hole's outline that count as its rim
 LEAST = 0.005  # share of the pixels below which a clip and path have no holes to speak of
 TITLES = {
@@ -104,11 +106,15 @@ def figures(result: Float[Tensor, "T 3 H W"], truth: Float[Tensor, "T 3 H W"], m
 def fillings(
     analysis: Analysis, request: RenderRequest, measurement: Measurement
 ) -> Iterator[tuple[str, Float[Tensor, "T 3 h w"]]]:
-    """The holes filled: by Telea's inpainting, smoothly, and by the request's model as a render does it."""
+    """The holes filled: by Telea's inpainting, smoothly, by the model's inpainter if it has one, and by the request's
+    model as a render does it."""
     yield TELEA, telea(measurement)
     yield SMOOTH, fill_unknown(measurement)
     clip = analysis.clip.frames
     known = Known(measurement, clip, analysis.depth.z, analysis.source, cameras_of(analysis, request))
+    backbone = get_backbone(request.backbone, request)
+    if backbone.settings.inpainter is not None:
+        yield ENCODED, fill_holes(backbone, known)
     raw = torch.from_numpy(result_of(fill(request.backbone, known, request.guidance)).video)
     yield MODEL, composite(raw, measurement, seam_pixels=seam_of(request, size_of(raw)))
 

@@ -51,7 +51,7 @@ def prepare(backbone: Backbone, known: Known, guidance: Guidance) -> Problem:
     """
     measurement = known.measurement
     pad = lambda video: padded(video, backbone)
-    filled = cache(lambda: pad(fill_unknown(measurement)))
+    filled = cache(lambda: pad(fill_holes(backbone, known)))
     video, mask = pad(measurement.video), pad(measurement.mask)
     y_full = h = None
     if guidance.solver != "none" or strength_of(guidance, backbone) < 1:
@@ -97,6 +97,16 @@ def prepare(backbone: Backbone, known: Known, guidance: Guidance) -> Problem:
     if SOLVERS[guidance.solver].pixels:
         problem = replace(problem, video=video.to(backbone.device), mask=mask.to(backbone.device))
     return problem
+
+
+def fill_holes(backbone: Backbone, known: Known) -> Float[Tensor, "T 3 h w"]:
+    """The measurement with its holes filled: smoothly, and then by the model's inpainter, where it has one.
+
+    Where something new is to stand the filling stays smooth, so that nothing else stands there already.
+    """
+    smooth = fill_unknown(known.measurement)
+    filled = backbone.inpaint(smooth, known.measurement.mask)
+    return filled if known.place is None else torch.where(known.place[:, None], smooth, filled)
 
 
 def check_mask(guidance: Guidance, clean: bool) -> None:

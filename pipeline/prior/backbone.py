@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline import InputError
@@ -302,6 +305,35 @@ class Backbone:
             model: Any = MaskEncoder.from_pretrained(folder, use_safetensors=True, torch_dtype=self.dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"The model {self.name!r} has no usable mask encoder in {folder}: {error}") from error
+        return model.eval().requires_grad_(False).to(self.device)
+
+    @torch.no_grad()
+    def inpaint(self, filled: Float[Tensor, "T 3 H W"], mask: Bool[Tensor, "T 1 H W"]) -> Float[Tensor, "T 3 H W"]:
+        """A smoothly filled measurement in [0, 1] with its holes as the model's own `Inpainter` fills them.
+
+        mask: True = observed, which is untouched, as are frames of which nothing is. Without an inpainter all comes
+        back as it is.
+        """
+        if self._inpainter is None:
+            return filled
+        result = filled.clone()
+        for t in (mask.any(dim=(1, 2, 3)) & ~mask.all(dim=(1, 2, 3))).nonzero()[:, 0].tolist():
+            frame = self._inpainter(filled[t, None].to(self.device), mask[t, None].to(self.device))
+            result[t] = frame[0].clamp(0, 1).to(filled)
+        return result
+
+    @cached_property
+    def _inpainter(self) -> Any:
+        from pipeline.prior.inpainter import Inpainter
+
+        folder = self.settings.inpainter
+        if folder is None:
+            return None
+        try:
+            model = Inpainter(**json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")))
+            model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"The model {self.name!r} has no usable inpainter in {folder}: {error}") from error
         return model.eval().requires_grad_(False).to(self.device)
 
     @_frozen
