@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 90  # that a page may take for one thing: the tests share two cores with each other and with the app
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -109,22 +110,50 @@ def chromium(tmp_path_factory):
         browser.close()
 
 
+def answered(page) -> None:
+    """Wait until the server has answered all that the page asked of it, and the page has drawn the answers."""
+    drawn = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    until, quiet = time.monotonic() + SECONDS, 0
+    while quiet < 5:
+        assert time.monotonic() < until, f"never answered: {[request.url for request in page.asked]}"
+        page.evaluate(drawn)
+        page.wait_for_timeout(60)
+        quiet = 0 if page.asked else quiet + 1
+    page.evaluate(drawn)
+
+
+def stop_renders(page) -> None:
+    """A render that a failed test left behind would keep those of the next tests waiting."""
+    if page.locator("#stop:not([disabled])").count():
+        page.click("#stop")
+        page.wait_for_selector("#stop[disabled]")
+
+
 @pytest.fixture
 def visit(chromium, server):
-    """A function that opens the app as a new visitor; faults in the page's scripts fail the test."""
+    """A function that opens the app as a new visitor; faults in the page's scripts fail the test.
+
+    The page's `asked` are the requests of its events that are not answered yet, see `answered`.
+    """
     contexts, faults = [], []
 
     def open_page(width: int = 1440, height: int = 900, touch: bool = False):
         context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(45_000)
+        page.set_default_timeout(1000 * SECONDS)
         page.on("pageerror", lambda error: faults.append(str(error)))
+        page.asked = set()
+        page.on("request", lambda request: "/queue/" in request.url and page.asked.add(request))
+        for end in ("requestfinished", "requestfailed"):
+            page.on(end, lambda request: page.asked.discard(request))
         page.goto(server)
         page.wait_for_selector("#render")
         return page
 
     yield open_page
     for context in contexts:
+        for page in context.pages:
+            stop_renders(page)
         context.close()
     assert not faults
