@@ -63,7 +63,7 @@ def test_models_of_one_file(hub_cache, spec):
     store(hub_cache, spec.ref, {"other.safetensors": b"another of the same repository"})
     assert whereabouts(spec) == ("absent", 0, [])
     store(hub_cache, spec.ref, {file: b"w" * 10})
-    assert whereabouts(spec) == ("complete", 10, []) and hub.in_cache(spec)
+    assert whereabouts(spec) == ("complete", 10, []) and hub.at_hand(spec.name)
 
 
 def test_parts_and_shards_count_one_by_one(hub_cache):
