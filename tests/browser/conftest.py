@@ -110,16 +110,43 @@ def chromium(tmp_path_factory):
         browser.close()
 
 
+# Counts the events of the page that the server has not answered to the end, from what the page sends and is sent.
+COUNT = """
+window.unanswered = 0;
+const plain = window.fetch;
+window.fetch = async (asked, ...rest) => {
+  const url = String(asked.url || asked);
+  if (url.includes("/queue/join")) window.unanswered += 1;
+  const reply = await plain(asked, ...rest).catch((error) => {
+    if (url.includes("/queue/join")) window.unanswered -= 1;
+    throw error;
+  });
+  if (url.includes("/queue/join") && !reply.ok) window.unanswered -= 1;
+  if (url.includes("/queue/data")) (async () => {
+    const reader = reply.clone().body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let left = ""; ;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (left + value).split("\\n");
+      left = lines.pop();
+      window.unanswered -= lines.filter((line) => /"msg": ?"process_completed"/.test(line)).length;
+    }
+  })().catch(() => {});
+  return reply;
+};
+"""
+
+
 def answered(page) -> None:
     """Wait until the server has answered all that the page asked of it, and the page has drawn the answers."""
     drawn = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
     until, quiet = time.monotonic() + SECONDS, 0
     while quiet < 5:
-        assert time.monotonic() < until, f"never answered: {[request.url for request in page.asked]}"
+        left = page.evaluate("window.unanswered")
+        assert time.monotonic() < until, f"{left} events were never answered"
+        quiet = 0 if left else quiet + 1
         page.evaluate(drawn)
         page.wait_for_timeout(60)
-        quiet = 0 if page.asked else quiet + 1
-    page.evaluate(drawn)
 
 
 def stop_renders(page) -> None:
@@ -131,10 +158,7 @@ def stop_renders(page) -> None:
 
 @pytest.fixture
 def visit(chromium, server):
-    """A function that opens the app as a new visitor; faults in the page's scripts fail the test.
-
-    The page's `asked` are the requests of its events that are not answered yet, see `answered`.
-    """
+    """A function that opens the app as a new visitor; faults in the page's scripts fail the test."""
     contexts, faults = [], []
 
     def open_page(width: int = 1440, height: int = 900, touch: bool = False):
@@ -143,10 +167,7 @@ def visit(chromium, server):
         page = context.new_page()
         page.set_default_timeout(1000 * SECONDS)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.asked = set()
-        page.on("request", lambda request: "/queue/" in request.url and page.asked.add(request))
-        for end in ("requestfinished", "requestfailed"):
-            page.on(end, lambda request: page.asked.discard(request))
+        page.add_init_script(COUNT)
         page.goto(server)
         page.wait_for_selector("#render")
         return page
