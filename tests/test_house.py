@@ -55,6 +55,8 @@ def test_imports_go_one_way(file):
                 assert there[:2] not in (["pipeline", "training"], ["pipeline", "evaluation"]), where
             if here[1:2] == ["evaluation"]:
                 assert there[:2] != ["pipeline", "training"], where
+            if here[1:2] == ["training"] and there[:2] == ["pipeline", "evaluation"]:
+                assert there[2] == "judge", where
         if there[0] in HEAVY and here[1:2] != ["training"] and here[-1] != "mask_encoder":  # a class of theirs
             assert node.col_offset > 0, f"{where}, which takes seconds, when it is imported itself"
 
