@@ -102,7 +102,8 @@ def start_long_render(page) -> None:
     open_settings(page)
     for name, value in {"frames": 17, "height": 192, "width": 320}.items():
         set_number(page, name, value)
-    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192")
+    # each of the three may have asked for an analysis of its own, one after the other
+    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192", timeout=240_000)
     set_number(page, "steps", 1000)
     page.click("#render")
     wait_words(page, "progress", r"Step \d+ of 1000")
