@@ -1,12 +1,47 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and how the tests are shared out to two processes."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each process has a core: threads of PyTorch, which reads this when it is imported, would wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
+
+# What takes longest comes first, so that no process is left with it in the end. All browser tests go to one process,
+# which starts the app once; they wait a lot, and leave the other process its core.
+LONGEST = (
+    "browser", "test_nano.py", "test_zerogpu.py", "test_mask_encoder.py", "test_folders.py", "test_evaluation.py",
+    "test_doctor.py", "test_render.py", "test_memory.py", "test_cli.py", "test_training.py", "test_depth.py",
+)  # fmt: skip
+
+
+def room_of(nodeid: str) -> str:
+    """The tests that run in one process, one after the other: those of a file, or all that drive the browser."""
+    file = nodeid.split("::")[0].removeprefix("tests/")
+    return file.split("/")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(room_of(item.nodeid), len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Rooms(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return room_of(nodeid)
+
+    return Rooms(config, log)
 
 
 def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, image_branch: bool = False) -> Path:

@@ -181,7 +181,7 @@ def test_without_a_hub_the_remedy_is_named(monkeypatch):
 
 
 def test_the_shipped_network_finds_the_depth_of_unseen_scenes():
-    from pipeline.training.depth import affine_disparity
+    from pipeline.depth.estimate import affine_disparity
     from pipeline.world.raycast import FAR
     from pipeline.world.scenes import render_sample
 
@@ -677,7 +677,7 @@ def test_order_across_edges():
 
 
 def test_validation_forgives_what_it_says():
-    from pipeline.training.depth import affine_disparity
+    from pipeline.depth.estimate import affine_disparity
 
     truth = 1 + 5 * torch.rand(3, 8, 8)
     assert torch.allclose(affine_disparity(1 / (0.3 / truth + 0.2), truth), truth, rtol=1e-3)

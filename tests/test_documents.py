@@ -32,8 +32,13 @@ def test_the_method_in_ten_lines_runs(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("step 2 of 2")
 
 
+def whole(block: str) -> list[str]:
+    """Its lines, with those joined that end in a backslash."""
+    return block.replace("\\\n", " ").splitlines()
+
+
 def commands() -> list[str]:
-    lines = [line for file in DOCUMENTS for block in blocks(file, "") for line in block.splitlines()]
+    lines = [line for file in DOCUMENTS for block in blocks(file, "") for line in whole(block)]
     return [line for line in lines if line.startswith("python -m pipeline")]
 
 
@@ -61,3 +66,36 @@ def test_links_and_names_of_files_lead_somewhere(file):
 def test_the_documents_are_short():
     lines = lambda name: (ROOT / name).read_text().count("\n")
     assert lines("README.md") <= 130 and lines("ARCHITECTURE.md") <= 150
+
+
+def questions() -> dict[str, str]:
+    """Of a newcomer, with their answers."""
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## A newcomer's questions")[2]
+    return dict(re.findall(r"\*\*(.+?\?)\*\* (.+?)(?=\n\n|\Z)", text, re.S))
+
+
+@pytest.mark.parametrize("question", questions())
+def test_a_newcomer_finds_the_answer_in_two_files_at_most(question):
+    """Each file that an answer names is there, and each function or table that it names stands in one of them."""
+    answer = questions()[question]
+    files = set(re.findall(r"`((?:pipeline|ui)/[\w/]+\.py)`", answer))
+    assert 1 <= len(files) <= 2
+    text = "".join((ROOT / file).read_text() for file in files)
+    names = re.findall(r"`([A-Za-z_][\w.]*)`", answer)
+    for name in (name for name in names if not name.endswith((".py", ".json"))):
+        assert re.search(rf"\b{name.split('.')[-1]}\b", text), name
+
+
+def test_what_newcomers_ask_is_answered():
+    asked = " ".join(questions())
+    for words in (
+        "Eq. 8",
+        "latent mask",
+        "which frames",
+        "solver",
+        "camera preset",
+        "depth model",
+        "backbone",
+        "preview",
+    ):
+        assert words in asked, words

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pipeline import InputError
-from pipeline.depth.files import load_depth, load_depth_as
+from pipeline.depth.files import load_depth
 from pipeline.masks.files import load_mask
 
 SIZE = H, W = 48, 80
@@ -136,8 +136,8 @@ def test_what_may_be_disparity_is_asked_about(tmp_path, name, values):
     np.savez(tmp_path / "d.npz", **{name: values})
     with pytest.raises(InputError, match=r"--depth-kind"):
         load_depth(tmp_path / "d.npz", 3, SIZE)
-    depth, kind = load_depth_as(tmp_path / "d.npz", 3, SIZE, kind="disparity")
-    assert kind == "disparity" and is_right(depth) and not depth.metric
+    depth = load_depth(tmp_path / "d.npz", 3, SIZE, kind="disparity")
+    assert depth.kind == "disparity" and is_right(depth) and not depth.metric
     assert float(depth.z.max() / depth.z.min()) < 50  # nothing of this scene is at infinity
 
 
@@ -158,9 +158,9 @@ def test_what_is_said_counts(tmp_path):
     assert is_right(load_depth(tmp_path / "d.npz", 3, SIZE, kind="depth"))
     assert load_depth(tmp_path / "d.npz", 3, SIZE, kind="metric").metric
     np.savez(tmp_path / "d.npz", z=scene(), metric=True)
-    assert load_depth_as(tmp_path / "d.npz", 3, SIZE)[1] == "metric"
+    assert load_depth(tmp_path / "d.npz", 3, SIZE).kind == "metric"
     np.savez(tmp_path / "d.npz", inverse_depth=1 / scene())
-    assert load_depth_as(tmp_path / "d.npz", 3, SIZE)[1] == "disparity"
+    assert load_depth(tmp_path / "d.npz", 3, SIZE).kind == "disparity"
     with pytest.raises(InputError, match="choose one of"):
         load_depth(tmp_path / "d.npz", 3, SIZE, kind="height")
 
@@ -169,8 +169,8 @@ def test_a_sky_is_only_in_distance(tmp_path):
     z = scene()
     z[:, :5] = 1e10
     np.savez(tmp_path / "d.npz", arr_0=z)
-    depth, kind = load_depth_as(tmp_path / "d.npz", 3, SIZE)
-    assert kind == "depth" and is_right(depth)
+    depth = load_depth(tmp_path / "d.npz", 3, SIZE)
+    assert depth.kind == "depth" and is_right(depth)
 
 
 def test_what_was_not_measured_is_not_far(tmp_path):

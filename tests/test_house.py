@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ def test_imports_go_one_way(file):
                 assert there[1] not in inside - MAY_IMPORT[here[1]] - {here[1]}, where
             if len(here) > 1 and here[1] not in ("training", "evaluation", "cli"):
                 assert there[:2] not in (["pipeline", "training"], ["pipeline", "evaluation"]), where
+            if here[1:2] == ["evaluation"]:
+                assert there[:2] != ["pipeline", "training"], where
+            if here[1:2] == ["training"] and there[:2] == ["pipeline", "evaluation"]:
+                assert there[2] == "judge", where
         if there[0] in HEAVY and here[1:2] != ["training"] and here[-1] != "mask_encoder":  # a class of theirs
             assert node.col_offset > 0, f"{where}, which takes seconds, when it is imported itself"
 
@@ -65,9 +70,31 @@ def test_rooms_are_small(file):
             assert node.end_lineno - node.lineno < 90, f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
 
 
+def private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+
+
+@cache
+def private_names() -> set[str]:
+    """All that are defined in the program: functions, classes, variables and attributes."""
+    found: set[str] = set()
+    for node in (node for file in FILES for node in ast.walk(ast.parse(file.read_text()))):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if private(name)}
+
+
 @pytest.mark.parametrize("file", [*FILES, *(ROOT / "tests").rglob("*.py")], ids=module_of)
 def test_private_names_stay_in_their_file(file):
+    tests = file.is_relative_to(ROOT / "tests")
     for node in ast.walk(ast.parse(file.read_text())):
+        if tests and isinstance(node, ast.Attribute) and ast.unparse(node.value) != "self":
+            assert node.attr not in private_names(), f"line {node.lineno} reads {node.attr}"
+        if tests and isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "getattr")):
+            names = {value for one in node.args if private(value := getattr(one, "value", None))}
+            assert not names & private_names(), f"line {node.lineno} names {', '.join(names)}"
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("pipeline", "ui"):
-            private = [alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "_STRIDE"]
-            assert not private, f"line {node.lineno} imports {', '.join(private)}"
+            theirs = [alias.name for alias in node.names if private(alias.name)]
+            assert not theirs, f"line {node.lineno} imports {', '.join(theirs)}"

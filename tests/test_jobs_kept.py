@@ -77,14 +77,24 @@ def test_a_server_that_was_killed_loses_nothing(clip, place):
 
 
 def test_orphans_go_when_they_are_old(place):
-    for name, age in (("recapture-old", 9999), ("recapture-new", 10), ("recapture-used", 5)):
+    ages = {"recapture-old": 9999, "recapture-new": 10, "recapture-used": 5}
+    for name in ages:
         (place / name).mkdir()
-        book = Book(place / name)
+    # a server that has ended left two of the books, and this one has the third
+    code = f"""
+import os
+from pathlib import Path
+from ui.book import Book
+books = [Book(Path({str(place)!r}) / name) for name in ("recapture-old", "recapture-new")]
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 9
+    used = Book(place / "recapture-used")
+    for name, age in ages.items():
         os.utime(place / f"{name}.sqlite", (time.time() - age, time.time() - age))
-        if name != "recapture-used":
-            os.close(book._lock)
     assert find_root(str(place), 3600) == place / "recapture-new"
     assert not list(place.glob("recapture-old*")) and (place / "recapture-used").exists()
+    used.close()
 
 
 def test_a_report_comes_back_as_it_was():

@@ -17,7 +17,7 @@ from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, sta
 from pipeline.known.warp import warp_to_path
 from pipeline.prior.load import load_backbone
 from pipeline.prior.mask_encoder import MaskEncoder
-from pipeline.training.mask_encoder import Pairs, predict, random_path, seen_again, structural
+from pipeline.training.mask_encoder import Pairs, main, predict, random_path, seen_again, structural
 from pipeline.world import dataset
 from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import render_sample
@@ -107,34 +107,34 @@ def test_a_backbone_without_one_says_what_to_do(tiny_backbone_folder, tmp_path):
 
 @pytest.mark.slow
 def test_training_on_two_processes(tiny_backbone_folder, tmp_path):
-    """As on several GPUs: pairs and batches are shared out; a second run goes on where the first ended."""
+    """As on several GPUs: pairs and batches are shared out; a second run, alone, goes on where the first ended."""
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     for seed in range(dataset.TRAIN_FROM, dataset.TRAIN_FROM + 4):
         dataset.render_to(data, seed, frames=5, size=(32, 48))
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-        *("-m", "pipeline.training.mask_encoder", "--device", "cpu", "--backbone", str(tiny_backbone_folder)),
-        *("--data", str(data), "--pairs", str(tmp_path / "pairs"), "--out", str(out)),
-        *("--base-dim", "4", "--batch", "2", "--rate", "3e-3"),
+    options = [
+        *("--device", "cpu", "--backbone", str(tiny_backbone_folder), "--data", str(data)),
+        *("--pairs", str(tmp_path / "pairs"), "--out", str(out), "--base-dim", "4", "--batch", "2", "--rate", "3e-3"),
     ]
+    on_two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*on_two, "-m", "pipeline.training.mask_encoder", *options, "--steps", "3"]
+    figures = lambda: json.loads(Path(f"{out}.figures.json").read_text())
     root = Path(__file__).parents[1]
 
-    def run(steps: int) -> dict:
-        done = subprocess.run([*command, "--steps", str(steps)], cwd=root, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(Path(f"{out}.figures.json").read_text())
-
-    first = run(3)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = figures()
     pairs = sorted((tmp_path / "pairs").glob("*.safetensors"))
     assert first["processes"] == 2 and len(pairs) == first["pairs"] == 8
     mask, video, h = Pairs(pairs)[0]
     assert mask.shape == (5, 1, 32, 48) and video.shape == (5, 3, 32, 48) and h.shape == (16, 2, 4, 6)
     assert [part.shape[-2:] for part in Pairs(pairs, crop=2)[0]] == [(16, 16), (16, 16), (2, 2)]
     times = [path.stat().st_mtime_ns for path in pairs]
-    second = run(60)
+    main([*options, "--steps", "60"])
+    second = figures()
     assert [path.stat().st_mtime_ns for path in pairs] == times, "made once"
-    assert second["l1"] < first["l1"]
+    assert second["processes"] == 1 and second["steps"] == 60 and second["l1"] < first["l1"]
+    assert torch.load(f"{out}.checkpoint.pt", weights_only=True)["schedule"]["last_epoch"] == 60, "it went on"
     assert MaskEncoder.from_pretrained(out).config["latent_channels"] == 16
     weights = load_file(out / "diffusion_pytorch_model.safetensors")
     assert all(weight.dtype == torch.float16 for weight in weights.values())

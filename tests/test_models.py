@@ -338,7 +338,7 @@ FUN = table.MODELS["wan2.1-fun-1.3b-inp"]
 
 def test_the_default_model_loads_from_parts_of_three_repositories(hub_cache, pair):
     fill(hub_cache, FUN, pair[1])
-    assert hub.in_cache(FUN) and len({part.repo for part in FUN.parts}) == 3
+    assert hub.at_hand(FUN.name) and len({part.repo for part in FUN.parts}) == 3
     backbone = load_backbone(FUN.name, **CPU)
     assert backbone.has_image_branch and backbone.image_encoder is not None
     assert (backbone.name, backbone.frames, backbone.steps, backbone.shift) == (FUN.name, 81, 50, 3.0)
@@ -349,7 +349,7 @@ def test_the_default_model_loads_from_parts_of_three_repositories(hub_cache, pai
 def test_what_is_not_in_the_cache_is_named_with_size_and_command(hub_cache, pair):
     fill(hub_cache, FUN, pair[1])
     shutil.rmtree(hub_cache / "models--Wan-AI--Wan2.2-TI2V-5B-Diffusers")
-    assert not hub.in_cache(FUN)
+    assert hub.at_hand(FUN.name) is None
     assert hub.loading(FUN.name) == f"Downloading the model {FUN.name} (11.4 GB, Apache-2.0), then loading it"
     message = r"11\.4 GB are missing.*python -m pipeline models --download wan2\.1-fun-1\.3b-inp\..*no network"
     with pytest.raises(InputError, match=message):
@@ -557,7 +557,7 @@ def test_a_model_is_offered_only_where_it_can_be_had(monkeypatch):
 
     server = HTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(hub, "in_cache", lambda spec: False)
+    monkeypatch.setattr(hub, "at_hand", lambda ref: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     hub.hub_answers.cache_clear()
@@ -566,6 +566,6 @@ def test_a_model_is_offered_only_where_it_can_be_had(monkeypatch):
     server.server_close()
     hub.hub_answers.cache_clear()
     assert not hub.obtainable("depth-anything-v2-small")
-    monkeypatch.setattr(hub, "in_cache", lambda spec: True)
+    monkeypatch.setattr(hub, "at_hand", Path)
     assert hub.obtainable("depth-anything-v2-small") and not hub.obtainable("no such model")
     hub.hub_answers.cache_clear()

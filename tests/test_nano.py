@@ -106,11 +106,12 @@ def test_every_example_request_renders(tmp_path):
 
 @pytest.mark.slow
 def test_the_table_of_what_the_models_reach(monkeypatch):
-    """The command's table, on one short scene: every figure is there, and guidance alone helps where the prior sees the
-    first frame only."""
+    """The command's table, on one short scene and with half of the steps: every figure is there, and guidance alone
+    helps where the prior sees the first frame only."""
     from pipeline.evaluation import nano
 
     monkeypatch.setattr(nano, "FRAMES", 9)
+    monkeypatch.setattr(nano, "BASE", nano.BASE.changed(steps=4))
     said: list[str] = []
     rows = nano.evaluate(
         "nano", first_seed=2, count=1, replacements=1, depth_scenes=1, clips=[], depth_of=None, say=said.append

@@ -274,7 +274,7 @@ def test_clip_score(here):
     network, tokenizer = (kind.from_pretrained(here["clip-vit-b32"]) for kind in (CLIPModel, CLIPTokenizer))
     tokens = tokenizer([prompt], truncation=True, max_length=12, return_tensors="pt")
     assert tokens["input_ids"].shape == (1, 12) and tokens["input_ids"][0, -1] == tokenizer.eos_token_id
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in perceptual._CLIP)
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in perceptual.CLIP)
     shown = F.interpolate(a, (32, 51), mode="bicubic", antialias=True).clamp(0, 1)[..., 9:41]
     logits = network(**tokens, pixel_values=(shown - mean) / deviation).logits_per_image
     assert score == pytest.approx(logits.mean().item(), rel=1e-4)

@@ -85,7 +85,7 @@ def test_memory_is_what_a_block_saw_of_the_frame_before(file):
     decoder, z = load_tiny_decoder(file), torch.randn(16, 3, 2, 2)
     x = torch.tanh(z.movedim(1, 0) / 3) * 3
     for layer in decoder.decoder:
-        before = (torch.cat([torch.zeros_like(x[:1]), x[:-1]]),) if isinstance(layer, tiny_vae._Block) else ()
+        before = (torch.cat([torch.zeros_like(x[:1]), x[:-1]]),) if isinstance(layer, tiny_vae.Block) else ()
         x = layer(x, *before)
     assert torch.allclose(decoder(z), x.clamp(0, 1), atol=1e-5)
 

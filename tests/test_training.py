@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from pipeline.camera.geometry import static_path
 from pipeline.evaluation import judge as classifier
 from pipeline.training import Muon, check_gradients, orthogonalised, prior, prior_examples, text, vae
+from pipeline.training.judge import accuracy
 from pipeline.training.photos import load_photos, photo_clip
 from pipeline.world.dataset import Stored, load, render_to
-from pipeline.world.objects import COMPOUNDS, SHAPES
+from pipeline.world.objects import COMPOUNDS, SHAPES, short_name
 from pipeline.world.scenes import render_sample
 from pipeline.world.textures import COLOURS
 
@@ -186,9 +187,9 @@ def test_a_mask_of_one_object_hides_it_and_its_short_name_names_it():
         known = prior_examples.without_object(np.random.default_rng(seed), objects[:, :1])
         assert known.shape == (5, 1, 32, 48) and not (known[:, 0] * objects[:, 0]).any()
         assert 0.3 < known.mean() < 1
-    assert prior_examples.short_name("an orange egg") == "an orange egg"
-    assert prior_examples.short_name("a glossy red striped ball") == "a red ball"
-    assert prior_examples.short_name("a person in white") == "a person in white"
+    assert short_name("an orange egg") == "an orange egg"
+    assert short_name("a glossy red striped ball") == "a red ball"
+    assert short_name("a person in white") == "a person in white"
     assert (
         prior_examples.other_shape("a red ball") == "a red egg"
         and prior_examples.other_shape("an orange ring") == "an orange ball"
@@ -316,7 +317,7 @@ def test_prior_examples_and_loss(tmp_path, started):
     z, known, captions = prior_examples.draw(items, 8, (2, 4), np.random.default_rng(1), grey)
     assert z.shape == (8, channels, 3, 2, 4) and known.shape == (8, 4 + channels, 3, 2, 4)
     names = {e["name"] for e in examples}
-    said = {"", stored.caption} | names | {prior_examples.short_name(name) for name in names if name}
+    said = {"", stored.caption} | names | {short_name(name) for name in names if name}
     assert all(c in said or c.endswith(f", {stored.caption}") for c in captions)
 
     text.train_tokenizer([stored.caption], tmp_path / "tokenizer")
@@ -401,4 +402,4 @@ def test_the_classifier_sees_the_box_and_learns(tmp_path):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert classifier.accuracy(model, (colours * 255).byte(), numbers)["both"] > 0.8
+    assert accuracy(model, (colours * 255).byte(), numbers)["both"] > 0.8

@@ -167,6 +167,8 @@ footer { opacity: .7; }
 
 /* Status: every wait, in words */
 .rc-away { display: none !important; }
+/* What Gradio hides of its own progress stays on the page otherwise, and screen readers read its seconds. */
+.gradio-container [data-testid=status-tracker].hide { display: none; }
 .gradio-container .prose .rc-status * { color: inherit; }
 #rc-server { position: sticky; top: 0; z-index: 50; padding: 10px 16px; text-align: center;
   font: 500 .9rem/1.4 var(--font); color: #3c2a00; background: #ffe9b8; border-bottom: 1px solid #e7c877; }

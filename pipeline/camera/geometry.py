@@ -57,6 +57,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# Axis (x, y, z) of the camera's turn about the subject. A positive turn about +y (down) carries a camera that stands
+# in front of the subject to its left, a positive turn about +x carries it down.
+ORBITS = {
+    "orbit-left": (0.0, 1.0, 0.0),
+    "orbit-right": (0.0, -1.0, 0.0),
+    "orbit-up": (-1.0, 0.0, 0.0),
+    "orbit-down": (1.0, 0.0, 0.0),
+}
+
+
 def default_intrinsics(
     height: int, width: int, frames: int, fov_degrees: float = DEFAULT_FOV
 ) -> Float[Tensor, "T 3 3"]:

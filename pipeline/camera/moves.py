@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.camera.geometry import DEFAULT_FOV, PRESETS, CameraPath, Preset, follow
+from pipeline.camera.geometry import DEFAULT_FOV, ORBITS, PRESETS, CameraPath, Preset, follow
 
 Point = tuple[float, float, float]
 
@@ -318,12 +318,11 @@ def _at(name: str, amount: float, time: float) -> tuple[np.ndarray, np.ndarray, 
     subject, origin = np.array(SUBJECT), np.zeros(3)
     share, angle = amount / 100 * time, math.radians(amount) * time
     turn = lambda axis: Rotation.from_rotvec(angle * np.array(axis, float)).as_matrix()
-    orbits = {"orbit-left": (0, 1, 0), "orbit-right": (0, -1, 0), "orbit-up": (-1, 0, 0), "orbit-down": (1, 0, 0)}
     steps = {"dolly-in": (0, 0, 1), "dolly-out": (0, 0, -1), "truck": (1, 0, 0), "pedestal": (0, -1, 0)}
     if name == "still":
         return origin, subject, 0.0, 1.0
-    if name in orbits:
-        return subject - turn(orbits[name]) @ subject, subject, 0.0, 1.0
+    if name in ORBITS:
+        return subject - turn(ORBITS[name]) @ subject, subject, 0.0, 1.0
     if name in steps:
         step = share * np.array(steps[name], float)
         return step, subject + step, 0.0, 1.0

@@ -36,10 +36,15 @@ _JUMP = 0.1  # where disparity bends by more than this share of itself, two surf
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """`z`: distance along the optical axis, T H W, finite and > 0. `metric`: in metres, else in the clip's own unit."""
+    """Depth of a clip.
+
+    z: distance along the optical axis, finite and > 0. metric: in metres, else in the clip's own unit. kind: as which
+    of `files.KINDS` a file was read; "" where it was estimated.
+    """
 
     z: Float[Tensor, "T H W"]
     metric: bool
+    kind: str = ""
 
 
 # --- estimating -------------------------------------------------------------------------------------------------------
@@ -217,6 +222,14 @@ def align_disparity(disparity: Float[Tensor, "T H W"], frames: Float[Tensor, "T 
             keep = error <= error.quantile(0.8)
         aligned.append(scale * raw + shift)
     return torch.stack(aligned)
+
+
+def affine_disparity(z: Tensor, truth: Tensor) -> Tensor:
+    """Depth whose disparity is that of `z` after the least-squares scale and shift of the clip towards `truth`."""
+    x, y = 1 / z.flatten(), 1 / truth.flatten()
+    centred = x - x.mean()
+    slope = (centred * (y - y.mean())).mean() / centred.square().mean().clamp(min=1e-12)
+    return 1 / (slope * (1 / z - x.mean()) + y.mean()).clamp(min=1 / truth.max())
 
 
 def resize_depth(

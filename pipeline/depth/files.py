@@ -37,29 +37,16 @@ def load_depth(
 
     path: an .npz with an array T H W named z, depth or disparity, or with a single array of another name (a true scalar
     `metric` says metres); or a folder of one .exr or 16-bit .png a frame, in the order of their numbers, or a single
-    such picture. kind: one of `KINDS`; None to find it out, see `load_depth_as`. Disparity 0 is infinity. Pixels that
-    are NaN or not positive, and 65535 in a PNG, take the value of the nearest valid one; infinite ones become very far.
+    such picture. Disparity 0 is infinity. Pixels that are NaN or not positive, and 65535 in a PNG, take the value of
+    the nearest valid one; infinite ones become very far.
+
+    kind: one of `KINDS`; None to find it out. The names z and distance mean distance, and names with disp or inv mean
+    disparity. All else is distance where its values can be nothing else: in a 16-bit picture, or with a sky a thousand
+    times beyond the median; or where it is called depth and goes beyond 1. Otherwise programs save either, and
+    `InputError` asks.
 
     A file of the whole clip is picked from with `start` and `stride`, as the clip was; one with exactly `frames` frames
     otherwise is taken as it is. Depth keeps its unit, disparity gets a median depth of 4. Raises InputError.
-    """
-    return load_depth_as(path, frames, size, start=start, stride=stride, kind=kind)[0]
-
-
-def load_depth_as(
-    path: str | os.PathLike,
-    frames: int,
-    size: tuple[int, int],
-    *,
-    start: int = 0,
-    stride: int = 1,
-    kind: str | None = None,
-) -> tuple[Depth, str]:
-    """As `load_depth`, with which of `KINDS` the file was read as.
-
-    Unless kind says it, the names z and distance mean distance, and names with disp or inv mean disparity. All else is
-    distance where its values can be nothing else: in a 16-bit picture, or with a sky a thousand times beyond the
-    median; or where it is called depth and goes beyond 1. Otherwise programs save either, and `InputError` asks.
     """
     path = Path(path)
     if kind is not None and kind not in KINDS:
@@ -98,7 +85,7 @@ def load_depth_as(
         if len(valid):
             z = z.clamp(max=float(sampled(valid).quantile(0.01)) * _FAR_GIVEN)  # NaN stays
     z = resize_depth(repaired(z, f"The depth {path.name}"), size)
-    return Depth(z * (MEDIAN / sampled(z).median()) if kind == "disparity" else z, kind == "metric"), kind
+    return Depth(z * (MEDIAN / sampled(z).median()) if kind == "disparity" else z, kind == "metric", kind)
 
 
 def _is_normalised(values: np.ndarray) -> bool:

@@ -24,7 +24,7 @@ _STAGES = (
     (6, 320, 1, 1, 3),
 )
 _TAKEN = (0, 1, 2, 4, 6)  # the stages whose output is the last of its stride: 2, 4, 8, 16, 32
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pictures
 
 
 class _Norm(nn.Module):
@@ -197,8 +197,8 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         self.pixels = pixels
         self.frozen = 0  # stages of the trunk that do not learn
         self.trunk = _Trunk(repeats, trunk)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), IMAGENET, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         pairs = list(pairwise(channels))
         self.laterals = nn.ModuleList(_Pointwise(trunk[n], c) for n, c in zip(_TAKEN, channels, strict=True))
         self.ups = nn.ModuleList(_Pointwise(b, a) for a, b in pairs)

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.depth.estimate import DepthModel, estimate_depth
+from pipeline.depth.estimate import DepthModel, affine_disparity, estimate_depth
 from pipeline.depth.files import load_depth
 from pipeline.depth.load import load_depth_model
 from pipeline.evaluation import judge as classifier
@@ -46,7 +46,6 @@ from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest, seam_of
 from pipeline.render.run import render
 from pipeline.render.view import show_holes
-from pipeline.training.depth import affine_disparity
 from pipeline.world.objects import SHAPES, object_name
 from pipeline.world.raycast import FAR
 from pipeline.world.scenes import Sample, render_sample

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline import InputError
+from pipeline.depth.network import IMAGENET
 from pipeline.models import hub, table
 
 LPIPS_LAYERS = table.ROOT / "assets" / "lpips" / "vgg.safetensors"
@@ -36,8 +37,7 @@ REAL = (
 ASKED_OF = 4  # frames that the vision-language model is shown
 
 Device = str | torch.device | None
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 # --- LPIPS ------------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def dino_features(
     length one. The shorter side is made 224 pixels, as VBench does."""
     network = network_of(hub.locate(model), _device(device), ("vit", "dinov2"))
     told = {"interpolate_pos_encoding": True} if network.config.model_type == "vit" else {}
-    found = [network(x, **told).last_hidden_state[:, 0] for x in _batches(video, network, _IMAGENET, 224, crop=False)]
+    found = [network(x, **told).last_hidden_state[:, 0] for x in _batches(video, network, IMAGENET, 224, crop=False)]
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
 
 
@@ -149,7 +149,7 @@ def clip_features(
     """CLIP's (arXiv 2103.00020) embeddings of frames in [0, 1], of length one. Their middle square is looked at."""
     network = network_of(hub.locate(model), _device(device), ("clip",))
     side = network.config.vision_config.image_size
-    found = [_pooled(network.get_image_features(pixel_values=x)) for x in _batches(video, network, _CLIP, side)]
+    found = [_pooled(network.get_image_features(pixel_values=x)) for x in _batches(video, network, CLIP, side)]
     return F.normalize(torch.cat(found).float(), dim=-1).cpu()
 
 
@@ -198,7 +198,7 @@ def video_features(
     config = network.config
     chosen = video[torch.linspace(0, len(video) - 1, config.num_frames).round().long()]
     shown = F.interpolate(chosen.float(), (config.image_size,) * 2, mode="bicubic", antialias=True, align_corners=False)
-    tokens = network(_normal(shown, _IMAGENET)[None].to(network.device, network.dtype)).last_hidden_state
+    tokens = network(_normal(shown, IMAGENET)[None].to(network.device, network.dtype)).last_hidden_state
     return tokens[0].mean(0).float().cpu()
 
 

@@ -93,7 +93,7 @@ def stream(
             if arrays is not None:
                 _send(outgoing, ({"end": True}, []))
             while True:
-                message = _receive(incoming)
+                message = receive(incoming)
                 if "refused" in message[0]:
                     raise InputError(str(message[0]["refused"]))
                 if "errno" in message[0]:
@@ -246,7 +246,7 @@ def _send(file: Any, message: Message) -> None:
     file.flush()
 
 
-def _receive(file: Any) -> Message:
+def receive(file: Any) -> Message:
     """Raises EOFError at the end, ValueError for what is not a message."""
     size = int.from_bytes(_exactly(file, 4), "big")
     if size > _MAX_MESSAGE:
@@ -320,7 +320,7 @@ def _end_with(connection: socket.socket) -> None:
 
 
 def _work(incoming: Any, outgoing: Any) -> None:
-    job, _ = _receive(incoming)
+    job, _ = receive(incoming)
     if job["seconds"]:
         _limit(float(job["seconds"]))
     task: Task = getattr(importlib.import_module(TASKS[job["task"]]), job["task"])
@@ -344,7 +344,7 @@ def _work(incoming: Any, outgoing: Any) -> None:
 
 
 def _sent(incoming: Any) -> Iterator[np.ndarray]:
-    while not (message := _receive(incoming))[0].get("end"):
+    while not (message := receive(incoming))[0].get("end"):
         yield message[1][0]
 
 

@@ -1,4 +1,9 @@
-"""Models on this machine and on the hub: where they are, what is missing, and how it is fetched."""
+"""Models on this machine and on the hub: where they are, what is missing, and how it is fetched.
+
+Of a part of a model: `snapshot` is its folder, whole or not, and `cached` the folder if it is whole. Of a model:
+`at_hand` is its folder if all of it is here, and `locate` the same or an error. These ask no network. `fetch` and
+`fetch_matching` get files of one repository, `download` gets all parts of a model of the table.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +88,7 @@ def default_backbone(cuda: bool | None = None) -> tuple[str, str]:
     spec = MODELS["wan2.1-fun-1.3b-inp"]
     if not cuda:
         return "nano", "There is no CUDA GPU, so the small nano model is used."
-    if in_cache(spec):
+    if at_hand(spec.name):
         return spec.name, f"There is a CUDA GPU, and the weights of {spec.name} are on this machine."
     return "nano", (
         f"There is a CUDA GPU, but the weights of {spec.name} ({size(spec.download_bytes)}, {spec.licence}) are not on "
@@ -107,11 +112,6 @@ def cached(part: Part) -> Path | None:
     return None if folder is None or lacking(folder, part.files) else folder
 
 
-def in_cache(spec: ModelSpec) -> bool:
-    """Whether a model can be loaded without the network."""
-    return spec.local or all(cached(part) for part in spec.parts)
-
-
 def at_hand(ref: str) -> Path | None:
     """The folder of a model that can be loaded without the network, of several parts the first; None if it cannot be.
 
@@ -122,7 +122,8 @@ def at_hand(ref: str) -> Path | None:
         return Path(ref) if Path(ref).is_dir() else snapshot(Part(ref, (), 0))
     if spec.folder is not None:
         return ROOT / spec.folder
-    return cached(spec.parts[0]) if in_cache(spec) else None
+    folders = [cached(part) for part in spec.parts]
+    return folders[0] if all(folders) else None
 
 
 def locate(ref: str) -> Path:
@@ -166,13 +167,13 @@ def fetch(hub_id: str, files: Sequence[str], revision: str | None = None) -> Pat
     """
     if folder := cached(Part(hub_id, tuple(files), 0, revision)):
         return folder
-    folder = fetch_any(hub_id, files, revision)
+    folder = fetch_matching(hub_id, files, revision)
     if missing := lacking(folder, files):
         raise InputError(f"{_unreachable(hub_id)} Missing: {', '.join(missing)}.")
     return folder
 
 
-def fetch_any(hub_id: str, files: Sequence[str], revision: str | None = None) -> Path:
+def fetch_matching(hub_id: str, files: Sequence[str], revision: str | None = None) -> Path:
     """As `fetch`, of those files that match one of the patterns; for models of which it is not known what they hold."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -214,7 +215,7 @@ def obtainable(ref: str, seconds: float = 3.0) -> bool:
     What the hub said counts for ten minutes.
     """
     spec = find(ref)
-    return spec is not None and (in_cache(spec) or hub_answers(int(time.monotonic() // 600), seconds))
+    return spec is not None and (at_hand(ref) is not None or hub_answers(int(time.monotonic() // 600), seconds))
 
 
 @lru_cache(1)
@@ -271,7 +272,7 @@ def table() -> str:
     head = ("name", "role", "licence", "download", "here")
     rows = []
     for spec in SPECS:
-        here = "comes with the program" if spec.local else "yes" if in_cache(spec) else "no"
+        here = "comes with the program" if spec.local else "yes" if at_hand(spec.name) else "no"
         rows.append((spec.name, spec.role, spec.licence, size(spec.download_bytes) if spec.parts else "none", here))
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [

@@ -125,7 +125,7 @@ def fetch_parts(ref: str) -> tuple[Path, dict[str, Path]]:
     root = Path(resolved)
     if not root.is_dir():
         patterns = [f"{name}/*.{kind}" for name in COMPONENTS for kind in ("json", "safetensors", "model")]
-        root = hub.fetch_any(resolved, ["*.json", table.ORIGINAL_FILES, *patterns])
+        root = hub.fetch_matching(resolved, ["*.json", table.ORIGINAL_FILES, *patterns])
     found = {name: root / name for name in COMPONENTS if (root / name).is_dir()}
     if (root / "model_index.json").is_file():
         _check_index(ref, root)

@@ -27,7 +27,7 @@ def _conv(inputs: int, outputs: int, *, bias: bool = True) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """A residual block that also sees what it saw of the frame before: its only memory."""
 
     def __init__(self, width: int) -> None:
@@ -59,7 +59,7 @@ class TinyDecoder(nn.Module):
         for stage, moments in enumerate((1, 2, 2)):
             width, following = _WIDTHS[stage : stage + 2]
             doubled = nn.Identity() if stage == 2 else nn.Upsample(scale_factor=2)
-            layers += [_Block(width), _Block(width), _Block(width), doubled, _LastMoment(width, moments)]
+            layers += [Block(width), Block(width), Block(width), doubled, _LastMoment(width, moments)]
             layers.append(_conv(width, following, bias=False))
         self.decoder = nn.Sequential(*layers, nn.ReLU(), _conv(_WIDTHS[3], 3))
 
@@ -73,7 +73,7 @@ class TinyDecoder(nn.Module):
         for x in torch.tanh(z.to(weight) / 3).mul(3).unbind(1):
             x = x[None]
             for index, layer in enumerate(self.decoder):
-                if isinstance(layer, _Block):
+                if isinstance(layer, Block):
                     before = memory.get(index, torch.zeros_like(x))
                     memory[index] = x
                     x = layer(x, before)

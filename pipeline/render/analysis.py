@@ -23,7 +23,7 @@ from pipeline.camera.geometry import (
 )
 from pipeline.depth.depthcrafter import LONGEST
 from pipeline.depth.estimate import Depth, estimate, resize_depth, subject_distance
-from pipeline.depth.files import KINDS, load_depth_as
+from pipeline.depth.files import KINDS, load_depth
 from pipeline.depth.load import fetch_depth_model
 from pipeline.known.behind import see_behind
 from pipeline.known.fill import fill_unknown
@@ -144,8 +144,8 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
         depth = yield from _estimated_depth(request, clip, full, backbone, find_depth)
     else:
         yield stage("depth", "Reading your depth")
-        depth, kind = _given_depth(request, (height, width), full, clip)
-        how = f"Your depth was read as {KINDS[kind]}."
+        depth = _given_depth(request, (height, width), full, clip)
+        how = f"Your depth was read as {KINDS[depth.kind]}."
     check()
     detail = None
     if size_of(depth.z) != size:
@@ -297,12 +297,12 @@ def _estimated_depth(
     return Depth(torch.from_numpy(kept["z"]), bool(kept["metric"]))
 
 
-def _given_depth(request: RenderRequest, picture: tuple[int, int], full: Clip, clip: Clip) -> tuple[Depth, str]:
-    """The user's depth of the clip, and what its numbers were read as."""
+def _given_depth(request: RenderRequest, picture: tuple[int, int], full: Clip, clip: Clip) -> Depth:
+    """The user's depth of the clip."""
     # the file shows the whole picture: bring it to the scale of what is kept, then crop it like the clip
     (height, width), crop = _detail_size(full, clip), size_of(full.frames)
     scaled = round(picture[0] * height / crop[0]), round(picture[1] * width / crop[1])
-    depth, kind = load_depth_as(
+    depth = load_depth(
         str(request.depth),
         len(clip.frames),
         scaled,
@@ -311,7 +311,7 @@ def _given_depth(request: RenderRequest, picture: tuple[int, int], full: Clip, c
         kind=request.depth_kind,
     )
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return Depth(depth.z[:, top : top + height, left : left + width].contiguous(), depth.metric), kind
+    return replace(depth, z=depth.z[:, top : top + height, left : left + width].contiguous())
 
 
 def _detail_size(full: Clip, clip: Clip) -> tuple[int, int]:

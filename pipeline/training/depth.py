@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 from torch import Tensor
 
-from pipeline.depth.estimate import estimate_depth
+from pipeline.depth.estimate import affine_disparity, estimate_depth
 from pipeline.depth.load import load_depth_model
 from pipeline.depth.network import DepthNet
 from pipeline.training import save_state
@@ -251,14 +251,6 @@ def order_loss(
 
 
 # --- how good it is ---------------------------------------------------------------------------------------------------
-
-
-def affine_disparity(z: Tensor, truth: Tensor) -> Tensor:
-    """Depth whose disparity is that of `z` after the least-squares scale and shift of the clip towards `truth`."""
-    x, y = 1 / z.flatten(), 1 / truth.flatten()
-    centred = x - x.mean()
-    slope = (centred * (y - y.mean())).mean() / centred.square().mean().clamp(min=1e-12)
-    return 1 / (slope * (1 / z - x.mean()) + y.mean()).clamp(min=1 / truth.max())
 
 
 def edge_order(

@@ -45,11 +45,10 @@ from pipeline.training.prior_examples import (
     fingerprint,
     normalise,
     other_shape,
-    short_name,
 )
 from pipeline.training.vae import encode_once
 from pipeline.world.dataset import load
-from pipeline.world.objects import COMPOUNDS, SHAPES
+from pipeline.world.objects import COMPOUNDS, SHAPES, short_name
 
 SHORT = 16  # tokens that the name of an object takes at most
 SHIFT = 1.6  # stock samplers apply it twice: noise levels are spread as by a shift of 2.56

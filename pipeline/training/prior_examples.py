@@ -20,8 +20,7 @@ from pipeline.prior.backbone import group_mask
 from pipeline.training import save_state
 from pipeline.training.vae import encode_once
 from pipeline.world.dataset import Stored, load
-from pipeline.world.objects import SHAPES
-from pipeline.world.textures import COLOURS
+from pipeline.world.objects import SHAPES, short_name
 
 SIZES: dict[str, Any] = dict(num_attention_heads=5, attention_head_dim=64, ffn_dim=1280, num_layers=6)
 OBJECT_WINDOW = (8, 12)  # latent cells about an object
@@ -99,15 +98,6 @@ def moved_hole(rng: np.random.Generator, mask: Tensor, objects: Tensor, tries: i
         if moved.sum() > 0.6 * hidden.sum() and (moved * taken).sum() < 0.02 * moved.sum():
             return 1 - moved
     return None
-
-
-def short_name(name: str) -> str:
-    """Colour and shape of an object alone: "a red ball" of "a glossy red striped ball"."""
-    words = name.split()
-    if "in" in words:  # "a person in red"
-        return name
-    colour = next(word for word in words if word in COLOURS)
-    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {words[-1]}"
 
 
 def other_shape(name: str) -> str:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.camera.geometry import PRESETS, CameraPath
+from pipeline.camera.geometry import ORBITS, PRESETS, CameraPath
 from pipeline.world.raycast import Scene
 
 
@@ -109,16 +109,6 @@ def _free(path: CameraPath, scene: Scene) -> bool:
     return True
 
 
-# Axis (x, y, z) of the camera's turn about the subject. A positive turn about +y (down) carries a camera that stands
-# in front of the subject to its left, a positive turn about +x carries it down.
-_ORBIT_AXIS = {
-    "orbit-left": (0.0, 1.0, 0.0),
-    "orbit-right": (0.0, -1.0, 0.0),
-    "orbit-up": (-1.0, 0.0, 0.0),
-    "orbit-down": (1.0, 0.0, 0.0),
-}
-
-
 def preset_motion(name: str, amount: float | None, frames: int, distance: float) -> Float[Tensor, "T 4 4"]:
     """The motion source_cam_from_target_cam of a preset, linear over the frames; frame 0 is exactly the identity.
 
@@ -141,9 +131,9 @@ def preset_motion(name: str, amount: float | None, frames: int, distance: float)
 
     progress = torch.linspace(0, 1, frames, dtype=torch.float64) if frames > 1 else torch.ones(1, dtype=torch.float64)
     motion = repeat(torch.eye(4, dtype=torch.float64), "i j -> t i j", t=frames).clone()
-    if name in _ORBIT_AXIS:
+    if name in ORBITS:
         angles = progress * math.radians(amount)
-        turns = Rotation.from_rotvec(angles[:, None].numpy() * [_ORBIT_AXIS[name]])
+        turns = Rotation.from_rotvec(angles[:, None].numpy() * [ORBITS[name]])
         pivot = torch.tensor([0.0, 0.0, distance], dtype=torch.float64)
         motion[:, :3, :3] = torch.from_numpy(turns.as_matrix())
         motion[:, :3, 3] = pivot - motion[:, :3, :3] @ pivot

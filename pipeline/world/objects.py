@@ -54,6 +54,14 @@ def object_name(solid: Solid) -> str:
     return _article(f"{glossy}{solid.colour} {PATTERN_WORDS[solid.pattern]}{solid.shape}")
 
 
+def short_name(name: str) -> str:
+    """Colour and shape of an object alone: "a red ball" of "a glossy red striped ball"."""
+    words = name.split()
+    if "in" in words:  # "a person in red"
+        return name
+    return _article(f"{next(word for word in words if word in COLOURS)} {words[-1]}")
+
+
 def phrase_of(solid: Solid) -> str:
     return f"{object_name(solid)} {MOTIONS[solid.motion]}"
 

@@ -9,6 +9,8 @@ import av
 import pytest
 from playwright.sync_api import TimeoutError
 
+from tests.browser.conftest import answered
+
 pytestmark = pytest.mark.browser
 
 EDITOR = "document.querySelector('#editor[data-points], #editor [data-points]')"
@@ -16,8 +18,8 @@ PLOT = "document.querySelector('.rc-cloud-view')._fullLayout.scene._scene"
 SHOWN = "#{0}[data-shown], #{0} [data-shown]"
 
 
-def wait_words(page, element: str, pattern: str, timeout: float = 45_000) -> str:
-    """Wait until the text of an element matches, and give it."""
+def wait_words(page, element: str, pattern: str, timeout: float | None = None) -> str:
+    """Wait until the text of an element matches, and give it. timeout: in milliseconds, None for that of the page."""
     try:
         page.wait_for_function(
             "([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).innerText)",
@@ -71,13 +73,37 @@ def set_number(page, name: str, value) -> None:
     page.press(f"#set-{name} input", "Tab")
 
 
+def open_settings(page) -> None:
+    """The advanced settings. Their fields are made when they are opened: what is typed before they stand is lost."""
+    page.click("#advanced > button")
+    page.wait_for_selector("#set-steps input")
+    still(page, "#advanced")
+
+
+def still(page, *selectors: str) -> None:
+    """Wait until elements stay where they are, for half a second and ten pictures of the page at least."""
+    page.wait_for_function(
+        """(selectors) => {
+          const places = selectors.map(css => document.querySelector(css)?.getBoundingClientRect().toJSON());
+          const now = JSON.stringify(places), stood = window.stood;
+          if (places.some(place => !place) || !stood || stood.places !== now) {
+            window.stood = { places: now, since: performance.now(), seen: 0 };
+            return false;
+          }
+          stood.seen += 1;
+          return stood.seen >= 10 && performance.now() - stood.since > 500;
+        }""",
+        arg=list(selectors),
+    )
+
+
 def start_long_render(page) -> None:
     """A render long enough to be left, met again and stopped; its settings ask for an analysis of their own."""
-    page.click("#advanced > button")
-    page.wait_for_timeout(1000)  # the fields have just been made: what is typed into them at once can be lost
+    open_settings(page)
     for name, value in {"frames": 17, "height": 192, "width": 320}.items():
         set_number(page, name, value)
-    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192")
+    # each of the three may have asked for an analysis of its own, one after the other
+    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192", timeout=240_000)
     set_number(page, "steps", 1000)
     page.click("#render")
     wait_words(page, "progress", r"Step \d+ of 1000")
@@ -100,7 +126,7 @@ def test_from_clip_to_result(visit, clip, tmp_path):
     words = wait_words(page, "warp-status", "% of the picture|Almost everything")
     choose_move(page, "Dolly out")
     wait_other_picture(page, "warp", first)
-    assert "percent" in page.inner_text("#amount")
+    wait_words(page, "amount", "percent")
     words = wait_other_words(page, "warp-status", words)
     page.fill("#amount input[type=number]", "90")
     page.press("#amount input[type=number]", "Enter")
@@ -160,7 +186,7 @@ def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
     start_long_render(page)
 
     stranger = visit()
-    stranger.wait_for_timeout(500)
+    answered(stranger)
     assert stranger.inner_text("#progress").strip() == "" and stranger.query_selector("#clip video") is None
     assert stranger.is_disabled("#stop")
 
@@ -169,7 +195,7 @@ def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
     wait_words(page, "progress", r"Step \d+ of 1000")
     page.wait_for_selector("#clip video")
     page.wait_for_function("document.querySelector('#prompt textarea, #prompt input').value === 'a red disc'")
-    assert page.input_value("#camera input") == "Orbit up"
+    page.wait_for_function("document.querySelector('#camera input').value === 'Orbit up'")
     assert page.is_disabled("#render")
 
     page.click("#stop")
@@ -204,8 +230,8 @@ def test_the_page_fits_is_labelled_and_asks_no_other_server(visit, server, width
     )
     page.reload()
     page.wait_for_selector("#render")
-    page.click("#advanced > button")
-    page.wait_for_timeout(500)
+    open_settings(page)
+    answered(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not [url for url in hosts if not url.startswith(server)]
     unnamed = page.evaluate("""() => [...document.querySelectorAll('input, textarea, select, button')]
@@ -215,7 +241,7 @@ def test_the_page_fits_is_labelled_and_asks_no_other_server(visit, server, width
       .map(e => e.outerHTML.slice(0, 200))""")
     assert unnamed == []
     # side by side on a desk, one above the other on a phone
-    tops = [page.locator(".rc-card").nth(i).bounding_box()["y"] for i in range(4)]
+    tops = page.evaluate("[...document.querySelectorAll('.rc-card')].slice(0, 4).map(e => e.getBoundingClientRect().y)")
     assert (tops[0] == tops[1] < tops[2] < tops[3]) if width > 1000 else tops == sorted(set(tops))
 
 
@@ -228,7 +254,7 @@ def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
     assert not page.is_visible("#larger-depth"), "no hub can be reached: nothing is offered"
     choose_depth(page, "depthcrafter")
     wait_words(page, "analysis-status", "accept its terms")
-    assert page.is_visible("#depth-terms") and "academic" in page.inner_text("#depth-terms")
+    page.wait_for_selector("#depth-terms:has-text('academic')", state="visible")
     page.click("#render")
     wait_words(page, "progress", "accept its terms")
 

@@ -14,6 +14,7 @@ import torch
 from pipeline.camera.files import read_move
 from pipeline.camera.geometry import invert_rigid, project, transform
 from pipeline.camera.moves import MOVES, SPEEDS, Keyframe, Move, preset_move, sample_move, target_path
+from tests.browser.conftest import answered
 from tests.browser.test_app import (
     EDITOR,
     PLOT,
@@ -177,7 +178,7 @@ def test_a_path_into_the_scene_is_warned_of(page):
     first = picture(page, "warp")
     choose_move(page, "Dolly in")
     wait_other_picture(page, "warp", first)
-    page.wait_for_timeout(1500)  # a choice in a Dropdown is told twice at times, and sets the path again
+    answered(page)  # a choice in a Dropdown is told twice at times, and sets the path again
     page.fill("#editor [data-field=eye-2]", "2.5")
     page.fill("#editor [data-field=target-2]", "4")
     page.press("#editor [data-field=target-2]", "Enter")
@@ -210,7 +211,7 @@ def test_capture_is_exact(page):
     """A cloud point is at the same pixel in Plotly's picture, in the overlay and in the warp's camera."""
     look(page, [0.35, -0.2, -0.3], [0.1, 0.05, 0.9])
     do(page, "add")
-    page.wait_for_timeout(300)
+    answered(page)
     seen = page.evaluate(
         f"""async () => {{
           const editor = {EDITOR}.recapture, plot = {PLOT}.glplot, box = editor.frameBox(), points = [];
@@ -274,7 +275,7 @@ def swipe(page, x: float, y: float, dx: float, dy: float) -> None:
         send("touchMove", [{"x": x + dx * part / 5, "y": y + dy * part / 5}])
         page.wait_for_timeout(30)
     send("touchEnd", [])
-    page.wait_for_timeout(200)
+    page.wait_for_timeout(200)  # in which it would scroll
     assert page.evaluate(top) == pytest.approx(stood, abs=2)
 
 
@@ -284,10 +285,10 @@ def test_a_finger_turns_the_view_and_moves_a_camera(visit, clip):
     analysed(page)
     editor_ready(page)
     page.locator("#editor .rc-well").scroll_into_view_if_needed()
-    eye = lambda: page.evaluate(f"{PLOT}.getCamera().eye")
-    before, box = eye(), page.locator("#editor .rc-cloud-view").bounding_box()
+    eye = f"JSON.stringify({PLOT}.getCamera().eye)"
+    before, box = page.evaluate(eye), page.locator("#editor .rc-cloud-view").bounding_box()
     swipe(page, box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.2, 60, 30)
-    assert eye() != before
+    page.wait_for_function(f"(before) => {eye} !== before", arg=before)
 
     look(page, [0.9, -0.7, -1.0], [0, 0, 0.8])
     page.tap("#editor [data-key='1']")

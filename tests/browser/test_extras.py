@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.test_app import analysed, upload, wait_words
+from tests.browser.test_app import analysed, open_settings, still, upload, wait_words
 
 pytestmark = pytest.mark.browser
 
@@ -15,14 +15,14 @@ def test_the_suggest_button_stands_beside_the_prompt(visit, width):
     assert not page.is_visible("#prompt-status"), "no empty line"
     page.wait_for_selector("#suggest")
     page.wait_for_selector("#prompt textarea, #prompt input")
+    still(page, "#prompt", "#suggest")
     field, button = page.evaluate(  # at one moment: the page may still be growing above them
         "['#prompt textarea, #prompt input', '#suggest'].map("
         "css => document.querySelector(css).getBoundingClientRect().toJSON())"
     )
     assert field["x"] + field["width"] < button["x"] and button["x"] + button["width"] <= width
     assert abs(field["y"] - button["y"]) < 2 and abs(field["height"] - button["height"]) < 2, (field, button)
-    page.click("#advanced > button")
-    page.wait_for_timeout(600)
+    open_settings(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     box = page.locator("#set-first_frame_model").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width
@@ -42,7 +42,7 @@ def test_an_image_model_says_its_terms_and_asks(visit, clip):
     page = visit()
     upload(page, clip)
     analysed(page)
-    page.click("#advanced > button")
+    open_settings(page)
     choose(page, "FLUX.1 Fill")
     page.wait_for_selector("#first-frame-terms:has-text('commercially')", state="visible")
     page.click("#render")
@@ -56,7 +56,7 @@ def test_an_image_model_says_its_terms_and_asks(visit, clip):
     choose(page, "video model")
     page.wait_for_selector("#first-frame-terms", state="hidden")
     page.click("#render")
-    wait_words(page, "progress", "^Done", timeout=120_000)
+    wait_words(page, "progress", "^Done", timeout=240_000)
     page.wait_for_selector("#preview-note:has-text('linear map')", state="visible")
     assert "First frame" in page.inner_text("#figures")
 

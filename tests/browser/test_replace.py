@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.browser.test_app import analysed, upload, wait_other_picture, wait_words
+from tests.browser.conftest import answered
+from tests.browser.test_app import analysed, still, upload, wait_other_picture, wait_words
 
 pytestmark = pytest.mark.browser
 
@@ -16,12 +17,14 @@ pytestmark = pytest.mark.browser
 def open_tab(page) -> None:
     page.click("button[role=tab]:has-text('Replace an object')")
     page.wait_for_selector("#paint canvas", state="visible")
-    page.wait_for_timeout(800)  # the editor fits the picture into its frame
+    answered(page)
     page.evaluate("document.querySelector('#paint').scrollIntoView({block: 'center'})")
+    still(page, "#paint canvas")  # the editor fits the picture into its frame
 
 
 def stroke(page, *points: tuple[float, float], size=(240, 416)) -> None:
     """A stroke through points in shares of the picture, of size (h, w), that the canvas shows as large as fits."""
+    still(page, "#paint canvas")
     box = page.locator("#paint canvas").first.bounding_box()
     height, width = size
     scale = min(box["width"] / width, box["height"] / height)
@@ -35,6 +38,7 @@ def stroke(page, *points: tuple[float, float], size=(240, 416)) -> None:
         page.mouse.move(*place(*point), steps=4)
     page.mouse.up()
     page.wait_for_timeout(400)
+    answered(page)
 
 
 def share_replaced(page) -> float:
@@ -61,7 +65,7 @@ def test_paint_follow_correct_and_render(visit, clip):
     page.click("#paint-complete")
     wait_words(page, "mask-status", "follow it through the clip")
     page.click("#paint-follow")
-    wait_words(page, "mask-status", "will be replaced", timeout=90_000)
+    wait_words(page, "mask-status", "will be replaced", timeout=240_000)
     disc = 100 * np.pi * 45**2 / (240 * 416)
     assert 0.8 * disc < share_replaced(page) < 2 * disc  # widened, and with some like-coloured neighbours
     page.wait_for_selector("#mask[data-shown], #mask [data-shown]")
@@ -74,23 +78,24 @@ def test_paint_follow_correct_and_render(visit, clip):
     page.fill("#grow input[type=number]", "6")
     page.press("#grow input[type=number]", "Enter")
     page.locator("#grow input[type=range]").dispatch_event("pointerup")
-    page.wait_for_timeout(300)
+    answered(page)
     page.fill("#paint-frame input[type=number]", "5")
     page.press("#paint-frame input[type=number]", "Enter")
     page.locator("#paint-frame input[type=range]").dispatch_event("pointerup")
-    page.wait_for_timeout(2500)
+    answered(page)
+    page.wait_for_timeout(1000)  # the editor loads the other frame
     stroke(page, (0.75, 0.75), (0.9, 0.75), (0.9, 0.85), (0.75, 0.85))
     page.click("#paint-follow")
     page.wait_for_function(
         "before => parseFloat(document.getElementById('mask-status').innerText) > before + 1",
         arg=before,
-        timeout=90_000,
+        timeout=240_000,
     )
 
     # replaced, and what came of it
     page.fill("#prompt textarea, #prompt input", "a blue box")
     page.click("#render")
-    wait_words(page, "progress", "^Done", timeout=120_000)
+    wait_words(page, "progress", "^Done", timeout=240_000)
     page.wait_for_selector("#result", state="visible")
     page.wait_for_function("[...document.querySelectorAll('#compare video')].every(v => v.readyState >= 2)")
     assert "followed" not in page.inner_text("#progress")
@@ -107,14 +112,15 @@ def test_masks_from_files(visit, clip, tmp_path):
     analysed(page)
     open_tab(page)
     page.click("#replace-files > button")
-    page.wait_for_timeout(600)
+    page.wait_for_selector("#mask-file input[type=file]", state="attached")
+    answered(page)
     page.set_input_files("#mask-file input[type=file]", str(_picture(tmp_path / "empty.png", 0)))
     wait_words(page, "mask-status", "empty.png")
     assert page.query_selector("#mask-status [role=alert]") and "/tmp" not in page.inner_text("#mask-status")
     page.click("#mask-file button[aria-label=Clear], #mask-file button[aria-label='Remove this file']")
     page.set_input_files("#mask-file input[type=file]", str(_picture(tmp_path / "disc.png", 255)))
-    wait_words(page, "mask-status", "will be replaced", timeout=90_000)
-    assert page.is_checked("#change input[value=object]")
+    wait_words(page, "mask-status", "will be replaced", timeout=240_000)
+    page.wait_for_selector("#change input[value=object]:checked")
 
 
 def _picture(path, value: int):
@@ -163,6 +169,6 @@ def test_an_example_brings_its_mask(visit, early):
     wait_words(page, "analysis-status", "^Ready")
     wait_words(page, "mask-status", "of the clip will be replaced")
     assert 1 < share_replaced(page) < 6
-    assert page.get_by_role("tab", name="Replace an object").get_attribute("aria-selected") == "true"
-    assert page.locator("#change label:has-text('Both') input").is_checked()
-    assert page.locator("#paint canvas").first.is_visible()
+    page.wait_for_selector("[role=tab][aria-selected=true]:has-text('Replace an object')")
+    page.wait_for_selector("#change label:has-text('Both') input:checked")
+    page.wait_for_selector("#paint canvas", state="visible")
