@@ -51,11 +51,10 @@ def stopped_in(request: RenderRequest, folder, stage: str) -> list[str]:
 def test_a_stage_ends_where_it_is(request_, tmp_path, monkeypatch, stage):
     kept = tmp_path if stage == "depth" else Path(request_.clip).parent
     monkeypatch.setenv("RECAPTURE_CACHE", str(kept / "cache"))
-    if stage == "load":
-        from pipeline.render import loaded
-
-        monkeypatch.setattr(loaded, "_BACKBONES", {})
-    assert stopped_in(request_, tmp_path / "job", stage) == []
+    request = request_
+    if stage == "load":  # one that is not loaded yet
+        request = request_.changed(backbone=str(shutil.copytree(request_.backbone, tmp_path / "backbone")))
+    assert stopped_in(request, tmp_path / "job", stage) == []
     assert not [path for path in (tmp_path / "job").glob("*") if path.suffix == ".mp4" or path.name.startswith(".")]
 
 
