@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "prior": {"models", "media", "depth"},
     "method": {"known", "prior", "media", "camera"},
     "finish": {"known", "camera", "media"},
+    "scene": {"media", "models", "camera"},
     "world": {"camera", "media"},
 }
 HEAVY = ("diffusers", "transformers")  # they take seconds to import
