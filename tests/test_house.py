@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "masks": {"media", "models"},
     "known": {"camera", "media", "models"},
     "prior": {"models", "media", "depth"},
-    "method": {"known", "prior", "media", "camera"},
+    "method": {"known", "prior", "scene", "media", "camera"},
     "finish": {"known", "camera", "media"},
     "scene": {"media", "models", "camera"},
     "world": {"camera", "media"},

@@ -42,6 +42,17 @@ class Beside:
     scene: Float[Tensor, "B P t h w"] | None = None
     source_pose: Float[Tensor, "B t 12"] | None = None
 
+    def within(self, span: slice) -> Beside:
+        """That of a window of latent frames."""
+        latents = lambda x: None if x is None else x[:, :, span]
+        poses = lambda x: None if x is None else x[:, span]
+        return Beside(self.source[:, :, span], self.target_pose[:, span], latents(self.scene), poses(self.source_pose))
+
+    def to(self, dtype: torch.dtype) -> Beside:
+        """The same numbers in another precision."""
+        cast = lambda x: None if x is None else x.to(dtype)
+        return Beside(self.source.to(dtype), self.target_pose.to(dtype), cast(self.scene), cast(self.source_pose))
+
     @property
     def parts(self) -> int:
         """How many parts stand one after the other in time, with the noisy one."""
@@ -116,7 +127,11 @@ def posed(
 
 @contextmanager
 def hooked(transformer: Any, layers: PosedLayers, beside: Beside) -> Iterator[None]:
-    """Inside, the transformer takes the parts one after the other in time, with the poses of `beside`."""
+    """Inside, the transformer takes the parts one after the other in time, with the poses of `beside`.
+
+    A training with gradient checkpointing has to stay inside until its backward pass is done, which computes again.
+    Blocks must not be compiled: what is compiled once does not notice other hooks.
+    """
     frames = beside.source.shape[2]
     blocks = list(transformer.blocks)
     if len(blocks) != len(layers.projector):

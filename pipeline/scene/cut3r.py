@@ -254,8 +254,9 @@ class CUT3REncoder:
     def encode(self, frames: Float[Tensor, "T 3 H W"]) -> SceneLatents:
         """See `SceneEncoder.encode`.
 
-        unit: the median distance along the axis of what the first frame shows. The paper says neither which states are
-        kept nor in which unit poses are given (both inferred). confidence: the mean over the points of a frame.
+        unit: the median distance along the axis over the central half of the first frame. The paper says neither which
+        states are kept nor in which unit poses are given (both inferred). confidence: the mean over the points of a
+        frame.
         """
         states, found = [], []
         with torch.no_grad():
@@ -267,7 +268,7 @@ class CUT3REncoder:
         return SceneLatents(
             torch.stack(states),
             invert_rigid(first_from_cam[:1]) @ first_from_cam,
-            found[0].points_own[..., 2].abs().median().clamp(min=1e-6).item(),
+            _distance(found[0]),
             torch.stack([one.confidence_own.mean() for one in found]),
         )
 
@@ -279,3 +280,10 @@ class CUT3REncoder:
             picture = fitted(frame[None].to(device, torch.float32), self.network.config.side)
             state, seen = self.network.step(state, self.network.look(picture))
             yield state, seen
+
+
+def _distance(seen: Prediction) -> float:
+    height, width = seen.points_own.shape[1:3]
+    top, left = height // 4, width // 4
+    middle = seen.points_own[0, top : height - top, left : width - left, 2]
+    return middle.abs().median().clamp(min=1e-6).item()

@@ -59,7 +59,8 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, by: Rotation | None) -> Tensor:
-        return self.proj(attend(*self.qkv(x).chunk(3, -1), self.heads, by, by))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.proj(attend(q, k, v, self.heads, by, by))
 
 
 class CrossAttention(nn.Module):

@@ -8,10 +8,12 @@ The file is linked from github.com/CUT3R/CUT3R. Its weights are under CC BY-NC-S
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 import sys
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ class Nothing:
 
 
 def convert(file: str | Path, folder: str | Path, accepted: Collection[str] = (), config: Config | None = None) -> Path:
-    """Write the tensors of a published pickle to `folder` as safetensors; returns the file.
+    """Write the tensors of a published pickle to `folder` as safetensors, beside a config.json; returns the file.
 
     accepted: has to contain "cut3r", which accepts the terms of its licence. config: sizes, None for the published.
     Only tensors are read (`weights_only`): of what else the file names the arguments of the training are let in as
@@ -80,23 +82,26 @@ def convert(file: str | Path, folder: str | Path, accepted: Collection[str] = ()
     written = Path(folder) / FILE
     written.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.contiguous() for key, value in tensors.items()}, written, {"licence": LICENCE})
+    (written.parent / "config.json").write_text(json.dumps(asdict(network.config), indent=2), encoding="utf-8")
     return written
 
 
-def load_cut3r(folder: str | Path, device: str | torch.device = "cpu", config: Config | None = None) -> CUT3R:
-    """CUT3R with the weights that `convert` wrote to `folder`, in float32. Raises `InputError`."""
-    file = Path(folder) / FILE
-    if not file.is_file():
+def load_cut3r(folder: str | Path, device: str | torch.device = "cpu") -> CUT3R:
+    """CUT3R with the weights and sizes that `convert` wrote to `folder`, in float32. Raises `InputError`."""
+    file, sizes = Path(folder) / FILE, Path(folder) / "config.json"
+    if not (file.is_file() and sizes.is_file()):
         raise InputError(
-            f"The folder {str(folder)!r} holds no CUT3R: it has no {FILE}. Convert the published file "
+            f"The folder {str(folder)!r} holds no CUT3R: it lacks {FILE} or config.json. Convert the published file "
             f"cut3r_512_dpt_4_64.pth with: python -m pipeline.scene.weights FILE --output {folder} --accept {NAME}"
         )
     try:
         tensors = load_file(file, device=str(device))
-    except (OSError, SafetensorError) as error:
+        given = json.loads(sizes.read_text(encoding="utf-8"))
+        config = Config(**given | {"maps": tuple(given["maps"])})
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"The weights {str(file)!r} cannot be read ({error}); convert them again.") from error
     with torch.device("meta"):
-        network = CUT3R(config or Config())
+        network = CUT3R(config)
     _check(tensors, network, str(file))
     network.load_state_dict({key: tensors[_first_name(key)].float() for key in network.state_dict()}, assign=True)
     return network.eval().requires_grad_(False)
