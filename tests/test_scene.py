@@ -64,6 +64,17 @@ def test_the_published_layout_is_complete():
     assert {name: tuple(names[name].shape) for name in shapes} == shapes
 
 
+def test_a_clip_goes_through_the_published_network():
+    """At 832x480: 576 tokens of 512x288, and a state of 768 tokens of 768. Shapes alone, without weights."""
+    frames = fitted(torch.zeros(2, 3, 480, 832), Config().side)
+    with torch.device("meta"):
+        network = CUT3R()
+    found, states = network(frames.to("meta")[:, None])
+    assert network.look(frames.to("meta")).tokens.shape == (2, 576, 1024)
+    assert len(states) == 3 and states[-1].tokens.shape == (1, 768, 768) and states[-1].slots.shape == (1, 256, 1536)
+    assert found[1].points_first.shape == (1, 288, 512, 3) and found[1].first_from_cam.shape == (1, 4, 4)
+
+
 def test_the_rotary_embedding_turns_each_pair_by_its_own_position():
     positions = torch.tensor([[[-1, -1], [0, 3], [27, 5]]])
     x = torch.randn(1, 2, 3, 8, generator=torch.Generator().manual_seed(0))

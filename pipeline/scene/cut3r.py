@@ -164,11 +164,9 @@ class CUT3R(nn.Module):
         """
         c = self.config
         look = view.tokens.mean(1, keepdim=True)
-        pose = (
-            self.pose_retriever.read(state.slots, look)
-            if state.frames
-            else self.pose_token.expand_as(look[..., : c.decoder])
-        )
+        pose = self.pose_token.expand(len(look), -1, -1)
+        if state.frames:
+            pose = self.pose_retriever.read(state.slots, look)
         head = c.decoder // c.decoder_heads
         corner = torch.full_like(view.positions[:, :1], -1)
         by_view = rotation(torch.cat([corner, view.positions], 1), head)
