@@ -9,6 +9,7 @@ import sys
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -204,7 +205,12 @@ def test_scene_latents_that_do_not_fit_are_refused():
 def published(network: CUT3R, **others: object) -> dict:
     """What a published file holds: the weights as those of a distributed training have them, and the arguments."""
     model = {f"module.{key}": value for key, value in network.state_dict().items()}
-    return {"model": model, "args": argparse.Namespace(model="ARCroco3DStereo(...)", lr=1e-4), "epoch": 3, **others}
+    return {
+        "model": model,
+        "args": argparse.Namespace(model="ARCroco3DStereo(...)", lr=1e-4),
+        "best": np.float64(0.5),
+        **others,
+    }
 
 
 def test_the_published_pickle_becomes_safetensors_once(network, tmp_path):

@@ -34,7 +34,7 @@ TERMS = (
 FILE = "model.safetensors"
 _TWICE = re.compile(r"\.scratch\.layer_rn\.(\d)\.")  # the same tensors have a second name, see `heads.Scratch`
 
-# What the pickle names besides its tensors: the arguments of the training. They are let in as nothing.
+# What the pickle names besides its tensors: arguments and figures of the training. They are let in as nothing.
 _ARGUMENTS = (
     "argparse.Namespace",
     *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig")),
@@ -43,6 +43,7 @@ _ARGUMENTS = (
     *(f"builtins.{name}" for name in ("dict", "list", "str", "int", "float", "bool", "tuple", "object")),
     "typing.Any",
     "collections.defaultdict",
+    *(f"numpy.{name}" for name in ("core.multiarray.scalar", "_core.multiarray.scalar", "dtype")),
 )
 
 
