@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from pipeline import InputError
 from pipeline.prior.adapter import SceneAdapter
-from pipeline.prior.posed import Beside, PosedLayers, SharedPositions, load_recammaster, posed, recammaster_key
+from pipeline.prior.posed import Beside, PosedLayers, Positions, posed
+from pipeline.prior.recammaster import load_recammaster, recammaster_file, recammaster_key
 from pipeline.prior.wan_layout import diffusers_key
 
 B, P, t, h, w, WIDTH, BLOCKS = 2, 6, 3, 4, 6, 24, 2
@@ -45,7 +46,10 @@ def given(seed: int = 2) -> tuple[torch.Tensor, Beside, dict[str, torch.Tensor]]
 
 
 def by_loop(transformer, layers, noisy, beside, timestep, text):
-    """The same, written out: the transformer block by block, part by part."""
+    """The same, written out: the transformer block by block, part by part.
+
+    Asymmetric layers: a time of its own for each token, and a mask that hides the noisy tokens from the others.
+    """
     parts = [noisy, beside.source] + ([] if beside.scene is None else [beside.scene])
     x = torch.cat(parts, 2)
     x_embedded = transformer.patch_embedding(x)
@@ -55,11 +59,17 @@ def by_loop(transformer, layers, noisy, beside, timestep, text):
         embedded = x_embedded.chunk(len(parts), 2)
         x_embedded = torch.cat([e + layers.part[i][None, :, None, None, None] for i, e in enumerate(embedded)], 2)
     x = x_embedded.flatten(2).transpose(1, 2)
-    temb, projected, text, _ = transformer.condition_embedder(timestep, text, None, timestep_seq_len=None)
-    projected = projected.unflatten(1, (6, -1))
     cells = (h // 2) * (w // 2)
+    times, mask = timestep[:, None].repeat(1, x.shape[1]), None
+    if layers.asymmetric:
+        times[:, t * cells :] = 0
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool)
+        mask[t * cells :, : t * cells] = False
+    embed = transformer.condition_embedder
+    temb, projected, text, _ = embed(times.flatten(), text, None, timestep_seq_len=x.shape[1])
+    projected = projected.unflatten(2, (6, -1))
     for index, block in enumerate(transformer.blocks):
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table + projected).chunk(6, 1)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (block.scale_shift_table[:, None] + projected).unbind(2)
         y = block.norm1(x) * (1 + scale) + shift
         target = layers.cam_encoder[index](beside.target_pose)
         source = target if beside.source_pose is None else layers.source_encoder[index](beside.source_pose)
@@ -68,21 +78,22 @@ def by_loop(transformer, layers, noisy, beside, timestep, text):
                 start = (part * t + frame) * cells
                 pose = (source if part else target)[:, frame]
                 y[:, start : start + cells] = y[:, start : start + cells] + pose[:, None]
-        x = x + gate * layers.projector[index](block.attn1(y, None, None, (cos, sin)))
+        x = x + gate * layers.projector[index](block.attn1(y, None, mask, (cos, sin)))
         x = x + block.attn2(block.norm2(x), text, None, None)
         x = x + ffn_gate * block.ffn(block.norm3(x) * (1 + ffn_scale) + ffn_shift)
-    shift, scale = (transformer.scale_shift_table + temb[:, None]).chunk(2, 1)
+    shift, scale = (transformer.scale_shift_table[:, None] + temb[:, :, None]).unbind(2)
     x = transformer.proj_out(transformer.norm_out(x) * (1 + scale) + shift)
     x = x.unflatten(1, (len(parts) * t, h // 2, w // 2)).unflatten(-1, (1, 2, 2, 4))
     return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(B, 4, len(parts) * t, h, w)[:, :, :t]
 
 
+@pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("left_out", [(), ("scene",), ("source_pose",), ("scene", "source_pose")])
-def test_hooks_on_a_stock_transformer_equal_the_loop(transformer, shared, left_out):
+def test_hooks_on_a_stock_transformer_equal_the_loop(transformer, shared, left_out, asymmetric):
     noisy, beside, others = given()
     beside = replace(beside, **dict.fromkeys(left_out))
-    layers = trained(shared=shared)
+    layers = trained(shared=shared, asymmetric=asymmetric)
     expected = by_loop(transformer, layers, noisy, beside, others["timestep"], others["text"])
     torch.testing.assert_close(posed(transformer, layers, noisy, beside, **others), expected, atol=1e-5, rtol=1e-5)
 
@@ -101,9 +112,28 @@ def test_new_layers_change_nothing_and_the_transformer_stays_as_it_was(transform
     assert torch.equal(plain(noisy), before) and transformer.rope is rope
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_context_that_does_not_look_back_is_computed_once(transformer, shared):
+    """All noise levels, and all that is noisy, get the same context; it is another one for another text."""
+    noisy, beside, others = given()
+    layers = trained(shared=shared, asymmetric=True)
+    passes = []
+    hook = transformer.patch_embedding.register_forward_hook(lambda _, x, __: passes.append(x[0].shape[2]))
+    posed(transformer, layers, noisy, beside, **others, name="a")
+    later = {"timestep": torch.full((B,), 100.0), "text": others["text"]}
+    found = posed(transformer, layers, -noisy, beside, **later, name="a")
+    assert passes == [2 * t, t, t]
+    other = others | {"text": others["text"] + 1}
+    posed(transformer, layers, noisy, beside, **other, name="b")
+    hook.remove()
+    assert passes == [2 * t, t, t, 2 * t, t] and set(beside.kept) == {"a", "b"}
+    torch.testing.assert_close(found, by_loop(transformer, layers, -noisy, beside, **later), atol=1e-5, rtol=1e-5)
+    assert all(block.attn1.processor.__class__.__name__ == "WanAttnProcessor" for block in transformer.blocks)
+
+
 def test_shared_positions_are_those_of_the_first_part(transformer):
     x = given()[0]
-    cos, _ = SharedPositions(transformer.rope, t, 3)(torch.cat([x] * 3, 2))
+    cos, _ = Positions(transformer.rope, t, range(3), shared=True)(torch.cat([x] * 3, 2))
     running, _ = transformer.rope(torch.cat([x] * 3, 2))
     first = transformer.rope(x)[0]
     assert cos.shape == running.shape and not torch.equal(cos, running)
@@ -119,9 +149,10 @@ def test_every_part_tells_the_noisy_one_something(transformer):
         assert not torch.allclose(posed(transformer, layers, noisy, changed, **others), whole, atol=1e-4), name
 
 
-def test_only_what_lavr_trains_gets_gradients(transformer):
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_only_what_lavr_trains_gets_gradients(transformer, asymmetric):
     noisy, beside, others = given()
-    layers = PosedLayers(WIDTH, BLOCKS)
+    layers = PosedLayers(WIDTH, BLOCKS, asymmetric=asymmetric)
     posed(transformer, layers, noisy, beside, **others).square().mean().backward()
     for name, weights in layers.named_parameters():
         assert weights.grad is not None and weights.grad.abs().sum() > 0, name
@@ -230,3 +261,9 @@ def test_a_file_of_recammaster_runs_as_it_is(tmp_path):
             load_recammaster(tmp_path / "wrong.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         load_recammaster(tmp_path / "none.safetensors")
+    assert recammaster_file(tmp_path) is None
+    (tmp_path / "wan2.1_recammaster_1.3B_bf16.safetensors").touch()
+    assert recammaster_file(tmp_path) == tmp_path / "wan2.1_recammaster_1.3B_bf16.safetensors"
+    (tmp_path / "recammaster.safetensors").touch()
+    with pytest.raises(InputError, match="several files"):
+        recammaster_file(tmp_path)

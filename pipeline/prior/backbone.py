@@ -29,7 +29,7 @@ from torch import Tensor
 from pipeline import InputError
 from pipeline.models import hub, memory, table
 from pipeline.prior.fast import FEW_STEPS, Passes, check_lora
-from pipeline.prior.posed import Beside, posed
+from pipeline.prior.posed import Beside, posed, remember
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
 from pipeline.prior.settings import LatentRgb, Settings
 from pipeline.prior.soft import Soft, load_soft
@@ -105,6 +105,7 @@ class Backbone:
         tokenizer: Any,
         image_encoder: Any = None,  # CLIPVisionModel
         image_processor: Any = None,
+        soft: Soft | None = None,  # None: of the settings' folder, if they name one
         device: torch.device | None = None,  # where tensors live, and parts while they are used; None: where the VAE is
     ) -> None:
         self.name, self.settings = name, settings
@@ -127,8 +128,12 @@ class Backbone:
         self.guidance_scale, self.shift, self.depth = settings.guidance_scale, settings.shift, settings.depth
         self.has_image_branch: bool = transformer.config["image_dim"] is not None
 
+        if soft is not None:
+            self.soft = soft
         wanted = 2 * self.latent_channels + self.temporal
-        if transformer.config["in_channels"] != wanted:
+        self.inpaints: bool = transformer.config["in_channels"] == wanted
+        alone = transformer.config["in_channels"] == self.latent_channels  # the noisy video, and what stands beside it
+        if not self.inpaints and not (alone and (soft is not None or settings.soft is not None)):
             raise InputError(
                 f"The model {name!r} takes {transformer.config['in_channels']} input channels; an image-to-video "
                 f"(inpainting) model with {self.latent_channels} latent channels takes {wanted}."
@@ -411,8 +416,11 @@ class Backbone:
 
         video: in [0, 1]. mask: 1 (or True) = known; one that is 1 on the first frame alone is image-to-video.
         latents: in place of the encoded video, for a model whose unknown pixels are filled, see `Settings`.
+        A text-to-video model, whose `inpaints` is False, has none of these channels: 0 t h w.
         """
-        self.latent_shape(len(video), *video.shape[-2:])
+        _, t, h, w = self.latent_shape(len(video), *video.shape[-2:])
+        if not self.inpaints:
+            return torch.zeros(0, t, h, w, device=self.device)
         known = mask.to(video.device) > 0.5  # pixels of a long clip stay where they are until they are encoded
         grouped = group_mask(known.float(), self.temporal, self.spatial).to(self.device)
         return torch.cat([grouped, self.encode(torch.where(known, video, 0.5)) if latents is None else latents])
@@ -434,13 +442,17 @@ class Backbone:
 
         transformer = self._use("transformer")
 
+        beside = None if conditions.beside is None else conditions.beside.to(self.dtype)
+
         def predict(text: Tensor, context: str) -> Tensor:
             self.passes.asked += 1
+            if beside is not None and self.soft is not None:
+                told: dict[str, Any] = {"text": text[None].to(self.dtype), "image": image, "name": context}
+                with transformer.cache_context(f"{context} beside"):
+                    self.passes.asked += remember(transformer, self.soft.layers, beside, **told)
+                with transformer.cache_context(context):
+                    return posed(transformer, self.soft.layers, packed, beside, timestep=timestep, **told)[0].float()
             with transformer.cache_context(context):
-                if conditions.beside is not None and self.soft is not None:
-                    beside = conditions.beside.to(self.dtype)
-                    told = {"timestep": timestep, "text": text[None].to(self.dtype), "image": image}
-                    return posed(transformer, self.soft.layers, packed, beside, **told)[0].float()
                 return transformer(
                     hidden_states=packed,
                     timestep=timestep,

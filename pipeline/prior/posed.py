@@ -2,27 +2,24 @@
 
 ReCamMaster (arXiv 2503.11647; facts from github.com/KwaiVGI/ReCamMaster): [noisy, source] one after the other in time,
 through the one patch embedding, and the target's camera in every block. LaVR (arXiv 2601.14674) adds a third part, the
-scene, and the camera of the source.
+scene, and the camera of the source. All parts stand at the noise level of the noisy one and see each other, as in
+ReCamMaster; or, as a switch of ours, the others are a context that stands at noise level 0, never sees the noisy part,
+and so is computed once for all steps.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from einops import repeat
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import InputError
-from pipeline.prior.wan_layout import diffusers_key, original_config
+from pipeline.prior.attention import Recording, Seeing, Seen
 
 POSE_NUMBERS = 12  # of a 3x4 camera-to-world matrix, row by row
 
@@ -34,24 +31,33 @@ class Beside:
     source: the latents of the source video, with the model's other channels. scene: those of the adapter, likewise;
     None for no scene. target_pose: camera-to-world of each latent frame of the target, 12 numbers, relative to the
     source's first camera. source_pose: that of the source; None to tell the other parts the target's pose, too, as
-    ReCamMaster does.
+    ReCamMaster does. kept: what has been computed of the context, by names of passes; see `posed`.
     """
 
     source: Float[Tensor, "B P t h w"]
     target_pose: Float[Tensor, "B t 12"]
     scene: Float[Tensor, "B P t h w"] | None = None
     source_pose: Float[Tensor, "B t 12"] | None = None
+    kept: MutableMapping[str, Sequence[Seen]] = field(default_factory=dict)
 
     def within(self, span: slice) -> Beside:
         """That of a window of latent frames."""
-        latents = lambda x: None if x is None else x[:, :, span]
-        poses = lambda x: None if x is None else x[:, span]
-        return Beside(self.source[:, :, span], self.target_pose[:, span], latents(self.scene), poses(self.source_pose))
+        scene = None if self.scene is None else self.scene[:, :, span]
+        pose = None if self.source_pose is None else self.source_pose[:, span]
+        cut = {"source": self.source[:, :, span], "target_pose": self.target_pose[:, span]}
+        return replace(self, **cut, scene=scene, source_pose=pose)
 
     def to(self, dtype: torch.dtype) -> Beside:
         """The same numbers in another precision."""
-        cast = lambda x: None if x is None else x.to(dtype)
-        return Beside(self.source.to(dtype), self.target_pose.to(dtype), cast(self.scene), cast(self.source_pose))
+        scene = None if self.scene is None else self.scene.to(dtype)
+        pose = None if self.source_pose is None else self.source_pose.to(dtype)
+        cast = {"source": self.source.to(dtype), "target_pose": self.target_pose.to(dtype)}
+        return replace(self, **cast, scene=scene, source_pose=pose)
+
+    @property
+    def others(self) -> list[Tensor]:
+        """The parts behind the noisy one, in their order."""
+        return [self.source] if self.scene is None else [self.source, self.scene]
 
     @property
     def parts(self) -> int:
@@ -69,11 +75,15 @@ class PosedLayers(nn.Module):
     width, blocks: of the transformer. source: whether there are layers for the source's pose. shared: whether the
     parts share their positions in time, and a learned embedding tells them apart (zero at first), as ReDirector
     (arXiv 2511.19827) argues; else positions run on, as in ReCamMaster. LaVR does not print which (inferred).
+    asymmetric: whether the other parts are a context that does not look at the noisy one, and stands at noise level 0
+    (ours); else all see each other, as in both papers.
     """
 
-    def __init__(self, width: int, blocks: int, *, source: bool = True, shared: bool = True):
+    def __init__(
+        self, width: int, blocks: int, *, source: bool = True, shared: bool = True, asymmetric: bool = False
+    ):
         super().__init__()
-        self.shared = shared
+        self.shared, self.asymmetric = shared, asymmetric
         poses = lambda: nn.ModuleList([_zero(nn.Linear(POSE_NUMBERS, width)) for _ in range(blocks)])
         self.cam_encoder = poses()
         self.source_encoder = poses() if source else None
@@ -102,41 +112,89 @@ def posed(
     timestep: Tensor,
     text: Float[Tensor, "B L D"],
     image: Float[Tensor, "B N D"] | None = None,
+    name: str = "",
 ) -> Float[Tensor, "B C t h w"]:
     """The transformer's answer for the noisy part.
 
-    noisy: with the model's other channels. timestep: of the transformer, one for all parts. text, image: as the
-    transformer reads them. The transformer is as it was, afterwards. Raises ValueError if the parts do not fit, or the
-    layers have none for a pose that is given.
+    noisy: with the model's other channels. timestep: of the transformer, for the noisy part; with symmetric layers all
+    parts stand there. text, image: as the transformer reads them. name: of this text and this window among those of a
+    render. With asymmetric layers the context's keys and values are kept under it in `beside.kept`, and taken from
+    there: two tensors "B n heads c" in each block, 5 GB for Wan 1.3B at 480x832x33 with a scene, once for each prompt.
+    The transformer is as it was, afterwards. Raises ValueError if the parts do not fit, or the layers have none for a
+    pose that is given.
     """
-    parts = [noisy, beside.source, *([] if beside.scene is None else [beside.scene])]
-    if any(part.shape != noisy.shape for part in parts):
-        raise ValueError(f"parts of different shapes: {[tuple(part.shape) for part in parts]}")
+    if beside.source.shape != noisy.shape or (beside.scene is not None and beside.scene.shape != noisy.shape):
+        shapes = [tuple(part.shape) for part in (noisy, *beside.others)]
+        raise ValueError(f"parts of different shapes: {shapes}")
     if beside.source_pose is not None and layers.source_encoder is None:
         raise ValueError("the layers have none for the source's pose")
-    with hooked(transformer, layers, beside):
-        whole = transformer(
-            hidden_states=torch.cat(parts, 2),
-            timestep=timestep,
-            encoder_hidden_states=text,
-            encoder_hidden_states_image=image,
-            return_dict=False,
-        )[0]
-    return whole[:, :, : noisy.shape[2]]
+    if not layers.asymmetric:
+        with hooked(transformer, layers, beside):
+            return _answer(transformer, [noisy, *beside.others], timestep, text, image)[:, :, : noisy.shape[2]]
+    remember(transformer, layers, beside, text=text, image=image, name=name)
+    kernels = _kernels(transformer)
+    seeing = [Seeing(seen, kernel) for seen, kernel in zip(beside.kept[name], kernels, strict=True)]
+    with hooked(transformer, layers, beside, slice(0, 1)), attending(transformer, seeing):
+        return _answer(transformer, [noisy], timestep, text, image)
+
+
+def remember(
+    transformer: Any, layers: PosedLayers, beside: Beside, *, text: Tensor, image: Tensor | None, name: str
+) -> bool:
+    """Compute the context of asymmetric layers, unless it is kept under that name; whether it was computed.
+
+    Arguments as of `posed`, which does it where nobody has. Symmetric layers have no context.
+    """
+    if not layers.asymmetric or name in beside.kept:
+        return False
+    recording = [Recording(kernel) for kernel in _kernels(transformer)]
+    with hooked(transformer, layers, beside, slice(1, None)), attending(transformer, recording):
+        _answer(transformer, beside.others, torch.zeros(len(text), device=text.device), text, image)
+    beside.kept[name] = [one.seen for one in recording if one.seen is not None]
+    return True
+
+
+def _answer(transformer: Any, parts: Sequence[Tensor], time: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
+    return transformer(
+        hidden_states=torch.cat(list(parts), 2),
+        timestep=time,
+        encoder_hidden_states=text,
+        encoder_hidden_states_image=image,
+        return_dict=False,
+    )[0]
+
+
+def _kernels(transformer: Any) -> list[Any]:
+    return [getattr(block.attn1.processor, "_attention_backend", None) for block in transformer.blocks]
 
 
 @contextmanager
-def hooked(transformer: Any, layers: PosedLayers, beside: Beside) -> Iterator[None]:
+def attending(transformer: Any, processors: Sequence[Recording | Seeing]) -> Iterator[None]:
+    """Inside, the blocks attend to themselves by these."""
+    own = [block.attn1.processor for block in transformer.blocks]
+    try:
+        for block, processor in zip(transformer.blocks, processors, strict=True):
+            block.attn1.processor = processor
+        yield
+    finally:
+        for block, processor in zip(transformer.blocks, own, strict=True):
+            block.attn1.processor = processor
+
+
+@contextmanager
+def hooked(transformer: Any, layers: PosedLayers, beside: Beside, seen: slice = slice(None)) -> Iterator[None]:
     """Inside, the transformer takes the parts one after the other in time, with the poses of `beside`.
 
-    A training with gradient checkpointing has to stay inside until its backward pass is done, which computes again.
-    Blocks must not be compiled: what is compiled once does not notice other hooks.
+    seen: which of the parts it is given, as if all were there. A training with gradient checkpointing has to stay
+    inside until its backward pass is done, which computes again. Blocks must not be compiled: what is compiled once
+    does not notice other hooks.
     """
-    frames = beside.source.shape[2]
+    frames, parts = beside.source.shape[2], range(beside.parts)[seen]
+    span = slice(parts.start * frames, parts.stop * frames)
     blocks = list(transformer.blocks)
     if len(blocks) != len(layers.projector):
         raise ValueError(f"layers for {len(layers.projector)} blocks, and {len(blocks)} blocks")
-    added = [pose_tokens(layers, index, beside) for index in range(len(blocks))]
+    added = [pose_tokens(layers, index, beside)[:, span] for index in range(len(blocks))]
 
     def add_pose(index: int):
         def hook(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -152,7 +210,8 @@ def hooked(transformer: Any, layers: PosedLayers, beside: Beside) -> Iterator[No
 
     def tell_parts(_: nn.Module, __: object, x: Tensor) -> Tensor:
         assert layers.part is not None
-        return x + repeat(layers.part[: beside.parts], "p d -> 1 d (p f) 1 1", f=x.shape[2] // beside.parts).to(x)
+        told = layers.part[parts.start : parts.stop]
+        return x + repeat(told, "p d -> 1 d (p f) 1 1", f=x.shape[2] // len(parts)).to(x)
 
     hooks = []
     own = transformer.rope
@@ -162,7 +221,7 @@ def hooked(transformer: Any, layers: PosedLayers, beside: Beside) -> Iterator[No
             hooks.append(block.attn1.register_forward_hook(project(index)))
         if layers.shared:
             hooks.append(transformer.patch_embedding.register_forward_hook(tell_parts))
-            transformer.rope = SharedPositions(own, frames, beside.parts)
+        transformer.rope = Positions(own, frames, parts, shared=layers.shared)
         yield
     finally:
         transformer.rope = own
@@ -179,66 +238,21 @@ def pose_tokens(layers: PosedLayers, index: int, beside: Beside) -> Float[Tensor
     return torch.cat([target, *[other] * (beside.parts - 1)], 1)
 
 
-class SharedPositions(nn.Module):
-    """In place of the rotary embedding of a transformer: every part stands at the positions of the first."""
+class Positions(nn.Module):
+    """In place of the rotary embedding of a transformer, for some of the parts of `frames` latent frames each.
 
-    def __init__(self, rope: nn.Module, frames: int, parts: int):
+    shared: every part stands at the positions of the first; else they run on from part to part.
+    """
+
+    def __init__(self, rope: nn.Module, frames: int, parts: range, *, shared: bool):
         super().__init__()
-        self.rope, self.frames, self.parts = rope, frames, parts
+        self.rope, self.frames, self.parts, self.shared = rope, frames, parts, shared
 
     def forward(self, x: Float[Tensor, "B P parts*t h w"]) -> tuple[Tensor, ...]:
-        return tuple(repeat(one, "1 n h c -> 1 (p n) h c", p=self.parts) for one in self.rope(x[:, :, : self.frames]))
-
-
-# --- the published weights of ReCamMaster -----------------------------------------------------------------------------
-
-
-def recammaster_key(key: str) -> tuple[str, str] | None:
-    """Where a tensor of ReCamMaster belongs: ("layers", name in `PosedLayers`), or ("transformer", name of diffusers).
-
-    None for a tensor of another model.
-    """
-    if found := re.fullmatch(r"blocks\.(\d+)\.(cam_encoder|projector)\.(weight|bias)", key):
-        return "layers", f"{found[2]}.{found[1]}.{found[3]}"
-    name = diffusers_key(key)
-    return None if name is None else ("transformer", name)
-
-
-def load_recammaster(file: str | Path, dtype: torch.dtype = torch.bfloat16) -> tuple[Any, PosedLayers]:
-    """The transformer and the layers of ReCamMaster on the CPU, from its safetensors in Wan's own names.
-
-    dtype: of the weights, but for those that diffusers keeps in float32. None may be missing or left over. The layers
-    have none for the source's pose, and positions run on. Raises `InputError`.
-    """
-    from accelerate import init_empty_weights
-    from diffusers import WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"The weights {str(file)!r} cannot be read ({error}); fetch them again.") from error
-    own = {key: value for key, value in tensors.items() if (recammaster_key(key) or ("",))[0] != "layers"}
-    shapes = {key: list(value.shape) for key, value in own.items()}
-    config = original_config(str(file), shapes, text_to_video=True)
-    with init_empty_weights():
-        transformer: Any = WanTransformer3DModel(**config)
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        layers = PosedLayers(width, config["num_layers"], source=False, shared=False)
-    kept = set(transformer._keep_in_fp32_modules or ())
-    weights: Mapping[str, dict[str, Tensor]] = {"layers": {}, "transformer": {}}
-    for key, value in tensors.items():
-        place = recammaster_key(key)
-        assert place is not None  # `original_config` has refused all others
-        exact = place[0] == "transformer" and kept.intersection(place[1].split("."))
-        weights[place[0]][place[1]] = value.to(torch.float32 if exact else dtype)
-    for name, module in (("transformer", transformer), ("layers", layers)):
-        wanted = {key: value.shape for key, value in module.state_dict().items()}
-        given = weights[name]
-        wrong = sorted(key for key in {*wanted, *given} if key not in given or wanted.get(key) != given[key].shape)
-        if wrong:
-            raise InputError(
-                f"The weights {str(file)!r} are not those of ReCamMaster: {len(wrong)} tensors of its {name} are "
-                f"missing or of another shape, such as {', '.join(wrong[:3])}."
-            )
-        module.load_state_dict(given, strict=True, assign=True)
-    return transformer.eval().requires_grad_(False), layers.eval().requires_grad_(False)
+        if self.shared:
+            alone = self.rope(x[:, :, : self.frames])
+            return tuple(repeat(one, "1 n h c -> 1 (p n) h c", p=len(self.parts)) for one in alone)
+        *shape, _, height, width = x.shape
+        whole = self.rope(x.new_empty(()).expand(*shape, self.frames * self.parts.stop, height, width))
+        each = whole[0].shape[1] // self.parts.stop  # tokens of a part
+        return tuple(one[:, each * self.parts.start :] for one in whole)
