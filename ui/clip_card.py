@@ -211,8 +211,10 @@ def connect(
     accepted = controls["accepted"]
     for terms in (card.terms, *more):
         told = [terms.words, terms.box, terms.column]
-        terms.choice.change(show_terms, [terms.choice, accepted], told, **QUIET)
-        ticked = terms.box.input(accept, [terms.box, terms.choice, accepted], accepted, **QUIET)
+        show = lambda choice, names, of=terms.model_of: show_terms(of(choice), names)
+        tick = lambda ticked, choice, names, of=terms.model_of: accept(ticked, of(choice), names)
+        terms.choice.change(show, [terms.choice, accepted], told, **QUIET)
+        ticked = terms.box.input(tick, [terms.box, terms.choice, accepted], accepted, **QUIET)
         if terms is card.terms:
             then(ticked.then(handlers.show_if_new, known, outputs, **QUIET))
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from pipeline.depth.files import KINDS
 from pipeline.media.cache import content_key
 from pipeline.method.guidance import CONDITIONS
 from pipeline.method.latent_mask import LATENT_MASKS, PHI
+from pipeline.method.lavr import scene_model_of
+from pipeline.method.methods import METHODS, WORDS
 from pipeline.method.solvers import SCHEDULES, SOLVERS
 from pipeline.models import table
 from pipeline.models.memory import CHOICES as MEMORY
@@ -51,6 +54,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "seam": ("Soft seam (percent)", float),
 }
 CHOICES: dict[str, dict[str, str]] = {
+    "method": {"inversecrafter": "InverseCrafter", "lavr": "LaVR", "recammaster": "ReCamMaster", "both": "Both"},
     "latent_mask": {name: kind.label for name, kind in LATENT_MASKS.items()},
     "solver": {name: solver.label for name, solver in SOLVERS.items()},
     "schedule": {"constant": "The same throughout", "falling": "More at high noise", "rising": "More at low noise"},
@@ -199,7 +203,7 @@ def amount_slider(camera: str, amount: float | None = None) -> dict[str, Any]:
     }
 
 
-def advanced_settings() -> tuple[dict[str, Any], list[Terms]]:
+def advanced_settings(backbone: str = "nano") -> tuple[dict[str, Any], list[Terms]]:
     """The settings most people leave alone, by their names in a RenderRequest; and the terms of models among them."""
     controls: dict[str, Any] = {}
 
@@ -220,6 +224,9 @@ def advanced_settings() -> tuple[dict[str, Any], list[Terms]]:
         value = DEFAULTS[name] or ""
         controls[name] = gr.Dropdown(options, value=value, label=label, min_width=160, elem_id=f"set-{name}")
 
+    choice("method", "Method", METHODS)
+    gr.HTML("".join(f'<p class="rc-caption">{escape(words)}</p>' for words in WORDS.values()), elem_id="method-words")
+    terms = [ask_terms(controls["method"], "method", lambda method: scene_model_of(method or "", backbone))]
     numbers("steps", "guidance_scale", "strength", "seed")
     controls["negative_prompt"] = gr.Textbox(label="Negative prompt", lines=1, max_lines=3, max_length=2000)
     with gr.Row(elem_classes="rc-fields"):
@@ -235,7 +242,7 @@ def advanced_settings() -> tuple[dict[str, Any], list[Terms]]:
     with gr.Row(elem_classes="rc-fields"):
         choice("fast", "Fast mode", FAST)
         choice("memory", "GPU memory", MEMORY)
-    terms = [ask_terms(controls["fast"], "fast")]
+    terms.append(ask_terms(controls["fast"], "fast"))
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
     own = [

@@ -66,7 +66,7 @@ def render_card(page: Page) -> RenderCard:
                     suggest = gr.Button("Suggest", scale=0, min_width=96, elem_id="suggest")
                 prompt_status = gr.HTML("", elem_id="prompt-status", elem_classes="rc-optional")
                 with gr.Accordion("Advanced settings", open=False, elem_classes="rc-advanced", elem_id="advanced"):
-                    advanced, terms = advanced_settings()
+                    advanced, terms = advanced_settings(page.backbone)
                     controls |= advanced
                 with gr.Row(elem_classes=["rc-buttons", "rc-actions"]):
                     start = gr.Button("Render", variant="primary", elem_id="render", scale=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -14,21 +15,26 @@ from pipeline.prior.fast import FEW_STEPS
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """The terms of what is chosen in a dropdown, and the box that accepts them; put away where there are none."""
+    """The terms of what is chosen in a dropdown, and the box that accepts them; put away where there are none.
+
+    model_of: the model that a choice means, "" for none.
+    """
 
     choice: gr.Dropdown
     column: gr.Column
     words: gr.HTML
     box: gr.Checkbox
+    model_of: Callable[[Any], str]
 
 
-def ask_terms(choice: gr.Dropdown, elem_id: str) -> Terms:
-    """The place for the terms of what is chosen in a dropdown, below it."""
-    model = chosen_model(choice.value)
+def ask_terms(choice: gr.Dropdown, elem_id: str, model_of: Callable[[Any], str] | None = None) -> Terms:
+    """The place for the terms of what is chosen in a dropdown, below it. model_of: None for `chosen_model`."""
+    model_of = model_of or chosen_model
+    model = model_of(choice.value)
     with gr.Column(elem_classes=terms_classes(model), elem_id=f"{elem_id}-terms") as column:
         words = gr.HTML(terms_html(model))
         box = gr.Checkbox(label="I accept these terms", elem_id=f"{elem_id}-accept")
-    return Terms(choice, column, words, box)
+    return Terms(choice, column, words, box, model_of)
 
 
 def chosen_model(choice: Any) -> str:
@@ -42,6 +48,8 @@ def terms_html(model: str | None) -> str:
     if spec is None or not spec.terms:
         return ""
     size = f"About {table.size(spec.download_bytes)} are fetched once, and nothing before you have ticked the box."
+    if spec.by_hand:
+        size = "It is on this server already, and is not used before you have ticked the box."
     return f'<p class="rc-caption">{escape(spec.terms)} ({escape(spec.licence)}.) {size}</p>'
 
 
@@ -49,13 +57,11 @@ def terms_classes(model: str | None) -> list[str]:
     return ["rc-terms"] if terms_html(model) else ["rc-terms", "rc-away"]
 
 
-def show_terms(choice: Any, names: tuple[str, ...]) -> tuple[str, gr.Checkbox, gr.Column]:
+def show_terms(model: str, names: tuple[str, ...]) -> tuple[str, gr.Checkbox, gr.Column]:
     """The terms of the chosen model, if it has any. names: of models whose terms are accepted."""
-    model = chosen_model(choice)
     return terms_html(model), gr.Checkbox(value=model in names), gr.Column(elem_classes=terms_classes(model))
 
 
-def accept(ticked: bool, choice: Any, names: tuple[str, ...]) -> tuple[str, ...]:
+def accept(ticked: bool, model: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of all models whose terms this visitor has accepted."""
-    model = chosen_model(choice)
     return tuple(name for name in names if name != model) + ((model,) if ticked else ())

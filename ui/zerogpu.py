@@ -22,6 +22,7 @@ from pipeline import InputError, result_of
 from pipeline.known.known import Known
 from pipeline.media.video import size_of
 from pipeline.method.guidance import Guidance, guidance_scale_of, steps_of
+from pipeline.method.lavr import parts_of
 from pipeline.models import cost
 from pipeline.render.events import FailedEvent, stage
 from pipeline.render.loaded import get_backbone
@@ -123,7 +124,8 @@ def fill_seconds(backbone: str, known: Known, guidance: Guidance) -> int:
     model = get_backbone(backbone)
     frames, size = model.padded(len(known.clip)), size_of(known.clip)
     transformer, vae = (dict(part.config) for part in (model.transformer, model.vae))
-    work = cost.count(transformer, vae, model.settings.text_tokens, frames, size)
+    parts = parts_of(model, guidance)
+    work = cost.count(transformer, vae, model.settings.text_tokens, frames, size, parts)
     scale = guidance_scale_of(guidance, model, replaces=known.place is not None)
     seconds = cost.seconds_of(work, PACE, steps=steps_of(guidance, model), passes=1 if scale == 1 else 2)
     return round(START_SECONDS + seconds)

@@ -114,12 +114,13 @@ def _first_frame(added: argparse.ArgumentParser) -> None:
 
 def _sampling(added: argparse.ArgumentParser, prompt: str) -> None:
     from pipeline.method.latent_mask import LATENT_MASKS, PHI
-    from pipeline.method.methods import METHODS
+    from pipeline.method.methods import WORDS
     from pipeline.method.solvers import SCHEDULES, SOLVERS
     from pipeline.models.memory import MODES
 
     add = added.add_argument
-    add("--method", help=f"how the sampler is told what is known: {', '.join(METHODS)} (default inversecrafter)")
+    says = " ".join(f"{name}: {words}" for name, words in WORDS.items())
+    add("--method", help=f"how the sampler is told what is known. {says} (default inversecrafter)")
     add("--prompt", help=prompt)
     add("--negative-prompt", help="what it must not show")
     add("--seed", type=int, help="of the noise (default 0); the same seed gives the same result")

@@ -232,7 +232,7 @@ def real(
     steps: of a render, with classifier-free guidance; `timed` of them are, and the rest is extrapolated. modes: whose
     memory is measured, at the middle one of `frames`. shrink: see `random_backbone`. Raises `InputError`.
     """
-    known = [spec.name for spec in of_role("backbone") if spec.configs]
+    known = [spec.name for spec in of_role("backbone") if "image_encoder" in spec.configs]
     if name not in known:
         raise InputError(f"The benchmark knows no configuration of {name!r}; it knows {', '.join(known)}.")
     if wrong := [mode for mode in modes if mode not in memory.MODES]:

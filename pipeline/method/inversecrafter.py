@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from pipeline import InputError
 from pipeline.known.known import Known
 from pipeline.method.guidance import Guidance, steps_of, strength_of
 from pipeline.method.problem import Problem, prepare, windows_of
@@ -19,7 +20,13 @@ JUMP = 10 / 250  # of the noise levels, that RePaint goes back at a time (its au
 
 
 def inversecrafter(backbone: Backbone, known: Known, guidance: Guidance) -> Told:
-    """A row of `methods.METHODS`: `prepare`, then `tell`. Raises `InputError` as they do."""
+    """A row of `methods.METHODS`: `prepare`, then `tell`. Raises `InputError` as they do, and for a backbone that has
+    no inpainting channels."""
+    if not backbone.inpaints:
+        raise InputError(
+            f"The model {backbone.name!r} has no inpainting channels, which the method inversecrafter needs: choose "
+            "the method recammaster or both, or another backbone."
+        )
     return tell(backbone, prepare(backbone, known, guidance), guidance)
 
 

@@ -54,9 +54,17 @@ def work_of(ref: str, frames: int, size: tuple[int, int]) -> Work | None:
 
 
 def count(
-    transformer: dict[str, Any], vae: dict[str, Any], text_tokens: int, frames: int, size: tuple[int, int]
+    transformer: dict[str, Any],
+    vae: dict[str, Any],
+    text_tokens: int,
+    frames: int,
+    size: tuple[int, int],
+    parts: int = 1,
 ) -> Work:
-    """As `work_of`, from the configurations of a WanTransformer3DModel and an AutoencoderKLWan."""
+    """As `work_of`, from the configurations of a WanTransformer3DModel and an AutoencoderKLWan.
+
+    parts: videos that the transformer is shown one behind the other.
+    """
     groups, area = (frames - 1) // 4, size[0] * size[1]
     cells = (groups + 1) * area // vae.get("scale_factor_spatial", 8) ** 2
     # linear in the groups of four frames, and in the area but for the attention in the VAE's middle, which is little
@@ -64,7 +72,7 @@ def count(
     (encode, decode), (more_encode, more_decode) = (_count_vae(config, 4 * n + 1) for n in (1, 2))
     return Work(
         encode=area * (encode + (groups - 1) * (more_encode - encode)),
-        velocity=transformer_flops(transformer, cells, text_tokens),
+        velocity=transformer_flops(transformer, parts * cells, text_tokens),
         decode=area * (decode + (groups - 1) * (more_decode - decode)),
     )
 

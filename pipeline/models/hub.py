@@ -123,7 +123,7 @@ def at_hand(ref: str) -> Path | None:
     if spec.folder is not None:
         return ROOT / spec.folder
     folders = [cached(part) for part in spec.parts]
-    return folders[0] if all(folders) else None
+    return folders[0] if folders and all(folders) else None
 
 
 def locate(ref: str) -> Path:
@@ -146,6 +146,8 @@ def download(spec: ModelSpec, accepted: Collection[str] = ()) -> tuple[Path, ...
     if spec.folder is not None:
         return (Path(resolve(spec.name)),)
     check_accepted(spec.name, accepted)
+    if spec.by_hand:
+        raise InputError(f"No hub has the model {spec.name!r}; its file is got by hand: {spec.by_hand}")
     missing = [part for part in spec.parts if cached(part) is None]
     needed = sum(part.download_bytes for part in missing)
     if missing:
@@ -206,6 +208,8 @@ def loading(ref: str) -> str:
 
 def command_for(spec: ModelSpec) -> str:
     """The command that gets a model of the table."""
+    if spec.by_hand:
+        return spec.by_hand
     return f"python -m pipeline models --download {spec.name}" + (f" --accept {spec.name}" if spec.terms else "")
 
 
@@ -273,13 +277,18 @@ def table() -> str:
     rows = []
     for spec in SPECS:
         here = "comes with the program" if spec.local else "yes" if at_hand(spec.name) else "no"
-        rows.append((spec.name, spec.role, spec.licence, size(spec.download_bytes) if spec.parts else "none", here))
+        if spec.by_hand:
+            here = "by hand"
+        rows.append((spec.name, spec.role, spec.licence, size(spec.download_bytes) if not spec.local else "none", here))
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
     ]
     lines += ["", "What they are:", *(f"  {spec.name}: {spec.note}" for spec in SPECS)]
     lines += ["", "What is forbidden:", *(f"  {spec.name}: {spec.terms}" for spec in SPECS if spec.terms)]
+    unknown = [spec.name for spec in SPECS if spec.licence.startswith("not checked")]
+    lines += [f"  {name}: nobody has checked; see its page before any use but research." for name in unknown]
     lines += ["  The others may be used for anything that the law allows."]
+    lines += ["", "Got by hand:", *(f"  {spec.name}: {spec.by_hand}" for spec in SPECS if spec.by_hand)]
     lines += ["", "Models may share parts, which are downloaded once. " + default_backbone()[1]]
     return "\n".join(lines)

@@ -66,7 +66,7 @@ class ModelSize:
     transformer. text_tokens: length of what it attends to beside the video. patch: frames and pixels of one token,
     t, h, w. vae_width: channels of the VAE at full size; vae_patch: side in pixels of what it takes as one. latents:
     bytes a token of all that a render keeps in the latent space. window: frames that the transformer sees at once,
-    None for all of a clip.
+    None for all of a clip. parts: videos that the transformer is shown one behind the other.
     """
 
     transformer: int
@@ -85,6 +85,7 @@ class ModelSize:
     vae_patch: int
     latents: int
     window: int | None = None
+    parts: int = 1
 
 
 def model_size(
@@ -132,11 +133,11 @@ def _tokens(size: ModelSize, frames: int, height: int, width: int) -> int:
 def sampling_bytes(size: ModelSize, frames: int, height: int, width: int, *, cache: bool = False) -> int:
     """Activations of one pass through the transformer, over one window of a long clip. cache: those that a first-block
     cache keeps, too, of all windows."""
-    tokens = _tokens(size, min(frames, size.window or frames), height, width) + size.text_tokens
+    tokens = size.parts * _tokens(size, min(frames, size.window or frames), height, width) + size.text_tokens
     # the larger of a block's two halves: attention with its queries turned in float32, or the feed-forward layer
     each = max(23 * size.width, 9 * size.width + 4 * size.ffn) + 1024
     # the windows of a long clip overlap by a quarter or more, and are all remembered
-    all_windows = tokens if frames <= (size.window or frames) else 2 * _tokens(size, frames, height, width)
+    all_windows = tokens if frames <= (size.window or frames) else 2 * size.parts * _tokens(size, frames, height, width)
     kept = 2 * 3 * BYTES * size.width if cache else 0
     return tokens * each + all_windows * kept
 

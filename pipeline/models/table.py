@@ -15,7 +15,7 @@ from typing import Any
 from pipeline import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-ROLES = ("backbone", "fast mode", "depth", "masks", "first frame", "captions", "previews", "metric")
+ROLES = ("backbone", "scene encoder", "fast mode", "depth", "masks", "first frame", "captions", "previews", "metric")
 ORIGINAL_FILES = "diffusion_pytorch_model*.safetensors"  # Wan's own layout has its transformer beside the README
 
 
@@ -42,7 +42,8 @@ class ModelSpec:
     classes: of diffusers, transformers or our own that read it. terms: what the licence forbids, in plain words, where
     the user has to accept it before the first use (see `check_accepted`); empty for licences that forbid nothing here.
     title: what it is called in sentences, where that is not its name. configs: of a backbone on the hub, what its
-    components' published configurations have other than their classes' defaults.
+    components' published configurations have other than their classes' defaults. by_hand: of a model that no hub has,
+    the page where its file is got by hand and the command that then converts it; by_hand_bytes: what that file weighs.
     """
 
     name: str
@@ -55,6 +56,8 @@ class ModelSpec:
     terms: str = ""
     title: str = ""
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    by_hand: str = ""
+    by_hand_bytes: int = 0
 
     @property
     def local(self) -> bool:
@@ -63,13 +66,13 @@ class ModelSpec:
 
     @property
     def ref(self) -> str:
-        """The folder, or the hub id of the first part."""
-        return self.folder if self.folder is not None else self.parts[0].repo
+        """The folder, or the hub id of the first part; of a model that no hub has, its name."""
+        return self.folder if self.folder is not None else self.parts[0].repo if self.parts else self.name
 
     @property
     def download_bytes(self) -> int:
         """What has to be fetched before the first use, about; 0 for what comes with the program."""
-        return sum(part.download_bytes for part in self.parts)
+        return sum(part.download_bytes for part in self.parts) + self.by_hand_bytes
 
 
 _WAN_CLASSES = ("AutoencoderKLWan", "WanTransformer3DModel", "UMT5EncoderModel", "CLIPVisionModel")
@@ -97,6 +100,14 @@ _WAN_OTHERS = Part(
     ("vae", "image_encoder", "image_processor", "tokenizer", "scheduler"),
 )
 WAN_ENCODERS = (_WAN_TEXT, _WAN_OTHERS)
+# The same for text-to-video models, which see no image.
+_WAN_PLAIN = Part(
+    _WAN_OTHERS.repo,
+    ("vae/*.json", "vae/*.safetensors", "tokenizer/*", "scheduler/*.json"),
+    529_000_000,
+    _WAN_OTHERS.revision,
+    ("vae", "tokenizer", "scheduler"),
+)
 
 
 def _wan_configs(heads: int, layers: int, ffn_dim: int) -> dict[str, dict[str, Any]]:
@@ -118,6 +129,9 @@ def _wan_configs(heads: int, layers: int, ffn_dim: int) -> dict[str, dict[str, A
 
 
 _WAN_SMALL, _WAN_LARGE = _wan_configs(12, 30, 8960), _wan_configs(40, 40, 13824)
+_WAN_TEXT_ONLY = {name: config for name, config in _WAN_SMALL.items() if name != "image_encoder"} | {
+    "transformer": _WAN_SMALL["transformer"] | {"in_channels": 16, "image_dim": None, "added_kv_proj_dim": None}
+}
 
 SPECS = (
     ModelSpec(
@@ -181,6 +195,36 @@ SPECS = (
             ),
             *WAN_ENCODERS,
         ),
+    ),
+    ModelSpec(
+        name="recammaster-1.3b",
+        role="backbone",
+        classes=_WAN_CLASSES[:3],
+        licence="not checked (Wan 2.1: Apache-2.0; ReCamMaster's code: MIT)",
+        note="ReCamMaster: soft conditioning by the clip and the camera path, 480x832, 81 frames. Method recammaster.",
+        configs=_WAN_TEXT_ONLY,
+        parts=(
+            Part(
+                "DeepBeepMeep/Wan2.1",
+                ("wan2.1_recammaster_1.3B_bf16.safetensors",),
+                2_980_000_000,  # 1,490 million parameters in 16 bits
+                None,
+                ("transformer",),
+            ),
+            _WAN_TEXT,
+            _WAN_PLAIN,
+        ),
+    ),
+    ModelSpec(
+        name="cut3r",
+        role="scene encoder",
+        classes=("our own",),
+        licence="CC BY-NC-SA 4.0",
+        note="CUT3R, the 4D reconstruction model whose states are LaVR's soft condition; cut3r_512_dpt_4_64.pth.",
+        title="CUT3R",
+        terms="It may not be used commercially; what is made of it has to name its authors and to be shared alike.",
+        by_hand="github.com/CUT3R/CUT3R, then python -m pipeline.scene.weights FILE --output FOLDER --accept cut3r",
+        by_hand_bytes=3_173_000_000,
     ),
     ModelSpec(
         name="causvid-lora",

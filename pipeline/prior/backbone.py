@@ -160,10 +160,15 @@ class Backbone:
         names = ("vae", "transformer", "text_encoder", "image_encoder")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def plan(self, frames: int, height: int, width: int, *, wanted: str = "auto", fast: str = "off") -> memory.Plan:
-        """How a clip would be rendered in the memory that is there now, see `memory.choose`. Raises `InputError`."""
-        free, frames = memory.free_memory(self.device), self.padded(frames)
-        return memory.choose(self.size, frames, height, width, free=free, wanted=wanted, cache=fast == "cache")
+    def plan(
+        self, frames: int, height: int, width: int, *, wanted: str = "auto", fast: str = "off", parts: int = 1
+    ) -> memory.Plan:
+        """How a clip would be rendered in the memory that is there now, see `memory.choose`. Raises `InputError`.
+
+        parts: videos that the transformer is shown one behind the other, the noisy one among them.
+        """
+        free, frames, size = memory.free_memory(self.device), self.padded(frames), replace(self.size, parts=parts)
+        return memory.choose(size, frames, height, width, free=free, wanted=wanted, cache=fast == "cache")
 
     def place(self, mode: memory.Mode) -> None:
         """Bring the parts, loaded on the CPU, to where the mode wants them. Once."""

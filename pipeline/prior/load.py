@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from safetensors import SafetensorError
 from pipeline import InputError
 from pipeline.models import hub, memory, table
 from pipeline.prior.backbone import Backbone
+from pipeline.prior.recammaster import SHIFT, load_recammaster, recammaster_file
 from pipeline.prior.settings import read_json, read_settings
+from pipeline.prior.soft import Soft
 from pipeline.prior.wan_layout import GIVE, load_original, original_files
 from pipeline.stop import check
 
@@ -80,18 +83,24 @@ def load_backbone(
         return model.eval().requires_grad_(False)
 
     # First the one that may turn out to be of another kind: an error should not come after the text encoder's minutes.
-    transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
+    settings, soft = read_settings(root, folders.get("scheduler")), None
+    if "transformer" in folders and (file := recammaster_file(folders["transformer"])):
+        transformer, layers = load_recammaster(file, dtype)
+        soft, settings = Soft(layers.to(device), metres=True), replace(settings, shift=SHIFT)
+    else:
+        transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
     has_image_encoder = "image_encoder" in folders and transformer.config["image_dim"] is not None
     image_encoder = load(CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
     backbone = Backbone(
         ref,
-        read_settings(root, folders.get("scheduler")),
+        settings,
         vae=load(AutoencoderKLWan, "vae", torch_dtype=torch.float32),
         transformer=transformer,
         text_encoder=load(UMT5EncoderModel, "text_encoder", dtype=text_dtype),
         tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"]),
         image_encoder=image_encoder,
         image_processor=_load_image_processor(folders["image_processor"]) if has_image_encoder else None,
+        soft=soft,
         device=device,
     )
     backbone.place(mode(backbone) if callable(mode) else mode)
@@ -105,12 +114,14 @@ def skeleton(spec: table.ModelSpec) -> dict[str, Any]:
 
     given: Any = spec.configs
     with torch.device("meta"):
-        return {
+        parts: dict[str, Any] = {
             "vae": AutoencoderKLWan(**given["vae"]),
             "transformer": WanTransformer3DModel(**given["transformer"]),
             "text_encoder": UMT5EncoderModel(UMT5Config(**given["text_encoder"])),
-            "image_encoder": CLIPVisionModel(CLIPVisionConfig(**given["image_encoder"])),
         }
+        if "image_encoder" in given:
+            parts["image_encoder"] = CLIPVisionModel(CLIPVisionConfig(**given["image_encoder"]))
+    return parts
 
 
 def fetch_parts(ref: str) -> tuple[Path, dict[str, Path]]:

@@ -79,9 +79,7 @@ class PosedLayers(nn.Module):
     (ours); else all see each other, as in both papers.
     """
 
-    def __init__(
-        self, width: int, blocks: int, *, source: bool = True, shared: bool = True, asymmetric: bool = False
-    ):
+    def __init__(self, width: int, blocks: int, *, source: bool = True, shared: bool = True, asymmetric: bool = False):
         super().__init__()
         self.shared, self.asymmetric = shared, asymmetric
         poses = lambda: nn.ModuleList([_zero(nn.Linear(POSE_NUMBERS, width)) for _ in range(blocks)])

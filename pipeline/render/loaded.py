@@ -15,6 +15,7 @@ import torch
 
 from pipeline import InputError
 from pipeline.depth.load import load_depth_model
+from pipeline.method.lavr import parts_of
 from pipeline.models import hub, memory
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.load import load_backbone
@@ -60,7 +61,8 @@ def _suits(kept: _Kept, request: RenderRequest, clip: tuple[int, int, int]) -> b
         return False
     if mode == _mode(kept.backbone, request, clip):
         return True
-    present = kept.backbone.plan(*clip, wanted=mode.name, fast=request.guidance.fast)
+    parts = parts_of(kept.backbone, request.guidance)
+    present = kept.backbone.plan(*clip, wanted=mode.name, fast=request.guidance.fast, parts=parts)
     fits = present.need is None or present.free is None or present.need <= present.free
     return request.memory == "auto" and not mode.eight_bits and fits
 
@@ -71,7 +73,8 @@ def _mode(backbone: Backbone, request: RenderRequest | None, clip: tuple[int, in
         frames = (request and request.frames) or backbone.frames
         side = round(math.sqrt(backbone.pixels))
         clip = frames, *((request and request.size) or (side, side))
-    return backbone.plan(*clip, wanted=wanted, fast=fast).mode
+    parts = parts_of(backbone, request.guidance) if request else 1
+    return backbone.plan(*clip, wanted=wanted, fast=fast, parts=parts).mode
 
 
 def warm(ref: str, depth_model: str | None = None) -> None:

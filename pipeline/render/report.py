@@ -18,7 +18,7 @@ from pipeline.media.files import save_arrays
 from pipeline.media.quality import psnr, ssim
 from pipeline.media.video import size_of, to_uint8
 from pipeline.method.guidance import guidance_scale_of, latent_mask_of, steps_of, strength_of
-from pipeline.method.lavr import soft_alone
+from pipeline.method.lavr import followed
 from pipeline.method.problem import COMPLETE_BELOW, windows_of
 from pipeline.models import memory
 from pipeline.prior.backbone import Backbone
@@ -183,7 +183,7 @@ def report_of(
 ) -> Report:
     """The report of a render whose `result` is written. notes: of how it was filled."""
     analysis, unknown = view.analysis, view.unknown
-    guidance = soft_alone(request.guidance) if request.guidance.method == "lavr" else request.guidance
+    guidance = followed(request.guidance)
     frames, size = len(analysis.clip.frames), size_of(analysis.clip.frames)
     spans = windows_of(backbone, frames)
     return Report(

@@ -12,6 +12,7 @@ from pipeline.camera.moves import MOVES, Move
 from pipeline.depth.files import KINDS as DEPTH_KINDS
 from pipeline.media.video import read_picture
 from pipeline.method.guidance import Guidance, checks, is_int, is_number
+from pipeline.method.lavr import check_soft, scene_model_of
 from pipeline.method.methods import METHODS
 from pipeline.models import memory, table
 from pipeline.prior.fast import FEW_STEPS
@@ -216,6 +217,10 @@ def _validate(request: RenderRequest) -> None:
 def check_asked(request: RenderRequest) -> None:
     """Raises `InputError` for what this machine cannot do, and for files that are not there, before any work."""
     memory.check_wanted(request.memory)
+    method = request.guidance.method
+    check_soft(method, request.backbone, replaces=request.mask is not None, compiled=request.compile)
+    if scene := scene_model_of(method, request.backbone):
+        table.check_accepted(scene, request.accepted)
     for name, path in (("depth", request.depth), ("mask", request.mask), ("first frame", request.first_frame)):
         if path is not None and not Path(path).exists():
             raise InputError(f"There is no file {path} for the {name}; give the path of one.")

@@ -16,6 +16,7 @@ from pipeline.camera.geometry import stands_still
 from pipeline.known.first_frame import inpaint, locate
 from pipeline.media.files import make_writable, save_arrays, write_report, writing
 from pipeline.media.video import Clip, resize, size_of, to_uint8, write_video
+from pipeline.method.lavr import parts_of
 from pipeline.method.problem import check_mask
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, WarpEvent, stage
@@ -80,7 +81,8 @@ def _render(
     clip = len(analysis.clip.frames), *size_of(analysis.clip.frames)
     release_depth_model()
     backbone = get_backbone(request.backbone, request, clip)
-    plan = backbone.plan(*clip, wanted=backbone.mode.name, fast=request.guidance.fast)
+    parts = parts_of(backbone, request.guidance)
+    plan = backbone.plan(*clip, wanted=backbone.mode.name, fast=request.guidance.fast, parts=parts)
     if plan.need is not None:
         yield stage("place", plan.words)
 

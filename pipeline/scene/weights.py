@@ -12,8 +12,9 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.scene.cut3r import CUT3R, Config
+from pipeline.models import table
+from pipeline.scene.cut3r import CUT3R, Config, CUT3REncoder
+from pipeline.scene.latents import SceneEncoder
 
 NAME = "cut3r"
-LICENCE = "CC BY-NC-SA 4.0"
-TERMS = (
-    f"The weights of CUT3R are under {LICENCE}: use them for nothing commercial, name their authors, and pass on what "
-    "you make of them under the same licence."
-)
+SPEC = table.MODELS[NAME]
 FILE = "model.safetensors"
 _TWICE = re.compile(r"\.scratch\.layer_rn\.(\d)\.")  # the same tensors have a second name, see `heads.Scratch`
 
@@ -74,16 +73,16 @@ def convert(file: str | Path, folder: str | Path, accepted: Collection[str] = ()
     nothing, and anything else is refused. Raises `InputError` for that, and where a tensor is missing, left over, or of
     another shape than the configuration says.
     """
-    if NAME not in accepted:
-        raise InputError(f"{TERMS} To accept these terms, give --accept {NAME}.")
+    table.check_accepted(NAME, accepted)
     tensors = _single(_tensors(Path(file)), Path(file).name)
     with torch.device("meta"):
         network = CUT3R(config or Config())
     _check(tensors, network, Path(file).name)
     written = Path(folder) / FILE
     written.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in tensors.items()}, written, {"licence": LICENCE})
-    (written.parent / "config.json").write_text(json.dumps(asdict(network.config), indent=2), encoding="utf-8")
+    save_file({key: value.contiguous() for key, value in tensors.items()}, written, {"licence": SPEC.licence})
+    sizes = {"kind": NAME} | asdict(network.config)
+    (written.parent / "config.json").write_text(json.dumps(sizes, indent=2), encoding="utf-8")
     return written
 
 
@@ -98,6 +97,7 @@ def load_cut3r(folder: str | Path, device: str | torch.device = "cpu") -> CUT3R:
     try:
         tensors = load_file(file, device=str(device))
         given = json.loads(sizes.read_text(encoding="utf-8"))
+        given.pop("kind", None)
         config = Config(**given | {"maps": tuple(given["maps"])})
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"The weights {str(file)!r} cannot be read ({error}); convert them again.") from error
@@ -106,6 +106,28 @@ def load_cut3r(folder: str | Path, device: str | torch.device = "cpu") -> CUT3R:
     _check(tensors, network, str(file))
     network.load_state_dict({key: tensors[_first_name(key)].float() for key in network.state_dict()}, assign=True)
     return network.eval().requires_grad_(False)
+
+
+ENCODERS: dict[str, Callable[[str, str], SceneEncoder]] = {
+    NAME: lambda folder, device: CUT3REncoder(load_cut3r(folder, device)),
+}
+
+
+def kind_of(folder: str | Path) -> str:
+    """Which row of `ENCODERS` the scene encoder of a folder is, as its config.json says. Raises `InputError`."""
+    try:
+        kind = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"The folder {str(folder)!r} holds no scene encoder: no config.json says its kind.") from error
+    if kind not in ENCODERS:
+        raise InputError(f"The scene encoder in {str(folder)!r} is a {kind!r}; known are {', '.join(ENCODERS)}.")
+    return kind
+
+
+@lru_cache(maxsize=1)
+def load_encoder(folder: str, device: str = "cpu") -> SceneEncoder:
+    """The scene encoder of a folder. The last one is kept. Raises `InputError`."""
+    return ENCODERS[kind_of(folder)](folder, device)
 
 
 def _first_name(key: str) -> str:
@@ -160,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("file", metavar="FILE", help="cut3r_512_dpt_4_64.pth, as its authors publish it")
     parser.add_argument("--output", required=True, metavar="FOLDER", help=f"where {FILE} is written")
-    parser.add_argument("--accept", default="", metavar="MODEL", help=f"{NAME}: you accept the terms. {TERMS}")
+    parser.add_argument("--accept", default="", metavar="MODEL", help=f"{NAME}: you accept the terms. {SPEC.terms}")
     given = parser.parse_args(arguments)
     try:
         print(convert(given.file, given.output, given.accept.split(",")))
