@@ -18,7 +18,7 @@ with suppress(ImportError):  # on a shared GPU it must come before anything that
 
 from pipeline import InputError
 from pipeline.known.first_frame import inpaint
-from pipeline.models import hub
+from pipeline.models import hub, table
 from pipeline.models.caption import caption
 from pipeline.render.analysis import analyse, find_depth
 from pipeline.render.loaded import warm
@@ -40,11 +40,17 @@ def main() -> None:
     # None leaves it to Gradio, and so to GRADIO_SERVER_NAME, GRADIO_SERVER_PORT and GRADIO_SHARE
     add("--host", default=None, help="address to listen on (default: $GRADIO_SERVER_NAME, or this machine only)")
     add("--port", type=int, default=None, help="port (default: $GRADIO_SERVER_PORT, or the first free from 7860)")
+    add("--accept", default=None, metavar="MODEL", help="you accept the terms of the backbone ($RECAPTURE_ACCEPT)")
     add("--share", action="store_true", default=None, help="make a public link through Gradio")
     args = parser.parse_args()
     if args.backbone is None:
         args.backbone, why = hub.default_backbone()
         print(why, flush=True)
+    accepted = [name.strip() for name in (args.accept or os.environ.get("RECAPTURE_ACCEPT", "")).split(",")]
+    try:
+        table.check_accepted(args.backbone, accepted)
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
 
     work = {
         "find_depth": zerogpu.on_gpu(find_depth, zerogpu.depth_seconds),

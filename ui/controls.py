@@ -90,7 +90,9 @@ def request_from(values: dict[str, Any], backbone: str) -> RenderRequest:
     allowed = limits()
     given = {name: value for name, value in values.items() if value not in (None, "")}
     given["move"] = own_move(given.get("move"))
-    given["accepted"] = tuple(given.get("accepted", ()))
+    spec = table.find(backbone)
+    own = (spec.name,) if spec is not None and spec.terms else ()  # accepted by who started the app, see `app.main`
+    given["accepted"] = tuple({name: None for name in (*given.get("accepted", ()), *own)})
     change, mask = given.pop("change", "camera"), given.pop("mask", None)
     if change == "camera":
         given = {name: value for name, value in given.items() if name not in ("invert", "grow", "remove")}

@@ -212,7 +212,7 @@ def whereabouts(spec: ModelSpec) -> tuple[str, int, list[str]]:
         folder = table.ROOT / spec.folder
         missing = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
         return ("absent" if missing else "complete"), _bytes(folder.rglob("*")), missing
-    size, lacking = 0, []
+    size, lacking = 0, [spec.by_hand] if spec.by_hand else []
     for part in spec.parts:
         folder = hub.snapshot(part)
         if folder is not None:

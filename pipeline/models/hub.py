@@ -286,8 +286,6 @@ def table() -> str:
     ]
     lines += ["", "What they are:", *(f"  {spec.name}: {spec.note}" for spec in SPECS)]
     lines += ["", "What is forbidden:", *(f"  {spec.name}: {spec.terms}" for spec in SPECS if spec.terms)]
-    unknown = [spec.name for spec in SPECS if spec.licence.startswith("not checked")]
-    lines += [f"  {name}: nobody has checked; see its page before any use but research." for name in unknown]
     lines += ["  The others may be used for anything that the law allows."]
     lines += ["", "Got by hand:", *(f"  {spec.name}: {spec.by_hand}" for spec in SPECS if spec.by_hand)]
     lines += ["", "Models may share parts, which are downloaded once. " + default_backbone()[1]]

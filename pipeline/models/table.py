@@ -202,6 +202,11 @@ SPECS = (
         classes=_WAN_CLASSES[:3],
         licence="not checked (Wan 2.1: Apache-2.0; ReCamMaster's code: MIT)",
         note="ReCamMaster: soft conditioning by the clip and the camera path, 480x832, 81 frames. Method recammaster.",
+        title="ReCamMaster",
+        terms=(
+            "Nobody has checked under which licence this file may be used. Wan 2.1 is under Apache-2.0, the code of "
+            "ReCamMaster under MIT; find out before any use but research."
+        ),
         configs=_WAN_TEXT_ONLY,
         parts=(
             Part(

@@ -130,7 +130,7 @@ def fetch_parts(ref: str) -> tuple[Path, dict[str, Path]]:
     if spec is not None and spec.role != "backbone":
         raise InputError(f"The model {ref!r} is for {spec.role}, not a video model.")
     if spec is not None and not spec.local:
-        downloaded = hub.download(spec)
+        downloaded = hub.download(spec, [spec.name])  # that terms are accepted is for the caller to see to
         return downloaded[0], _components(spec.parts, downloaded)
     resolved = hub.resolve(ref)
     root = Path(resolved)
