@@ -392,6 +392,20 @@ def test_sharpening_leaves_planes_and_clean_steps_alone():
     assert (sharpen_outlines(ground, picture) / ground - 1).abs().mean() < 0.05
 
 
+def test_depth_keeps_still_where_the_picture_does_and_nowhere_else():
+    from pipeline.depth.estimate import steadied
+
+    torch.manual_seed(0)
+    texture, noisy = torch.rand(1, 3, 40, 120), torch.randn(9, 40, 60)
+    still = texture[..., :60] + 0.005 * torch.randn(9, 3, 40, 60)
+    found = steadied(noisy, still)
+    assert found[4].std() < 0.4 and found.diff(dim=0).abs().mean() < 0.25 * noisy.diff(dim=0).abs().mean()
+    moving = torch.cat([texture[..., 4 * t : 4 * t + 60] for t in range(9)])
+    assert torch.allclose(steadied(noisy, moving), noisy, atol=1e-3)
+    assert torch.allclose(steadied(noisy.flip(0), still.flip(0)).flip(0), found, atol=1e-5)
+    assert torch.equal(steadied(noisy[:1], still[:1]), noisy[:1])
+
+
 def test_subject_distance_is_that_of_the_middle():
     z = torch.full((2, 20, 20), 9.0)
     z[0, 5:15, 5:15] = 3.0
