@@ -125,6 +125,19 @@ def clips(tmp_path_factory):
     return folder
 
 
+def test_pieces_of_real_clips(clips):
+    from pipeline.training.clips import read_clips, real_clip
+
+    paths = read_clips(clips, "train")
+    assert [path.name for path in paths] == ["a.mp4"]
+    piece = real_clip(paths, np.random.default_rng(0), frames=9, size=(16, 32))
+    assert piece.shape == (9, 3, 16, 32) and piece.dtype == torch.uint8
+    assert torch.equal(piece[-1], piece[-2]), "the clip has five frames"
+    assert torch.equal(piece, real_clip(paths, np.random.default_rng(0), frames=9, size=(16, 32)))
+    with pytest.raises(SystemExit, match="no real clips"):
+        read_clips(clips, "test")
+
+
 def test_examples_are_pictures_with_holes_and_are_learned(pairs, clips):
     pictures = Pictures(pairs, clips, "train", 0)
     batch = Pictures.collect(pictures.draw(6, ((32, 48),)))

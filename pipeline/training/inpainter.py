@@ -2,9 +2,8 @@
 
     python -m pipeline.training.inpainter --pairs PAIRS --clips CLIPS --out assets/nano/inpainter --minutes 75
 
-PAIRS is a folder as `pipeline.training.pairs` reads it, whose depth says what a moved camera would not see. CLIPS is a
-folder of clips with an index.jsonl: a line has `file`, `split` (train or val) and `kind`; those of the kind real are
-used, with holes of random shapes. The network begins with the checkpoint OUT.checkpoint.pt, if there is one.
+PAIRS is a folder as `pipeline.training.pairs` reads it, whose depth says what a moved camera would not see. CLIPS is
+one as `pipeline.training.clips` reads it, for pictures with holes of random shapes. The network begins with the checkpoint OUT.checkpoint.pt, if there is one.
 
 The loss is the error in the holes, its square and that of its slopes, so that the result is the mean of what could be
 there: it is closest to the truth, and softer than film.
@@ -22,7 +21,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -36,6 +34,7 @@ from pipeline.known.measurement import Measurement
 from pipeline.media.quality import psnr
 from pipeline.prior.inpainter import Inpainter
 from pipeline.training import save_state
+from pipeline.training.clips import read_clips, read_frames
 from pipeline.training.pairs import Pair, read_index, read_pair
 
 SIZES = ((96, 160), (112, 144), (128, 208), (144, 112))
@@ -107,10 +106,7 @@ class Pictures:
 
     def __init__(self, pairs: Path, clips: Path, split: str, seed: int, workers: int = 1):
         self.folder, self.pairs = pairs, read_index(pairs, split)
-        lines = [json.loads(line) for line in (clips / "index.jsonl").read_text(encoding="utf-8").splitlines()]
-        self.clips = [clips / line["file"] for line in lines if (line["split"], line["kind"]) == (split, "real")]
-        if not self.clips:
-            raise SystemExit(f"{clips} has no real clips of the split {split}")
+        self.clips = read_clips(clips, split)
         self.rng, self.pool = random.Random(seed), ThreadPoolExecutor(workers)
         self.kept: dict[object, list[np.ndarray] | tuple[np.ndarray, np.ndarray]] = {}
 
@@ -157,9 +153,7 @@ class Pictures:
 
     def _frames(self, path: Path) -> list[np.ndarray]:
         if path not in self.kept:
-            with av.open(str(path)) as file:
-                frames = [f.to_ndarray(format="rgb24") for n, f in enumerate(file.decode(video=0)) if n % EVERY == 0]
-            self.kept[path] = frames
+            self.kept[path] = read_frames(path, EVERY)
         return list(self.kept[path])
 
     def _pair(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
