@@ -1,7 +1,7 @@
 """Real clips without depth, for training.
 
-A folder holds `index.jsonl`, one JSON object a line, of which is read: `file`, of the clip, in the folder; `split` (train
-or val); `kind`, of which `real` is used.
+A folder holds `index.jsonl`, one JSON object a line, of which is read: `file`, of the clip, in the folder; `split`
+(train or val); `kind`, of which `real` is used.
 """
 
 from __future__ import annotations

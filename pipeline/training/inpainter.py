@@ -3,7 +3,8 @@
     python -m pipeline.training.inpainter --pairs PAIRS --clips CLIPS --out assets/nano/inpainter --minutes 75
 
 PAIRS is a folder as `pipeline.training.pairs` reads it, whose depth says what a moved camera would not see. CLIPS is
-one as `pipeline.training.clips` reads it, for pictures with holes of random shapes. The network begins with the checkpoint OUT.checkpoint.pt, if there is one.
+one as `pipeline.training.clips` reads it, for pictures with holes of random shapes. The network begins with the
+checkpoint OUT.checkpoint.pt, if there is one.
 
 The loss is the error in the holes, its square and that of its slopes, so that the result is the mean of what could be
 there: it is closest to the truth, and softer than film.
@@ -124,16 +125,15 @@ class Pictures:
     def one(self, seed: int, size: tuple[int, int]) -> Example:
         """An example: the same for the same seed."""
         rng = random.Random(seed)
-        for _ in range(8):
-            picture, z, holes = self._with_holes(rng, size)
-            if FEWEST < holes.float().mean() < MOST:
-                break
+        tries = (self._with_holes(rng, size) for _ in range(8))
+        usable = (found for found in tries if FEWEST < found[2].float().mean() < MOST)
+        picture, z, holes = next(usable, None) or self._with_holes(rng, size)
         mask = ~holes[None, None]
         told = None if z is None or rng.random() < 0.25 else torch.where(mask[:, 0], z, torch.nan)
         filled = fill_unknown(Measurement(picture[None] * mask, mask, told))[0]
         if rng.random() < 0.3:
             bend = math.exp(rng.uniform(-0.3, 0.3))
-            picture, filled = picture**bend, filled.clamp(0, 1) ** bend
+            picture, filled = picture.pow(bend), filled.clamp(0, 1).pow(bend)
         return Example(picture, filled, mask[0])
 
     def _with_holes(self, rng: random.Random, size: tuple[int, int]) -> tuple[Tensor, Tensor | None, Tensor]:
