@@ -20,8 +20,9 @@ MAY_IMPORT = {
     "masks": {"media", "models"},
     "known": {"camera", "media", "models"},
     "prior": {"models", "media", "depth"},
-    "method": {"known", "prior", "media", "camera"},
+    "method": {"known", "prior", "scene", "media", "camera"},
     "finish": {"known", "camera", "media"},
+    "scene": {"media", "models", "camera"},
     "world": {"camera", "media"},
 }
 HEAVY = ("diffusers", "transformers")  # they take seconds to import

@@ -59,7 +59,7 @@ def test_a_second_method_is_a_row_of_the_table(tiny_backbone_folder, tmp_path, m
     clip, depth = write_clip(tmp_path / "clip.mp4"), write_depth(tmp_path / "depth.npz")
     given = {"backbone": str(tiny_backbone_folder), "depth": str(depth), "steps": 2, "amount": 10.0}
     request = RenderRequest.of(str(clip), **given)
-    with pytest.raises(InputError, match="method must be one of inversecrafter; it is 'hesitant'"):
+    with pytest.raises(InputError, match="method must be one of inversecrafter, lavr, both; it is 'hesitant'"):
         request.changed(method="hesitant")
     monkeypatch.setitem(METHODS, "hesitant", hesitant)
     asked = RenderRequest.from_json(request.changed(method="hesitant").to_json())

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pipeline.known.known import Known
 from pipeline.method.guidance import Guidance
 from pipeline.method.inversecrafter import inversecrafter
+from pipeline.method.lavr import both, lavr
 from pipeline.method.sampler import Step, sample
 from pipeline.method.told import Told
 from pipeline.prior.backbone import Backbone
 
 Method = Callable[[Backbone, Known, Guidance], Told]
 
-METHODS: dict[str, Method] = {"inversecrafter": inversecrafter}
+METHODS: dict[str, Method] = {"inversecrafter": inversecrafter, "lavr": lavr, "both": both}
 
 
 def solve(backbone: Backbone, told: Told, *, fast: str = "off") -> Iterator[Step]:

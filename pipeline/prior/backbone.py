@@ -29,8 +29,10 @@ from torch import Tensor
 from pipeline import InputError
 from pipeline.models import hub, memory, table
 from pipeline.prior.fast import FEW_STEPS, Passes, check_lora
+from pipeline.prior.posed import Beside, posed
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
 from pipeline.prior.settings import LatentRgb, Settings
+from pipeline.prior.soft import Soft, load_soft
 from pipeline.prior.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 from pipeline.stop import check_in
 
@@ -61,6 +63,7 @@ class Conditions:
     scale: of classifier-free guidance; it may differ from place to place.
     image: of `Backbone.embed_image`; None for no image.
     context: the name under which a step cache remembers, one for each window of a long clip.
+    beside: what is shown beside the noisy video, by a model with soft parts; None for nothing.
     """
 
     channels: Float[Tensor, "4+C t h w"]
@@ -69,11 +72,13 @@ class Conditions:
     scale: float | Float[Tensor, "1 t h w"] = 1.0
     image: Float[Tensor, "N D"] | None = None
     context: str = ""
+    beside: Beside | None = None
 
     def within(self, span: slice) -> Conditions:
         """Those of a window of latent frames."""
         scale = self.scale[:, span] if isinstance(self.scale, Tensor) else self.scale
-        return replace(self, channels=self.channels[:, span], scale=scale, context=str(span.start or ""))
+        beside = None if self.beside is None else self.beside.within(span)
+        return replace(self, channels=self.channels[:, span], scale=scale, context=str(span.start or ""), beside=beside)
 
 
 class Backbone:
@@ -108,6 +113,7 @@ class Backbone:
         self.device = device or vae.device
         self.mode, self.attention = memory.WHOLE, "native"
         self.passes = Passes()
+        self.compiled = False
         self._present: str | None = None
         self.texts: dict[str, Tensor] = {}
         self._images: dict[bytes, Tensor] = {}
@@ -191,6 +197,7 @@ class Backbone:
         if self.mode.groups or self.mode.eight_bits:
             raise InputError(f"The transformer cannot be compiled in the memory mode {self.mode.name}; leave out one.")
         self.transformer.compile_repeated_blocks()
+        self.compiled = True
 
     @contextmanager
     def fast(self, name: str) -> Iterator[None]:
@@ -336,6 +343,12 @@ class Backbone:
             raise InputError(f"The model {self.name!r} has no usable inpainter in {folder}: {error}") from error
         return model.eval().requires_grad_(False).to(self.device)
 
+    @cached_property
+    def soft(self) -> Soft | None:
+        """The model's parts for soft conditioning; None where it has none. Raises `InputError` if they are unusable."""
+        folder = self.settings.soft
+        return None if folder is None else load_soft(folder, self.name, self.device, self.dtype)
+
     @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
         """Normalised latents to video in [0, 1]."""
@@ -409,8 +422,11 @@ class Backbone:
         """v = eps - z0 at z_t = (1 - sigma) z0 + sigma eps, with classifier-free guidance v = u + s (c - u).
 
         Never waits for the device, but with a cache or in groups, see `fast` and `memory.Mode`. Raises ValueError if
-        the scale is not 1 and there is no negative prompt.
+        the scale is not 1 and there is no negative prompt, or if something is shown beside it and there are no soft
+        parts.
         """
+        if conditions.beside is not None and self.soft is None:
+            raise ValueError("a model without soft parts is shown something beside the noisy video")
         image = self.embed_image(None) if conditions.image is None else conditions.image
         packed = torch.cat([z_t, conditions.channels])[None].to(self.dtype)
         timestep = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=self.device)
@@ -421,6 +437,10 @@ class Backbone:
         def predict(text: Tensor, context: str) -> Tensor:
             self.passes.asked += 1
             with transformer.cache_context(context):
+                if conditions.beside is not None and self.soft is not None:
+                    beside = conditions.beside.to(self.dtype)
+                    told = {"timestep": timestep, "text": text[None].to(self.dtype), "image": image}
+                    return posed(transformer, self.soft.layers, packed, beside, **told)[0].float()
                 return transformer(
                     hidden_states=packed,
                     timestep=timestep,

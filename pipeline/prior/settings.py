@@ -30,8 +30,9 @@ class Settings:
     frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
     noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
     that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. inpainter: folder of its
-    `Inpainter`, if it has one. fill_condition: the
-    inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey as Wan's were.
+    `Inpainter`, if it has one. soft: folder of its parts for soft conditioning, see `soft.load_soft`, if it has them.
+    fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey
+    as Wan's were.
     replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
     its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
     paints is made to agree, see `finish.steady`; 0 for a model whose frames agree by themselves. softness: how much
@@ -50,6 +51,7 @@ class Settings:
     depth: str | None = None
     mask_encoder: str | None = None
     inpainter: str | None = None
+    soft: str | None = None
     fill_condition: bool = False
     vocabulary: str = ""
     steady: int = 0
@@ -70,7 +72,7 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
         values.setdefault("shift", shift)
     if factors := values.get("latent_rgb"):
         values["latent_rgb"] = LatentRgb(torch.tensor(factors["weight"]), torch.tensor(factors["bias"]))
-    for name in ("depth", "mask_encoder", "inpainter"):
+    for name in ("depth", "mask_encoder", "inpainter", "soft"):
         if values.get(name):
             values[name] = str(folder / values[name])
     return Settings(**values)

@@ -72,10 +72,13 @@ def original_files(folder: Path) -> list[Path]:
     return []
 
 
-def original_config(ref: str, shapes: Mapping[str, Sequence[int]], heads: int | None = None) -> dict[str, Any]:
+def original_config(
+    ref: str, shapes: Mapping[str, Sequence[int]], heads: int | None = None, *, text_to_video: bool = False
+) -> dict[str, Any]:
     """The configuration of the diffusers transformer that fits the tensors of Wan's own layout, by their shapes.
 
-    heads: their number, if it is known. Raises `InputError` for what is no image-to-video or inpainting transformer.
+    heads: their number, if it is known. text_to_video: such a transformer is wanted, too. Raises `InputError` for what
+    is no image-to-video or inpainting transformer.
     """
     try:
         dim, channels, *patch = shapes["patch_embedding.weight"]
@@ -91,7 +94,7 @@ def original_config(ref: str, shapes: Mapping[str, Sequence[int]], heads: int | 
             f"The model {ref!r} is {kind}, not a plain image-to-video or inpainting model: it has {len(wrong)} tensors "
             f"that those have not, such as {', '.join(wrong[:3])}. {GIVE}"
         )
-    if channels == out_channels:
+    if channels == out_channels and not text_to_video:
         raise InputError(
             f"The model {ref!r} is a text-to-video model: it takes {channels} channels, the noisy video alone, where "
             f"an image-to-video or inpainting model takes {2 * out_channels + 4}. {GIVE}"

@@ -18,6 +18,7 @@ from pipeline.media.files import save_arrays
 from pipeline.media.quality import psnr, ssim
 from pipeline.media.video import size_of, to_uint8
 from pipeline.method.guidance import guidance_scale_of, latent_mask_of, steps_of, strength_of
+from pipeline.method.lavr import soft_alone
 from pipeline.method.problem import COMPLETE_BELOW, windows_of
 from pipeline.models import memory
 from pipeline.prior.backbone import Backbone
@@ -181,7 +182,8 @@ def report_of(
     notes: tuple[str, ...],
 ) -> Report:
     """The report of a render whose `result` is written. notes: of how it was filled."""
-    analysis, guidance, unknown = view.analysis, request.guidance, view.unknown
+    analysis, unknown = view.analysis, view.unknown
+    guidance = soft_alone(request.guidance) if request.guidance.method == "lavr" else request.guidance
     frames, size = len(analysis.clip.frames), size_of(analysis.clip.frames)
     spans = windows_of(backbone, frames)
     return Report(

@@ -1,0 +1,1 @@
+"""Scene encoders: from the frames of a clip to latent states of the scene."""
