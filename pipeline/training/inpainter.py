@@ -29,8 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline.evaluation.scenes import telea
-from pipeline.known.fill import fill_unknown
+from pipeline.known.fill import fill_unknown, telea
 from pipeline.known.measurement import Measurement
 from pipeline.media.quality import psnr
 from pipeline.prior.inpainter import Inpainter
