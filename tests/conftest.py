@@ -156,3 +156,50 @@ def tiny_backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Load it with `load_backbone(str(folder), device="cpu", dtype=torch.float32)`.
     """
     return make_backbone(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two images and a clip with depth, in both splits: the left is nearer, the right invalid."""
+    import av
+    import cv2
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "images").mkdir()
+    lines = []
+    disparity = np.linspace(1, 0, 64)[None].repeat(48, 0)
+    for name, split, value in (("a", "train", "disparity"), ("b", "train", "depth"), ("c", "val", "disparity")):
+        picture = (255 * np.stack([disparity, disparity.T[:48, :48].repeat(2, 1)[:, :64], 1 - disparity], -1)).astype(
+            "u1"
+        )
+        grey = np.maximum(1, 65535 * disparity).astype("u2")
+        grey[:, -4:] = 0
+        cv2.imwrite(str(folder / "images" / f"{name}.jpg"), picture)
+        cv2.imwrite(str(folder / "images" / f"{name}.png"), grey)
+        lines.append({"id": name, "kind": "image", "value": value, "quality": "high", "source": "s", "split": split})
+    clip = folder / "clips" / "d"
+    clip.mkdir(parents=True)
+    with av.open(str(clip / "rgb.mp4"), "w") as rgb, av.open(str(clip / "depth.mp4"), "w") as depth:
+        for file, name, options in ((rgb, "yuv420p", {}), (depth, "yuv420p10le", {"crf": "0"})):
+            stream = file.add_stream("libx264", rate=8, options=options)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, name
+        code = np.round(64 + 959 * disparity).astype("u2")
+        code[:, -4:] = 0
+        luma = av.VideoFrame(64, 48, "yuv420p10le")
+        for plane, values in zip(luma.planes, (code, 512, 512), strict=True):
+            rows = np.zeros((plane.height, plane.line_size // 2), "u2")
+            rows[:, : plane.width] = values
+            plane.update(rows.tobytes())
+        for t in range(9):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * t, "u1"), "rgb24")
+            rgb.mux(rgb.streams.video[0].encode(frame))
+            luma.pts = t
+            depth.mux(depth.streams.video[0].encode(luma))
+        for file in (rgb, depth):
+            file.mux(file.streams.video[0].encode())
+    lines.append(
+        {"id": "d", "kind": "clip", "value": "disparity", "quality": "medium", "source": "s", "split": "train"}
+    )
+    (folder / "index.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder

@@ -6,7 +6,6 @@ import json
 import zipfile
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -393,6 +392,20 @@ def test_sharpening_leaves_planes_and_clean_steps_alone():
     assert (sharpen_outlines(ground, picture) / ground - 1).abs().mean() < 0.05
 
 
+def test_depth_keeps_still_where_the_picture_does_and_nowhere_else():
+    from pipeline.depth.estimate import steadied
+
+    torch.manual_seed(0)
+    texture, noisy = torch.rand(1, 3, 40, 120), torch.randn(9, 40, 60)
+    still = texture[..., :60] + 0.005 * torch.randn(9, 3, 40, 60)
+    found = steadied(noisy, still)
+    assert found[4].std() < 0.4 and found.diff(dim=0).abs().mean() < 0.25 * noisy.diff(dim=0).abs().mean()
+    moving = torch.cat([texture[..., 4 * t : 4 * t + 60] for t in range(9)])
+    assert torch.allclose(steadied(noisy, moving), noisy, atol=1e-3)
+    assert torch.allclose(steadied(noisy.flip(0), still.flip(0)).flip(0), found, atol=1e-5)
+    assert torch.equal(steadied(noisy[:1], still[:1]), noisy[:1])
+
+
 def test_subject_distance_is_that_of_the_middle():
     z = torch.full((2, 20, 20), 9.0)
     z[0, 5:15, 5:15] = 3.0
@@ -584,49 +597,6 @@ def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     for seed in (11, 12):
         render_to(folder, seed, frames=5, size=(32, 48))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    """A folder of two images and a clip with depth, in both splits: the left is nearer, the right invalid."""
-    folder = tmp_path_factory.mktemp("pairs")
-    (folder / "images").mkdir()
-    lines = []
-    disparity = np.linspace(1, 0, 64)[None].repeat(48, 0)
-    for name, split, value in (("a", "train", "disparity"), ("b", "train", "depth"), ("c", "val", "disparity")):
-        picture = (255 * np.stack([disparity, disparity.T[:48, :48].repeat(2, 1)[:, :64], 1 - disparity], -1)).astype(
-            "u1"
-        )
-        grey = np.maximum(1, 65535 * disparity).astype("u2")
-        grey[:, -4:] = 0
-        cv2.imwrite(str(folder / "images" / f"{name}.jpg"), picture)
-        cv2.imwrite(str(folder / "images" / f"{name}.png"), grey)
-        lines.append({"id": name, "kind": "image", "value": value, "quality": "high", "source": "s", "split": split})
-    clip = folder / "clips" / "d"
-    clip.mkdir(parents=True)
-    with av.open(str(clip / "rgb.mp4"), "w") as rgb, av.open(str(clip / "depth.mp4"), "w") as depth:
-        for file, name, options in ((rgb, "yuv420p", {}), (depth, "yuv420p10le", {"crf": "0"})):
-            stream = file.add_stream("libx264", rate=8, options=options)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, name
-        code = np.round(64 + 959 * disparity).astype("u2")
-        code[:, -4:] = 0
-        luma = av.VideoFrame(64, 48, "yuv420p10le")
-        for plane, values in zip(luma.planes, (code, 512, 512), strict=True):
-            rows = np.zeros((plane.height, plane.line_size // 2), "u2")
-            rows[:, : plane.width] = values
-            plane.update(rows.tobytes())
-        for t in range(9):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * t, "u1"), "rgb24")
-            rgb.mux(rgb.streams.video[0].encode(frame))
-            luma.pts = t
-            depth.mux(depth.streams.video[0].encode(luma))
-        for file in (rgb, depth):
-            file.mux(file.streams.video[0].encode())
-    lines.append(
-        {"id": "d", "kind": "clip", "value": "disparity", "quality": "medium", "source": "s", "split": "train"}
-    )
-    (folder / "index.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return folder
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.nano import mean_with_error
-from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
-from pipeline.known.fill import fill_unknown
+from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample
+from pipeline.known.fill import fill_unknown, telea
 from pipeline.media.quality import psnr
 from pipeline.media.video import Clip, probe, write_video
 from pipeline.method.problem import windows_of
@@ -39,7 +39,7 @@ def test_assets_are_small_and_safetensors_only():
     assert not [path for path in files if path.suffix == ".json" and '": "/' in path.read_text()], "a path of a machine"
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert {path.parent.name for path in files if path.suffix == ".safetensors"} == {
-        "vae", "transformer", "text_encoder", "depth", "classifier", "mask_encoder", "lpips",
+        "vae", "transformer", "text_encoder", "depth", "classifier", "mask_encoder", "inpainter", "lpips",
     }  # fmt: skip
 
 

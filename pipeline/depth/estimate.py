@@ -31,6 +31,7 @@ WINDOW, OVERLAP = 32, 8  # frames that the network sees at once, and how many of
 MEDIAN = 4.0  # of depth that has no unit
 FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FOLLOWED = 0.25  # share of the pixels that the flow must follow to be believed
+_NOISE = 0.015  # mean change of a picture in [0, 1] around a pixel that may be noise
 _JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 
 
@@ -108,6 +109,7 @@ def estimate(
         small = resize(frames.float(), _size_of(z))
     else:
         log_z, small = _two_looks(frames, model)
+        log_z = steadied(log_z, small)
         z = grow_near(sharpen_outlines(_bounded(log_z), small))
         z = z * (MEDIAN / z.median())
     return Depth(resize_depth(z, size, guide=(small, resize(frames.float(), size))), metric=False)
@@ -123,6 +125,26 @@ def _two_looks(frames: Float[Tensor, "T 3 H W"], model: DepthNet) -> tuple[Float
     second = in_windows(large.flip(-1).to(device), log_z).flip(-1).to(frames.device)
     first = resize_depth(first.exp(), _size_of(second), guide=(small, large)).log()
     return (first - first.median() + second - second.median()) / 2, large
+
+
+def steadied(log_z: Float[Tensor, "T h w"], frames: Float[Tensor, "T 3 h w"], reach: int = 4) -> Float[Tensor, "T h w"]:
+    """Log depth that keeps still where the picture does: a mean over `reach` frames on either side.
+
+    A frame counts at a pixel as far as the picture around it is the same there, up to the noise of film. frames: in
+    [0, 1].
+    """
+    total, weight = log_z.clone(), torch.ones_like(log_z)
+    for offset in range(1, min(reach, len(log_z) - 1) + 1):
+        for first in range(0, len(log_z) - offset, _AT_ONCE):
+            now = slice(first, min(first + _AT_ONCE, len(log_z) - offset))
+            then = slice(now.start + offset, now.stop + offset)
+            change = (frames[then] - frames[now]).abs().mean(1, keepdim=True)
+            alike = torch.exp(-(F.avg_pool2d(change, 9, 1, 4, count_include_pad=False)[:, 0] / _NOISE).square())
+            total[now] += alike * log_z[then]
+            total[then] += alike * log_z[now]
+            weight[now] += alike
+            weight[then] += alike
+    return total / weight
 
 
 def _network_size(height: int, width: int, pixels: float) -> tuple[int, int]:

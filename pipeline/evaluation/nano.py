@@ -30,8 +30,9 @@ from pipeline.depth.load import load_depth_model
 from pipeline.evaluation import judge as classifier
 from pipeline.evaluation.metrics import flicker
 from pipeline.evaluation.rows import mean, with_error
-from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample, telea
+from pipeline.evaluation.scenes import BASE, measure_sample, recapture_sample
 from pipeline.finish.composite import composite
+from pipeline.known.fill import telea
 from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.masks.shape import grow

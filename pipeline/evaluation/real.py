@@ -24,9 +24,9 @@ from pipeline.camera.geometry import PRESETS, CameraPath
 from pipeline.evaluation import perceptual, scores
 from pipeline.evaluation import rows as store
 from pipeline.evaluation.folders import Source, sources_of
-from pipeline.evaluation.scenes import TELEA, telea
+from pipeline.evaluation.scenes import TELEA
 from pipeline.finish.composite import composite
-from pipeline.known.fill import fill_unknown
+from pipeline.known.fill import fill_unknown, telea
 from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path

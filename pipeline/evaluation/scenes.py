@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -25,7 +24,7 @@ from pipeline.camera.geometry import PRESETS
 from pipeline.evaluation import rows as store
 from pipeline.evaluation import scores
 from pipeline.finish.steady import settle
-from pipeline.known.fill import fill_unknown
+from pipeline.known.fill import fill_unknown, telea
 from pipeline.known.gather import completed
 from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
@@ -92,16 +91,6 @@ def settings_of(request: RenderRequest) -> dict[str, Any]:
     """What tells one method from another in a request."""
     given = request.flat()
     return {name: given[name] for name in SETTINGS}
-
-
-def telea(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
-    """OpenCV's inpainting (Telea 2004, radius 3) of each warped frame."""
-    frames = []
-    for frame, known in zip(measurement.video, measurement.mask[:, 0], strict=True):
-        pixels = np.ascontiguousarray((frame * 255).round().byte().permute(1, 2, 0).numpy())
-        holes = (~known).byte().numpy()
-        frames.append(torch.from_numpy(cv2.inpaint(pixels, holes, 3, cv2.INPAINT_TELEA)).permute(2, 0, 1).float() / 255)
-    return torch.stack(frames)
 
 
 def measure_sample(sample: Sample) -> Measurement:

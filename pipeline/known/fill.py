@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -43,6 +45,16 @@ def fill_unknown(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
                 found += share * _pull_push(colour * lends, lends)
         filled[span] = torch.where(mask[span], colour, found)
     return filled
+
+
+def telea(measurement: Measurement) -> Float[Tensor, "T 3 H W"]:
+    """OpenCV's inpainting (Telea 2004, radius 3) of each warped frame."""
+    frames = []
+    for frame, known in zip(measurement.video, measurement.mask[:, 0], strict=True):
+        pixels = np.ascontiguousarray((frame * 255).round().byte().permute(1, 2, 0).numpy())
+        holes = (~known).byte().numpy()
+        frames.append(torch.from_numpy(cv2.inpaint(pixels, holes, 3, cv2.INPAINT_TELEA)).permute(2, 0, 1).float() / 255)
+    return torch.stack(frames)
 
 
 def _layers(z: Float[Tensor, "T H W"], holes: Bool[Tensor, "T H W"]) -> tuple[Float[Tensor, "T H W"], list[float]]:

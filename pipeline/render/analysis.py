@@ -278,7 +278,7 @@ def _estimated_depth(
     ref = request.depth_model or depth_model_of(backbone)
     yield stage("depth", "Estimating depth")
     key = content_key(
-        "depth", 5, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
+        "depth", 6, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
         Path(ref) if Path(ref).exists() else ref,
     )  # fmt: skip
     kept = look_up(key)

@@ -6,7 +6,8 @@ The encoder starts, in closed form, as a hierarchical block transform: two level
 pixels and two frames, then principal components of the whole 4x8x8 block. Residual branches begin at zero, plus/minus
 channel pairs pass SiLU linearly (silu(u) - silu(-u) = u), and one large constant channel makes the RMS norm a constant
 factor. So training starts on the floor that a linear transform sets; the decoder has to invert it and then improve.
-With `--photos`, half of the clips are photographs set in motion (`photos.photo_clip`), for the texture of real video.
+With `--photos`, half of the clips are photographs set in motion (`photos.photo_clip`), for the texture of real video;
+with `--clips`, half of the clips are pieces of real ones (`clips.real_clip`), and those of the world share the rest.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 from torch import Tensor
 
 from pipeline.training import check_gradients, save_half, save_state
+from pipeline.training.clips import read_clips, real_clip
 from pipeline.training.photos import load_photos, photo_clip
 from pipeline.world.dataset import load
 
@@ -387,6 +389,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     clips = load_clips(args.data, args.scenes)
     photos = load_photos(args.photos) if args.photos else []
+    film = read_clips(args.clips, "train") if args.clips else []
     held_out, clips = clips[: args.held_out], clips[args.held_out :]
     checkpoint = args.out.parent / f"{args.out.name}.checkpoint.pt"
     vae, state = _begun(args, checkpoint, clips, generator)
@@ -412,7 +415,9 @@ def train(args: argparse.Namespace) -> None:
         # a pool of augmented clips with their latents; an encoding costs as much as a step, so a few steps share one
         for _ in range(args.batch if not pool else int(len(pool) < args.pool or step % RENEW == 0)):
             clip = clips[int(torch.randint(len(clips), (1,), generator=generator))]
-            if photos and rng.uniform() < 0.5:
+            if film and rng.uniform() < 0.5:
+                clip = real_clip(film, rng, len(clip), (clip.shape[-2], clip.shape[-1]))
+            elif photos and rng.uniform() < 0.5:
                 clip = photo_clip(photos, rng, len(clip), (clip.shape[-2], clip.shape[-1]))
             clip = augment(clip, generator)
             entry = (clip, None if joint else latents_of(vae, [clip], device)[0])
@@ -460,6 +465,7 @@ def train(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "scenes": len(clips) // 2,
         "photos": len(photos),
+        "clips": len(film),
         "held_out_psnr": result,
     }
     (args.out.parent / f"{args.out.name}.figures.json").write_text(json.dumps(figures, indent=2))
@@ -483,6 +489,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder made by pipeline.world.dataset")
     parser.add_argument("--scenes", type=int, help="use only so many scenes of the folder: each takes 2.7 MB of memory")
     parser.add_argument("--photos", type=Path, help="folder of photographs: half of the clips are made of them")
+    parser.add_argument("--clips", type=Path, help="folder of real clips: half of the clips are pieces of them")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=40, help="training time in all, over all resumed runs")
     parser.add_argument("--train", choices=["decoder", "all"], default="decoder")
