@@ -82,6 +82,14 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     return (x if len(matrix) <= matrix.shape[1] else x.T).to(matrix.dtype)
 
 
+def average(mean: torch.nn.Module, model: torch.nn.Module, step: int, most: float) -> None:
+    """Move the running mean of the weights towards the model's; quickly at first, later keeping the share `most`."""
+    keep = min(most, (1 + step) / (20 + step))
+    with torch.no_grad():
+        for a, b in zip(mean.parameters(), model.parameters(), strict=True):
+            a.lerp_(b, 1 - keep)
+
+
 def save_state(state: dict[str, Any], path: Path) -> None:
     """Write tensors and numbers with `torch.save`; a reader sees the old file or the new one, never a part."""
     partial = path.with_suffix(f".{os.getpid()}.part")

@@ -33,7 +33,7 @@ from torch import Tensor
 from pipeline.depth.estimate import affine_disparity, estimate_depth
 from pipeline.depth.load import load_depth_model
 from pipeline.depth.network import DepthNet
-from pipeline.training import save_state
+from pipeline.training import average, save_state
 from pipeline.training.pairs import Example, Pair, cut_out, read_index, read_pair
 from pipeline.world.dataset import load
 
@@ -299,14 +299,6 @@ def validate(model: DepthNet, pairs: Path, world: Path | None, held_out: int) ->
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def average(mean: DepthNet, model: DepthNet, step: int) -> None:
-    """Move the running mean of the weights towards the model's; quickly at first."""
-    keep = min(0.999, (1 + step) / (20 + step))
-    with torch.no_grad():
-        for a, b in zip(mean.parameters(), model.parameters(), strict=True):
-            a.lerp_(b, 1 - keep)
-
-
 def begin(args: argparse.Namespace) -> DepthNet:
     """The network that a training starts from, before its checkpoint."""
     if args.trunk is None:
@@ -366,7 +358,7 @@ def train(args: argparse.Namespace) -> Figures:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step += 1
-        average(mean, model, step)
+        average(mean, model, step, 0.999)
         losses.append(loss.detach())
         if time.time() - last_log > 30:
             print(f"step {step} {progress():.0%} loss {torch.stack(losses).mean():.4f} rate {rate:.1e}", flush=True)

@@ -33,7 +33,7 @@ from pipeline.known.fill import fill_unknown, telea
 from pipeline.known.measurement import Measurement
 from pipeline.media.quality import psnr
 from pipeline.prior.inpainter import Inpainter
-from pipeline.training import save_state
+from pipeline.training import average, save_state
 from pipeline.training.clips import read_clips, read_frames
 from pipeline.training.pairs import Pair, read_index, read_pair
 
@@ -256,10 +256,7 @@ def train(args: argparse.Namespace) -> Figures:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step += 1
-        keep = min(0.998, (1 + step) / (20 + step))
-        with torch.no_grad():
-            for a, b in zip(mean.parameters(), model.parameters(), strict=True):
-                a.lerp_(b, 1 - keep)
+        average(mean, model, step, 0.998)
         losses.append(loss.detach())
         if time.time() - last_log > 30:
             print(f"step {step} {progress():.0%} loss {torch.stack(losses).mean():.4f}", flush=True)
