@@ -410,6 +410,15 @@ def test_subject_distance_is_that_of_the_middle():
     z = torch.full((2, 20, 20), 9.0)
     z[0, 5:15, 5:15] = 3.0
     assert subject_distance(Depth(z, False)) == 3.0
+    assert subject_distance(Depth(torch.full((1, 20, 20), 7.0), False)) == 7.0
+
+
+def test_a_person_before_a_wall_is_the_subject_and_something_at_the_border_is_not():
+    z = torch.full((1, 60, 100), 9.0) + torch.rand(1, 60, 100, generator=torch.manual_seed(0))
+    z[0, 15:, 44:58] = 3.0  # the wall covers four fifths of the picture's middle
+    assert subject_distance(Depth(z, False)) == 3.0
+    z[0, :, :10] = 1.0
+    assert subject_distance(Depth(z, False)) == 3.0
 
 
 # --- files of the user ------------------------------------------------------------------------------------------------

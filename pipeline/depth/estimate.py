@@ -32,6 +32,9 @@ MEDIAN = 4.0  # of depth that has no unit
 FAR_ESTIMATED = 40.0  # the farthest in units of the nearest hundredth; the world's sky in training
 _FOLLOWED = 0.25  # share of the pixels that the flow must follow to be believed
 _NOISE = 0.015  # mean change of a picture in [0, 1] around a pixel that may be noise
+SPREAD = 0.25, 0.18  # deviations of the weight about the picture's middle, in heights and widths
+LEAST_PART = 0.08  # share of the weight that each part has
+FLAT = 0.02  # deviation of the logarithm of depth below which a picture has one part
 _JUMP = 0.1  # where disparity bends by more than this share of itself, two surfaces meet
 
 
@@ -298,10 +301,22 @@ def resize_depth(
 
 
 def subject_distance(depth: Depth) -> float:
-    """Distance of what the clip shows: the median over the central half (in height and width) of its first frame."""
-    height, width = depth.z.shape[-2:]
-    top, left = height // 4, width // 4
-    return float(depth.z[0, top : height - top, left : width - left].median())
+    """Distance of what the first frame shows, rather than of what stands behind it.
+
+    Otsu's threshold on the logarithm of the depth parts near from far, where pixels weigh the less the farther they
+    are from the picture's middle; the distance is the weighted median of the near part. A person before a wall is thus
+    the subject, even where the wall covers more of the picture.
+    """
+    z = depth.z[0].double().cpu()
+    y, x = (torch.linspace(-0.5, 0.5, n, dtype=z.dtype) for n in z.shape)
+    near_middle = torch.exp(-0.5 * ((y[:, None] / SPREAD[0]).square() + (x / SPREAD[1]).square()))
+    z, order = z.flatten().sort()
+    weight = near_middle.flatten()[order] / near_middle.sum()
+    share, part = weight.cumsum(0), (weight * z.log()).cumsum(0)
+    between = (part[-1] * share - part).square() / (share * (1 - share)).clamp(min=1e-12)  # variance between the parts
+    between[(share < LEAST_PART) | (share > 1 - LEAST_PART)] = 0
+    last = int(between.argmax()) if between.max() > FLAT**2 else len(z) - 1
+    return float(z[torch.searchsorted(share, share[last] / 2)])
 
 
 def repaired(z: Float[Tensor, "T H W"], name: str) -> Float[Tensor, "T H W"]:
