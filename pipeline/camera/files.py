@@ -310,8 +310,9 @@ def _unreal(pose: np.ndarray) -> str:
 def _from_angles(text: str) -> Move:
     """TrajectoryCrafter/TrajectoryCrafter, test/trajs/*.txt: degrees up, degrees to the right, and how far forward.
 
-    Each line has as many values as it likes, spread over the clip; forward is in distances to the subject (its depth
-    at the middle of the first frame). Its cameras turn about the subject, or about what has come in its place:
+    Each line has as many values as it likes, spread over the clip; forward is in depths of
+    the first frame's middle, here in distances to the subject. Its cameras turn about the subject, or about what has
+    come in its place:
     p_target = R (p_source - (0, 0, 1 + forward)) + (0, 0, 1) with R = R_y(right) R_x(up). Its own program smooths the
     values; here they are met.
     """
