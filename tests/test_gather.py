@@ -330,7 +330,7 @@ def test_what_is_removed_is_in_no_other_frame_either(tiny_backbone_folder, tmp_p
     still = replacing.changed(camera="still")
     assert not wants_other_frames(analysis, still, measure(analysis, still)), "there is nothing else to take"
 
-    frozen = request.changed(move=replace(preset_move("orbit-left", 10.0, 55.0), frozen=0.5))
+    frozen = request.changed(move=replace(preset_move("orbit-left", 10.0, 55.0), timing=((0.0, 0.5),)))
     assert not wants_other_frames(analysis, frozen, own)
 
     # what is new moves by itself, and is not made to agree along the camera's motion

@@ -10,13 +10,18 @@ from pipeline.camera.geometry import PRESETS, default_intrinsics, invert_rigid, 
 from pipeline.camera.moves import (
     MOVES,
     SPEEDS,
+    TIMINGS,
     Keyframe,
     Move,
     fov_of,
+    frames_at,
     move_from_poses,
+    pace_of,
     preset_move,
     sample_move,
+    standing_at,
     target_path,
+    timing_of,
 )
 from pipeline.world.cameras import preset_motion
 
@@ -151,10 +156,12 @@ def test_a_full_turn_of_roll_goes_the_short_way():
 
 
 def test_moves_go_through_json():
-    move = Move(WINDING.keyframes, "eased", frozen=0.25)
+    move = Move(WINDING.keyframes, "eased", ((0.0, 1.0), (0.5, 0.25)))
     assert Move.from_json(json.dumps(move.to_dict())) == move
     least = Move.from_json('{"version": 1, "keyframes": [{"time": 0.5, "eye": [0, 0, -1]}]}')
     assert least == Move((Keyframe(0.5, (0, 0, -1)),))
+    older = Move.from_json('{"version": 1, "keyframes": [{"time": 0}], "frozen": 0.25}')
+    assert older.timing == standing_at(0.25)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +175,10 @@ def test_moves_go_through_json():
         ('{"version": 1, "keyframes": [{"time": 0, "zoom": 2}]}', "unknown fields: zoom"),
         ('{"version": 1, "keyframes": [{"time": 0}], "speed": "fast"}', "speed must be one of"),
         ('{"version": 1, "keyframes": [{"time": 0}], "frozen": 2}', "frozen must be"),
+        ('{"version": 1, "keyframes": [{"time": 0}], "frozen": 0, "timing": [[0, 1]]}', "both frozen and timing"),
+        ('{"version": 1, "keyframes": [{"time": 0}], "timing": 3}', "timing must be a list of pairs"),
+        ('{"version": 1, "keyframes": [{"time": 0}], "timing": [[0, 2]]}', "Pair 1 of timing"),
+        ('{"version": 1, "keyframes": [{"time": 0}], "timing": [[0, 1], [0, 1]]}', "Pair 2 of timing must come after"),
         ('{"version": 1, "keyframes": [{"time": 0}, {"time": 0}]}', "Keyframe 2: time must be after"),
         ('{"version": 1, "keyframes": [{"time": 0, "eye": [0, 0]}]}', "eye must be three numbers"),
         ('{"version": 1, "keyframes": [{"time": 0, "eye": [0, 0, NaN]}]}', "eye must be three numbers"),
@@ -199,3 +210,24 @@ def test_poses_that_are_none_are_refused():
         move_from_poses(torch.stack([torch.eye(4), 2 * torch.eye(4)]))
     with pytest.raises(InputError, match="0 poses"):
         move_from_poses(torch.zeros(0, 4, 4))
+
+
+def test_the_time_of_a_result():
+    every = list(range(9))
+    assert frames_at((), 9) == frames_at(((0.0, 0.0), (1.0, 1.0)), 9) == every
+    back = frames_at(TIMINGS["reverse"][1], 9)
+    assert back == every[::-1] and [back[back[t]] for t in every] == every
+    assert frames_at(standing_at(0.5), 9) == [4] * 9
+    assert frames_at(TIMINGS["there-and-back"][1], 9) == [0, 2, 4, 6, 8, 6, 4, 2, 0]
+    assert frames_at(((0.25, 0.0), (0.5, 1.0)), 9) == [0, 0, 0, 4, 8, 8, 8, 8, 8]
+    assert frames_at(TIMINGS["reverse"][1], 1) == [0]
+    paces = {name: pace_of(timing, 9) for name, (_, timing) in TIMINGS.items()}
+    assert paces["as-filmed"] == 1 and paces["slow"] == pytest.approx(0.5) and paces["reverse"] == pytest.approx(-1)
+    assert paces["ramp"] is None and pace_of(standing_at(0.3), 9) == 0
+
+
+def test_a_timing_is_written_by_name_or_in_pairs():
+    assert timing_of("reverse") == timing_of("0:1,1:0")
+    for text in ("fast", "0:0:1", "0:0,0.5", "1:0,0:1", "0:nan", ""):
+        with pytest.raises(InputError):
+            timing_of(text)

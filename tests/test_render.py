@@ -8,7 +8,7 @@ import torch
 from synthetic import write_clip, write_depth
 
 from pipeline import InputError, result_of
-from pipeline.camera.moves import Keyframe, Move, preset_move
+from pipeline.camera.moves import TIMINGS, Keyframe, Move, preset_move, standing_at
 from pipeline.known.known import Known
 from pipeline.media.video import probe, read_video, resize, size_of, to_uint8
 from pipeline.method.guidance import Guidance, guidance_scale_of
@@ -24,11 +24,11 @@ from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
 from pipeline.render.view import (
-    at_moment,
     look,
     measure,
     path_warnings,
     preview,
+    retimed,
     show_holes,
     warped,
 )
@@ -536,7 +536,9 @@ def with_wall(analysis: Analysis, z: float = 4.0) -> Analysis:
 
 
 def test_a_request_with_a_move_is_json(request_):
-    request = own(request_, Keyframe(0.0), Keyframe(1.0, (0.2, 0, 0), roll=3.0, fov=40.0), speed="eased", frozen=0.5)
+    request = own(
+        request_, Keyframe(0.0), Keyframe(1.0, (0.2, 0, 0), roll=3.0, fov=40.0), speed="eased", timing=((0.0, 0.5),)
+    )
     assert RenderRequest.from_json(request.to_json()) == request
     text = request.to_json().replace('"eased"', '"hasty"')
     with pytest.raises(InputError, match="speed must be one of"):
@@ -558,12 +560,10 @@ def test_a_camera_that_stays_sees_the_clip(request_):
 
 def test_time_stands_still(request_, tmp_path):
     analysis = analysed(request_)
-    request = own(request_, Keyframe(0.0), frozen=0.5)
+    request = own(request_, Keyframe(0.0), timing=standing_at(0.5))
     measured = measure(analysis, request)
     assert torch.equal(measured.video, analysis.clip.frames[2:3].expand_as(measured.video))
-    still = at_moment(analysis, request)
-    assert torch.equal(at_moment(still, request).clip.frames, still.clip.frames)
-    assert at_moment(analysis, request_) is analysis
+    assert retimed(analysis, request_) is analysis
     result = finished(request, tmp_path)[-1].result
     assert probe(result.source).frames == probe(result.video).frames == 5
     shown, made = read_video(result.source).frames, read_video(result.video).frames
@@ -571,6 +571,20 @@ def test_time_stands_still(request_, tmp_path):
         "the source plays, the result not"
     )
     assert not probe(result.video).has_audio
+
+
+def test_time_runs_backwards(request_, tmp_path):
+    analysis = analysed(request_)
+    request = own(request_, Keyframe(0.0), timing=TIMINGS["reverse"][1])
+    assert torch.equal(measure(analysis, request).video, analysis.clip.frames.flip(0))
+    back = retimed(analysis, request)
+    assert torch.equal(retimed(back, request).clip.frames, analysis.clip.frames)
+    assert torch.equal(retimed(back, request).depth.z, analysis.depth.z)
+    result = finished(request, tmp_path)[-1].result
+    shown, made = read_video(result.source).frames, read_video(result.video).frames
+    assert (shown.flip(0) - made).abs().mean() < 0.5 * (shown - made).abs().mean()
+    assert not probe(result.video).has_audio
+    assert any("silent" in note for note in result.report.notes) == analysis.info.has_audio
 
 
 @pytest.mark.parametrize(

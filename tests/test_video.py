@@ -229,6 +229,19 @@ def test_sound_is_cut_to_the_clip(tmp_path, suffix):
         assert len(read_video(tmp_path / "out.mp4").frames) == len(clip.frames)
 
 
+@pytest.mark.parametrize(("pace", "frequencies"), [(0.5, (1200, 1200)), (2.0, (800, 1200))])
+def test_sound_is_played_slower_and_faster_at_its_pitch(tmp_path, pace, frequencies):
+    source = tmp_path / "a.mp4"
+    write_raw(source, numbered(100), sound=tone_by_second())
+    start = 2.1 if pace < 1 else 1.2
+    write_video(tmp_path / "out.mp4", Clip(smooth(20), 25), audio_from=source, audio_start=start, audio_pace=pace)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        sound = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+    assert len(sound) / 48000 == pytest.approx(0.8, abs=0.05)
+    for part, frequency in zip((sound[:15000], sound[-15000:]), frequencies, strict=True):
+        assert np.argmax(np.abs(np.fft.rfft(part))) / len(part) * 48000 == pytest.approx(frequency, abs=25)
+
+
 def test_a_silent_source_or_a_span_without_sound(tmp_path):
     source = tmp_path / "a.mp4"
     write_raw(source, numbered(25))

@@ -15,7 +15,7 @@ from pipeline.camera.moves import MOVES, fov_of
 from pipeline.media.video import size_of, to_uint8
 from pipeline.render.analysis import Analysis
 from pipeline.render.request import DEFAULTS
-from pipeline.render.view import measure, move_of, path_warnings, preview, show_holes, wants_other_frames
+from pipeline.render.view import measure, move_of, path_warnings, preview, retimed, show_holes, wants_other_frames
 from ui import media, widgets
 from ui.controls import EMPTY_CLOUD, amount_slider, editor_value, number_from
 from ui.page import LATEST, QUIET, Page
@@ -98,7 +98,8 @@ class Warping:
             file = page.store.new_folder() / "warp.webp"
             file.write_bytes(media.loop_webp(to_uint8(show_holes(measurement)), analysis.fps))
             warnings = "".join(
-                widgets.status_html(words, "warning") for words in path_warnings(analysis, request, 1 - unknown)
+                widgets.status_html(words, "warning")
+                for words in path_warnings(retimed(analysis, request), request, 1 - unknown)
             )
             words = widgets.status_html(
                 share_words(unknown.mean().item(), wants_other_frames(analysis, request, measurement))

@@ -31,7 +31,17 @@ SPEEDS = {
     "eased": "Slow start and end",
     "constant": "The same speed throughout",
 }
+TIMINGS = {  # (time of the result, moment of the clip), both from 0 to 1; named for people
+    "as-filmed": ("As filmed", ()),
+    "slow": ("Half as fast", ((0.0, 0.0), (1.0, 0.5))),
+    "reverse": ("Backwards", ((0.0, 1.0), (1.0, 0.0))),
+    "there-and-back": ("There and back", ((0.0, 0.0), (0.5, 1.0), (1.0, 0.0))),
+    "freeze-then-go": ("Stands still, then goes", ((0.0, 0.0), (0.4, 0.0), (1.0, 1.0))),
+    "bullet-time": ("Stops halfway, then goes on", ((0.0, 0.0), (0.3, 0.5), (0.7, 0.5), (1.0, 1.0))),
+    "ramp": ("Slow, then fast", ((0.0, 0.0), (0.6, 0.3), (1.0, 1.0))),
+}
 MAX_KEYFRAMES = 512
+MAX_TIMING = 64
 MAX_REACH = 100.0  # subject distances; a camera farther off sees a dot
 SUBJECT: Point = (0.0, 0.0, 1.0)
 
@@ -55,13 +65,14 @@ class Keyframe:
 class Move:
     """Keyframes in the order of their times, and how the camera travels through them. Raises `InputError`.
 
-    speed: a name of `SPEEDS`; the times of the keyframes count for "keyframes" alone. frozen: None while the clip
-    plays, or the moment of the clip, in [0, 1], at which time stands still.
+    speed: a name of `SPEEDS`; the times of the keyframes count for "keyframes" alone.
+    timing: (time of the result, moment of the clip) pairs in [0, 1], in the order of their times; straight between
+        them, and at rest before the first and after the last. None: the clip plays as filmed. One: it stands still.
     """
 
     keyframes: tuple[Keyframe, ...]
     speed: str = "keyframes"
-    frozen: float | None = None
+    timing: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -72,14 +83,21 @@ class Move:
 
     @classmethod
     def from_dict(cls, given: Any) -> Move:
-        """The move that `to_dict` wrote; what is left out takes its default. Raises `InputError`."""
+        """The move that `to_dict` wrote; what is left out takes its default. Raises `InputError`.
+
+        `frozen`, a moment of the clip, is read as a timing of that moment alone.
+        """
         if not isinstance(given, dict) or not isinstance(given.get("keyframes"), (list, tuple)):
             raise InputError('The camera move must be an object such as {"version": 1, "keyframes": [{"time": 0}]}.')
         given = dict(given)
         version = given.pop("version", None)
         if version != MOVE_VERSION:
             raise InputError(f"The camera move has version {version!r}; this program reads version {MOVE_VERSION}.")
+        frozen = given.pop("frozen", None)
         _no_others(given, cls, "The camera move")
+        if frozen is not None and given.get("timing"):
+            raise InputError("The camera move has both frozen and timing; leave one of the two out.")
+        given["timing"] = standing_at(frozen) if frozen is not None else _pairs(given.get("timing", ()))
         keyframes = []
         for number, keyframe in enumerate(given.pop("keyframes"), 1):
             if not isinstance(keyframe, dict) or "time" not in keyframe:
@@ -113,8 +131,7 @@ def _validate(move: Move) -> None:
         raise InputError(f"A camera move needs from 1 to {MAX_KEYFRAMES} keyframes; it has {len(move.keyframes)}.")
     if move.speed not in tuple(SPEEDS):
         raise InputError(f"speed must be one of {', '.join(SPEEDS)}; it is {move.speed!r}.")
-    if move.frozen is not None and not _number(move.frozen, 0, 1):
-        raise InputError(f"frozen must be a moment of the clip from 0 to 1, or nothing; it is {move.frozen!r}.")
+    _check_timing(move.timing)
     last = -math.inf
     for number, keyframe in enumerate(move.keyframes, 1):
 
@@ -132,6 +149,69 @@ def _validate(move: Move) -> None:
         need(_number(keyframe.roll, -3600, 3600), "roll", "an angle from -3600 to 3600 degrees")
         need(keyframe.fov is None or _number(keyframe.fov, 5, 150), "fov", "from 5 to 150 degrees, or nothing")
         _look(np.array([keyframe.eye]), np.array([keyframe.target]), np.zeros(1), f"Keyframe {number}: the camera")
+
+
+def standing_at(moment: float) -> tuple[tuple[float, float], ...]:
+    """The timing of a clip that stands still at a moment in [0, 1]. Raises `InputError`."""
+    if not _number(moment, 0, 1):
+        raise InputError(f"frozen must be a moment of the clip from 0 to 1, or nothing; it is {moment!r}.")
+    return ((0.0, float(moment)),)
+
+
+def timing_of(text: str) -> tuple[tuple[float, float], ...]:
+    """The timing that a person writes: a name of `TIMINGS`, or pairs such as "0:0,0.5:1,1:0". Raises `InputError`."""
+    if text in TIMINGS:
+        return TIMINGS[text][1]
+    try:
+        pairs = [tuple(float(part) for part in pair.split(":")) for pair in text.split(",")]
+    except ValueError:
+        pairs = [()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise InputError(
+            f"time {text!r}: give one of {', '.join(TIMINGS)}, or pairs of the result's time and the clip's moment, "
+            "each from 0 to 1, such as 0:0,0.5:1,1:0"
+        )
+    timing = _pairs(pairs)
+    _check_timing(timing)
+    return timing
+
+
+def frames_at(timing: tuple[tuple[float, float], ...], frames: int) -> list[int]:
+    """Which frame of a clip each frame of the result shows, where both have as many."""
+    if not timing or frames < 2:
+        return list(range(frames))
+    return [int(moment * (frames - 1) + 0.5) for moment in _moments(timing, frames)]
+
+
+def pace_of(timing: tuple[tuple[float, float], ...], frames: int) -> float | None:
+    """How fast the clip plays, as a multiple of how it was filmed; None where that changes. 0: it stands still."""
+    if not timing or frames < 2:
+        return 1.0
+    steps = np.diff(_moments(timing, frames)) * (frames - 1)
+    return float(steps.mean()) if np.ptp(steps) < 1e-6 else None
+
+
+def _moments(timing: tuple[tuple[float, float], ...], frames: int) -> np.ndarray:
+    times, moments = zip(*timing, strict=True)
+    return np.interp(np.linspace(0, 1, frames), times, moments)
+
+
+def _pairs(given: Any) -> tuple[tuple[float, float], ...]:
+    if not isinstance(given, (list, tuple)) or not all(isinstance(pair, (list, tuple)) for pair in given):
+        raise InputError(f"timing must be a list of pairs such as [[0, 0], [1, 0.5]]; it is {given!r}.")
+    return tuple(tuple(pair) for pair in given)
+
+
+def _check_timing(timing: tuple[tuple[float, float], ...]) -> None:
+    if len(timing) > MAX_TIMING:
+        raise InputError(f"timing can have {MAX_TIMING} pairs; it has {len(timing)}.")
+    last = -math.inf
+    for number, pair in enumerate(timing, 1):
+        if len(pair) != 2 or not all(_number(value, 0, 1) for value in pair):
+            raise InputError(f"Pair {number} of timing must be two numbers from 0 to 1; it is {pair!r}.")
+        if pair[0] <= last:
+            raise InputError(f"Pair {number} of timing must come after the one before; its time is {pair[0]:g}.")
+        last = pair[0]
 
 
 # --- the path through the keyframes -----------------------------------------------------------------------------------
@@ -237,9 +317,7 @@ def keyframe_from_pose(pose: np.ndarray, time: float, fov: float | None) -> Keyf
     return Keyframe(time, _point(eye), _point(target), 0.0 if abs(roll) < 1e-9 else roll, fov)
 
 
-def move_from_poses(
-    poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] | None = None, frozen: float | None = None
-) -> Move:
+def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] | None = None) -> Move:
     """A move with a keyframe for each pose (source_cam_from_target_cam, subject distances), evenly in time.
 
     Raises `InputError` where there are no poses, too many, or not rigid ones.
@@ -257,7 +335,7 @@ def move_from_poses(
         keyframe = keyframe_from_pose(pose, float(time), None if fov is None else fov[number - 1])
         rolls = keyframe.roll + 360 * round((rolls - keyframe.roll) / 360)  # the short way from one to the next
         keyframes.append(Keyframe(keyframe.time, keyframe.eye, keyframe.target, rolls, keyframe.fov))
-    return Move(tuple(keyframes), frozen=frozen)
+    return Move(tuple(keyframes))
 
 
 def _point(values: Sequence[float] | np.ndarray) -> Point:

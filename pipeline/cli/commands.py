@@ -52,7 +52,7 @@ def warp(options: argparse.Namespace) -> None:
     from pipeline.media.files import make_writable, writing
     from pipeline.media.video import Clip, write_video
     from pipeline.render.analysis import analyse, hide
-    from pipeline.render.report import keep_measurement, sound_of
+    from pipeline.render.report import keep_measurement, silence_of, sound_of
     from pipeline.render.view import look, show_holes
 
     request, output = _request(options), _checked_output(options)
@@ -67,7 +67,7 @@ def warp(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
             video = Path(folder) / "warp.mp4"
             shown = Clip(show_holes(view.known.measurement), view.analysis.fps)
-            write_video(video, shown, **sound_of(request, view.analysis))
+            write_video(video, shown, **sound_of(request, analysis))
             os.replace(video, output)
         if keep:
             with writing(keep):
@@ -75,7 +75,13 @@ def warp(options: argparse.Namespace) -> None:
         progress.show("Done", 1.0)
     elsewhere = view.elsewhere
     words = f" {elsewhere:.1%} is seen by other frames only, and was taken from there." if elsewhere else ""
-    _say([*view.analysis.notes, f"{view.unknown.mean():.1%} of the picture is unknown.{words}"])
+    _say(
+        [
+            *view.analysis.notes,
+            *silence_of(request, analysis),
+            f"{view.unknown.mean():.1%} of the picture is unknown.{words}",
+        ]
+    )
     print(f"Wrote {output}")
 
 
@@ -258,11 +264,17 @@ def _move(options: argparse.Namespace) -> Any:
     """The move in the file that --camera names, or a named one that is to go otherwise; None for a named one as is."""
     from pipeline.camera.files import read_move
     from pipeline.camera.geometry import DEFAULT_FOV
-    from pipeline.camera.moves import preset_move
+    from pipeline.camera.moves import preset_move, standing_at, timing_of
 
     given = vars(options)
     camera = given.get("camera", "orbit-left")
-    its_own = {name: given[name] for name in ("speed", "frozen") if name in given}
+    its_own = {"speed": given["speed"]} if "speed" in given else {}
+    if "time" in given and "frozen" in given:
+        raise InputError("--frozen is a --time that stands still: give one of the two.")
+    if "time" in given:
+        its_own["timing"] = timing_of(given["time"])
+    if "frozen" in given:
+        its_own["timing"] = standing_at(given["frozen"])
     if Path(camera).suffix or Path(camera).exists():
         if "amount" in given:
             raise InputError("--amount is for a named camera move; the path in a file says how far it goes.")

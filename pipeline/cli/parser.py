@@ -51,12 +51,14 @@ def _accept(added: argparse.ArgumentParser) -> None:
 
 
 def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
-    from pipeline.camera.moves import MOVES, SPEEDS
+    from pipeline.camera.moves import MOVES, SPEEDS, TIMINGS
 
     add = added.add_argument
     add("--camera", metavar="MOVE", help=f"{', '.join(MOVES)}, or the file of a camera path (default {default})")
     add("--amount", type=float, help="of a named move, in degrees or percent of the distance (default: its own)")
     add("--speed", choices=SPEEDS, help="how the camera travels along its path")
+    words = f"how the clip plays: {', '.join(TIMINGS)}, or pairs of the result's time and the clip's moment, 0 to 1"
+    add("--time", metavar="CURVE", help=f"{words}, such as 0:0,0.5:1,1:0")
     add("--frozen", type=float, metavar="MOMENT", help="time stands still at that moment of the clip, 0 to 1")
     add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
     add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")

@@ -32,6 +32,7 @@ _PLAYED = {  # by browsers: codecs by the ending of the file
 _MAX_BYTES = 12 * 2**30  # of float frames; more is a mistake, or needs a choice of frames
 _MAX_COUNT = 2**31
 _MAX_RATE = 1000  # Hz
+PACES = 0.5, 2.0  # how much slower and faster sound can be played and still be followed
 PICTURES_RATE = 24.0  # frames per second of a folder of pictures, which says nothing of it; DAVIS was filmed so
 _PICTURE_SECONDS = 60.0  # that reading one picture may take
 
@@ -196,15 +197,20 @@ def read_paint(picture: bytes | str | os.PathLike) -> np.ndarray:
 
 
 def write_video(
-    path: str | os.PathLike, clip: Clip, *, audio_from: str | os.PathLike | None = None, audio_start: float = 0.0
+    path: str | os.PathLike,
+    clip: Clip,
+    *,
+    audio_from: str | os.PathLike | None = None,
+    audio_start: float = 0.0,
+    audio_pace: float = 1.0,
 ) -> bool:
     """Writes an H.264 (yuv420p, BT.709, limited range) mp4 that browsers play and start before it is loaded.
 
     Odd sides gain a repeated row or column, since yuv420p has only even ones. The sound of `audio_from`, if it has any,
-    is taken from `audio_start` seconds on for the clip's length, as AAC. The file appears at `path` complete or not at
-    all. Returns whether it has sound: where decoding that ends its process, the pictures are written without. Raises
-    InputError for a clip without frames or rate, an `audio_start` that is not a time, and an `audio_from` that cannot
-    be opened.
+    is taken from `audio_start` seconds on for the clip's length, `audio_pace` (0.5 to 2) times as fast at its pitch, as
+    AAC. The file appears at `path` complete or not at all. Returns whether it has sound: where decoding that ends its
+    process, the pictures are written without. Raises InputError for a clip without frames or rate, an `audio_start`
+    that is not a time, another pace, and an `audio_from` that cannot be opened.
     """
     path = Path(path)
     T, C, H, W = clip.frames.shape
@@ -214,10 +220,13 @@ def write_video(
         raise InputError(f"{path.name}: {clip.fps} frames per second: give a rate above 0, up to {_MAX_RATE}")
     if not (math.isfinite(audio_start) and audio_start >= 0):
         raise InputError(f"audio start {audio_start}: give a time in seconds, 0 or more")
+    if not PACES[0] <= audio_pace <= PACES[1]:
+        raise InputError(f"audio pace {audio_pace}: give a number from {PACES[0]:g} to {PACES[1]:g}")
     sound: list[np.ndarray] = []
     if audio_from is not None and not Path(audio_from).is_dir():
         with suppress(child.Died):
-            _, sound = child.run("read_sound", audio_from, start=float(audio_start), duration=T / clip.fps)
+            span = {"start": float(audio_start), "duration": T / clip.fps, "pace": float(audio_pace)}
+            _, sound = child.run("read_sound", audio_from, **span)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp makes the file private; a plain name next to the target keeps os.replace atomic and the usual permissions.

@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.camera.moves import frames_at, pace_of
 from pipeline.known.measurement import Measurement
 from pipeline.media.files import save_arrays
 from pipeline.media.quality import psnr, ssim
-from pipeline.media.video import size_of, to_uint8
+from pipeline.media.video import PACES, size_of, to_uint8
 from pipeline.method.guidance import guidance_scale_of, latent_mask_of, steps_of, strength_of
 from pipeline.method.lavr import followed
 from pipeline.method.problem import COMPLETE_BELOW, windows_of
@@ -252,10 +253,24 @@ def quality_of(video: Float[Tensor, "T 3 h w"], measurement: Measurement) -> Qua
 
 
 def sound_of(request: RenderRequest, analysis: Analysis) -> dict[str, Any]:
-    """The sound of a result, as arguments of `write_video`: the clip's if it has any, none where time stands still."""
-    if not analysis.info.has_audio or request.frozen is not None:
+    """The sound of a result, as arguments of `write_video`: that of the clip where it plays at an even pace forwards
+    that a listener can follow (`PACES`); else none.
+
+    analysis: of the clip as it was filmed.
+    """
+    frames = len(analysis.clip.frames)
+    pace = pace_of(request.timing, frames)
+    if not analysis.info.has_audio or pace is None or not PACES[0] <= pace <= PACES[1]:
         return {}
-    return {"audio_from": request.clip, "audio_start": request.start / analysis.info.fps}
+    first = request.start + frames_at(request.timing, frames)[0] * request.stride
+    return {"audio_from": request.clip, "audio_start": first / analysis.info.fps, "audio_pace": pace}
+
+
+def silence_of(request: RenderRequest, analysis: Analysis) -> list[str]:
+    """Why a clip's sound is left out of its result, if it is. The arguments are those of `sound_of`."""
+    if not analysis.info.has_audio or sound_of(request, analysis):
+        return []
+    return ["The result is silent: the clip's time does not run evenly, between half and twice as fast, in it."]
 
 
 def keep_measurement(folder: Path, view: View) -> None:

@@ -119,9 +119,9 @@ class RenderRequest:
         }
 
     @property
-    def frozen(self) -> float | None:
-        """The moment of the clip, in [0, 1], at which time stands still; None where it goes on."""
-        return None if self.move is None else self.move.frozen
+    def timing(self) -> tuple[tuple[float, float], ...]:
+        """Of the move, see `Move`; empty where the clip plays as filmed."""
+        return () if self.move is None else self.move.timing
 
     def to_dict(self) -> dict[str, Any]:
         """The request as plain values that JSON knows."""

@@ -22,7 +22,7 @@ from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, h
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, WarpEvent, stage
 from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
-from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, sound_of
+from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, silence_of, sound_of
 from pipeline.render.request import RenderRequest, check_asked
 from pipeline.render.view import Paint, View, cameras_of, look, show_holes
 from pipeline.render.worker import Fill, fill
@@ -124,4 +124,4 @@ def _write(
             keep_measurement(keep, view)
             save_arrays(keep / "raw.npz", video=to_uint8(finished.raw))
     silent = ["The result is silent: the clip has no sound there that can be decoded."]
-    return files, silent if sound and not heard else []
+    return files, silent if sound and not heard else silence_of(request, filmed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.camera.geometry import CameraPath, invert_rigid, project, scale_intrinsics, stands_still
-from pipeline.camera.moves import Move, fov_of, preset_move, target_path
+from pipeline.camera.moves import Move, fov_of, frames_at, pace_of, preset_move, target_path
 from pipeline.known.gather import Gathered, completed
 from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
@@ -32,10 +32,14 @@ Paint = Callable[..., Float[Tensor, "3 H W"]]
 def measure(analysis: Analysis, request: RenderRequest, *, size: tuple[int, int] | None = None) -> Measurement:
     """The clip seen from the requested camera path, T 3 h w, without any diffusion. size: (h, w), None: working size.
 
-    What is replaced is not in it if the analysis comes from `hide`.
+    analysis: of the clip as it was filmed. What is replaced is not in it if the analysis comes from `hide`.
     Raises `InputError` if nothing of the clip is visible from there.
     """
-    measurement = warped(at_moment(analysis, request), request, size or size_of(analysis.clip.frames), slice(None))
+    return _measured(retimed(analysis, request), request, size or size_of(analysis.clip.frames))
+
+
+def _measured(analysis: Analysis, request: RenderRequest, size: tuple[int, int]) -> Measurement:
+    measurement = warped(analysis, request, size, slice(None))
     if measurement.mask.float().mean() < VISIBLE_AT_LEAST:
         if request.move is not None:
             raise InputError(
@@ -82,14 +86,15 @@ def look(analysis: Analysis, request: RenderRequest, paint: Paint | None = None)
     The one way from an analysis to what a method is given, for renders, for `warp` and for evaluations. analysis: from
     `analysis.hide`. paint: an image model's completion of the first frame; None paints none. Raises `InputError`.
     """
-    analysis = at_moment(analysis, request)
+    analysis = retimed(analysis, request)
+    size = size_of(analysis.clip.frames)
     yield stage("warp", "Warping")
-    measurement = measure(analysis, request)
+    measurement = _measured(analysis, request, size)
     model = request.first_frame_model
     if paint is not None and model is not None and 1 - measurement.mask[0].float().mean().item() >= COMPLETE_BELOW:
         yield stage("first-frame", f"Inpainting the first frame by {table.title_of(model)}")
         analysis = _paint_first_frame(analysis, request, model, paint)
-        measurement = measure(analysis, request)
+        measurement = _measured(analysis, request, size)
     known = known_of(analysis, request, measurement)
     if not wants_other_frames(analysis, request, measurement):
         return View(analysis, known, None, searched=False)
@@ -115,9 +120,11 @@ def known_of(analysis: Analysis, request: RenderRequest, measurement: Measuremen
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
     """Whether there is something for other frames to complete: not where time stands still, or where something new is
     all that the picture lacks."""
+    if pace_of(request.timing, len(analysis.clip.frames)) == 0:
+        return False
     still = stands_still(analysis.source, cameras_of(analysis, request))
     replaces_alone = analysis.hidden is not None and not request.remove and still
-    return request.other_frames and request.frozen is None and not replaces_alone and not bool(measurement.mask.all())
+    return request.other_frames and not replaces_alone and not bool(measurement.mask.all())
 
 
 def _hidden(analysis: Analysis) -> Bool[Tensor, "T h w"] | None:
@@ -131,7 +138,7 @@ def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.nda
     """One frame of the measurement at working size, with its holes shown, uint8 h w 3. moment: in [0, 1]."""
     frame = round(min(max(moment, 0.0), 1.0) * (len(analysis.clip.frames) - 1))
     size = size_of(analysis.clip.frames)
-    return to_uint8(show_holes(warped(at_moment(analysis, request), request, size, slice(frame, frame + 1))))[0]
+    return to_uint8(show_holes(warped(retimed(analysis, request), request, size, slice(frame, frame + 1))))[0]
 
 
 def move_of(request: RenderRequest, analysis: Analysis) -> Move:
@@ -141,26 +148,25 @@ def move_of(request: RenderRequest, analysis: Analysis) -> Move:
     return preset_move(request.camera, request.amount, fov_of(analysis.source, size_of(analysis.clip.frames)))
 
 
-def at_moment(analysis: Analysis, request: RenderRequest) -> Analysis:
-    """The analysis with time standing still, where the request's move says so."""
-    frozen = request.frozen
-    if frozen is None:
-        return analysis
+def retimed(analysis: Analysis, request: RenderRequest) -> Analysis:
+    """The analysis with the clip's frames in the order of the request's timing, each as often as it is shown."""
     frames = len(analysis.clip.frames)
-    still = [round(frozen * (frames - 1))] * frames
-    clip, full = (replace(video, frames=video.frames[still]) for video in (analysis.clip, analysis.full))
-    hidden = None if analysis.hidden is None else analysis.hidden[still]
-    depth = replace(analysis.depth, z=analysis.depth.z[still])
-    detail = None if analysis.detail is None else analysis.detail[still]
+    order = frames_at(request.timing, frames)
+    if order == list(range(frames)):
+        return analysis
+    clip, full = (replace(video, frames=video.frames[order]) for video in (analysis.clip, analysis.full))
+    hidden = None if analysis.hidden is None else analysis.hidden[order]
+    depth = replace(analysis.depth, z=analysis.depth.z[order])
+    detail = None if analysis.detail is None else analysis.detail[order]
     return replace(analysis, clip=clip, full=full, depth=depth, detail=detail, hidden=hidden)
 
 
 def path_warnings(analysis: Analysis, request: RenderRequest, known: Float[Tensor, "T"]) -> tuple[str, ...]:
     """What is wrong with a camera path, in plain words. known: share of each frame that the clip shows.
 
-    A camera is inside the scene where it stands nearly at, or behind, what the clip shows in its direction.
+    analysis: `retimed`. A camera is inside the scene where it stands nearly at, or behind, what the clip shows in its
+    direction.
     """
-    analysis = at_moment(analysis, request)
     path, z = cameras_of(analysis, request), analysis.depth.z
     frames, height, width = z.shape
     eyes = (invert_rigid(analysis.source.world_from_cam) @ path.world_from_cam)[:, :3, 3]
