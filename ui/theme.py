@@ -253,9 +253,17 @@ footer { opacity: .7; }
 .rc-place input { width: 66px !important; }
 .rc-numbers { display: flex; flex-wrap: wrap; gap: 8px 16px; }
 .rc-travel { display: flex; flex-wrap: wrap; gap: 10px 18px; align-items: center; margin-top: 12px; }
+.rc-curve { margin-top: 10px; max-width: 420px; }
+.rc-curve[hidden] { display: none; }
+.rc-curve svg { display: block; width: 100%; touch-action: none; }
+.rc-curve p { margin: 2px 0 0; font-size: .78rem; color: var(--body-text-color-subdued); }
+.rc-curve-well { fill: var(--well); }
+.rc-curve-line { fill: none; stroke: var(--primary-600); stroke-width: 2; }
+.rc-curve-now { fill: var(--body-text-color); }
+.rc-curve-point { fill: var(--primary-600); stroke: #fff; stroke-width: 2; cursor: grab; outline-offset: 2px; }
+.rc-curve-point.on { fill: var(--primary-800); }
 .rc-views { position: absolute; z-index: 3; top: 8px; right: 8px; display: flex; gap: 5px; }
 .rc-views button { padding: 3px 8px !important; font-size: .76rem !important; }
-.rc-check input { border-radius: 4px !important; width: 15px; height: 15px; accent-color: var(--primary-600); }
 
 /* Controls */
 .rc-buttons { gap: 10px !important; }

@@ -5,6 +5,7 @@ Each is a plain `gr.HTML` with a static template and a script; Python talks to i
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ import gradio as gr
 
 from pipeline import InputError
 from pipeline.camera.files import FORMATS
-from pipeline.camera.moves import SPEEDS
+from pipeline.camera.moves import SPEEDS, TIMINGS
 from pipeline.media.files import is_full
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,9 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
         return f'<div class="rc-place"><span>{escape(title)}</span>{fields}</div>'
 
     speeds = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words in SPEEDS.items())
+    kinds = {name: words for name, (words, _) in TIMINGS.items()}
+    kinds |= {"frozen": "Stands still at this moment", "own": "Your own curve"}
+    timings = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words in kinds.items())
     formats = "".join(f'<option value="{name}">{escape(label)}</option>' for name, (label, _) in FORMATS.items())
     template = f"""
 <div class="rc-tools" role="toolbar" aria-label="Camera path">
@@ -170,12 +174,15 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
 </div>
 <div class="rc-travel">
   <label>Travel<select data-field="speed" aria-label="How the camera travels">{speeds}</select></label>
-  <label class="rc-check"><input type="checkbox" data-field="frozen" aria-label="Time stands still">Time stands still
-    <span class="rc-frozen-at"></span></label>
+  <label>Time<select data-field="timing" aria-label="How the clip's time runs">{timings}</select></label>
   <label>Save path as<select data-field="format" aria-label="Format of the file">{formats}</select></label>
   {button("save", "Save", "Download the camera path")}
-</div>"""
-    script = (STATIC / "camera_path.js").read_text(encoding="utf-8")
+</div>
+<div class="rc-curve" hidden><svg role="group" aria-label="Time curve: the clip's moment over the result's time"></svg>
+  <p>To the right the new clip's time, upwards yours. Drag a point; double-click to add or remove one.</p></div>"""
+    named = json.dumps({name: timing for name, (_, timing) in TIMINGS.items()})
+    parts = [(STATIC / name).read_text(encoding="utf-8") for name in ("camera_path.js", "time_curve.js")]
+    script = "\n".join([*parts, f"const TIMINGS = {named};\n"])
     return _scripted("camera_editor.js", template, {"empty": empty}, prelude=script, label="Camera path", **options)
 
 

@@ -296,3 +296,32 @@ def test_a_finger_turns_the_view_and_moves_a_camera(visit, clip):
     swipe(page, *grip(page, 1, "eye"), 25, -20)
     moved = keyframes(page)
     assert moved[1]["eye"] != stood[1]["eye"] and moved[0] == stood[0]
+
+
+def timing(page) -> list[list[float]]:
+    return page.evaluate(f"JSON.parse(JSON.stringify({EDITOR}.recapture.move.timing))")
+
+
+def test_the_clip_runs_backwards_and_along_a_curve_of_ones_own(page):
+    forwards = picture(page, "warp")
+    assert not page.is_visible("#editor .rc-curve")
+    page.select_option("#editor [data-field=timing]", "reverse")
+    assert timing(page) == [[0, 1], [1, 0]]
+    backwards = wait_other_picture(page, "warp", forwards)
+    page.locator("#editor .rc-curve [data-point='1']").focus()
+    page.keyboard.press("ArrowUp")
+    assert timing(page) == [[0, 1], [1, 0.02]]
+    assert page.input_value("#editor [data-field=timing]") == "own"
+    wait_other_picture(page, "warp", backwards)
+    box = page.locator("#editor .rc-curve svg").bounding_box()
+    page.mouse.dblclick(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert [len(timing(page)), timing(page)[1]] == [3, [pytest.approx(0.5, abs=0.02), pytest.approx(0.5, abs=0.02)]]
+    do(page, "undo")
+    do(page, "undo")
+    do(page, "undo")
+    assert timing(page) == [] and not page.is_visible("#editor .rc-curve")
+    page.select_option("#editor [data-field=timing]", "frozen")
+    assert timing(page) == [
+        [0, page.evaluate("1 * document.querySelector('#editor [data-field=moment]').value") / 1000]
+    ]
+    answered(page)

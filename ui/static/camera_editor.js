@@ -10,7 +10,7 @@ const MARGIN = 1.12; // the view shows this much more than the camera's picture
 const PLACES = ['eye', 'target'];
 let scene = null; // the value on show
 let clouds = [];
-let move = { keyframes: [{ time: 0, eye: [0, 0, 0], target: [0, 0, 1], roll: 0, fov: null }], speed: 'keyframes', frozen: null };
+let move = { keyframes: [{ time: 0, eye: [0, 0, 0], target: [0, 0, 1], roll: 0, fov: null }], speed: 'keyframes', timing: [] };
 let path = pathOf(move, 55);
 let selected = 0, moment = 0, through = false, picking = false, playing = 0, drag = null, viewFov = 55, serial = null;
 let past = [], future = [];
@@ -147,8 +147,7 @@ function overview() {
 async function showCloud() {
   // The cloud of the moment; while one is being drawn the others wait, and only the last of them is drawn.
   if (drawing || !scene || !affine) return;
-  const at = move.frozen ?? moment;
-  const wanted = Math.round(at * (scene.clouds.length - 1));
+  const wanted = Math.round(momentAt(move.timing, moment) * (scene.clouds.length - 1));
   if (wanted === shownCloud) return;
   drawing = true;
   try {
@@ -298,7 +297,7 @@ const actions = {
     commit(() => { move.keyframes.splice(selected, 1); selected = Math.max(0, selected - 1); });
   },
   clear() {
-    commit(() => { move = { keyframes: [{ time: 0, eye: [0, 0, 0], target: [0, 0, 1], roll: 0, fov: null }], speed: 'keyframes', frozen: null }; selected = 0; });
+    commit(() => { move = { keyframes: [{ time: 0, eye: [0, 0, 0], target: [0, 0, 1], roll: 0, fov: null }], speed: 'keyframes', timing: [] }; selected = 0; });
     say('Cleared: the camera stands where the clip was filmed. Turn the view and add keyframes.');
   },
   reset() { trigger('reset', {}); },
@@ -346,6 +345,7 @@ function setMoment(value) {
   find('.rc-moment').textContent = `Frame ${frame} of ${scene.frames}`;
   if (through) lookFrom(path(moment), false);
   draw();
+  showCurve(move.timing, moment);
   showCloud();
 }
 
@@ -393,8 +393,10 @@ function refresh() {
   }
   write('speed', move.speed);
   field('time').disabled ||= move.speed !== 'keyframes';
-  field('frozen').checked = move.frozen !== null;
-  find('.rc-frozen-at').textContent = move.frozen === null ? '' : `at frame ${Math.round(move.frozen * ((scene ? scene.frames : 2) - 1)) + 1}`;
+  const named = Object.keys(TIMINGS).find((name) => JSON.stringify(TIMINGS[name]) === JSON.stringify(move.timing));
+  write('timing', named || (move.timing.length === 1 ? 'frozen' : 'own'));
+  find('.rc-curve').hidden = !move.timing.length;
+  showCurve(move.timing, moment);
   element.dataset.keyframes = move.keyframes.length;
 }
 
@@ -420,7 +422,10 @@ element.addEventListener('click', (event) => {
 element.addEventListener('change', (event) => {
   const name = event.target.dataset.field;
   if (name === 'speed') commit(() => { move.speed = event.target.value; });
-  if (name === 'frozen') commit(() => { move.frozen = event.target.checked ? Math.round(1000 * moment) / 1000 : null; });
+  if (name === 'timing') {
+    const own = { frozen: [[0, Math.round(1000 * momentAt(move.timing, moment)) / 1000]], own: move.timing.length ? move.timing : [[0, 0], [1, 1]] };
+    commit(() => { move.timing = copy(TIMINGS[event.target.value] || own[event.target.value]); });
+  }
   if (setters[name]) {
     const value = Number(event.target.value);
     if (event.target.value !== '' && Number.isFinite(value)) commit(() => setters[name](move.keyframes[selected], value));
@@ -437,6 +442,17 @@ element.addEventListener('keydown', (event) => {
   if (key === 'escape' && picking) { picking = false; say(''); refresh(); return; }
   const wanted = action && find(`[data-do="${action}"]`);
   if (wanted && !wanted.disabled) { event.preventDefault(); actions[action](); }
+});
+
+let curveFrom = null; // the move before a point of the time curve was taken
+const showCurve = timeCurve(find('.rc-curve svg'), (timing, done) => {
+  curveFrom ??= copy({ move, selected });
+  move.timing = timing;
+  if (!done) { showCloud(); return; }
+  past.push(curveFrom);
+  curveFrom = null;
+  future = [];
+  changed();
 });
 
 // Handles are dragged in the plane of the picture, as far off as they are.
@@ -527,7 +543,7 @@ async function show() {
     serial = value.serial;
     future = [];
     move = copy(value.move);
-    move.frozen ??= null;
+    move.timing ??= [];
     move.keyframes.forEach((k) => { k.fov ??= null; k.roll ??= 0; });
     selected = other ? move.keyframes.length - 1 : Math.min(selected, move.keyframes.length - 1);
   }
