@@ -72,6 +72,20 @@ def load_mask(
     return dict(zip(wanted, _fitted(masks, size, path.name), strict=True))
 
 
+def check_mask_file(path: str | os.PathLike, label: int | None = None) -> None:
+    """Raises `InputError` for a mask file that cannot be read, without its clip: of a video only the first frame is."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        _of_pictures(pictures_of(path)[:1], path.name, label)
+    elif suffix in _PICTURES:
+        _of_pictures([path], path.name, label)
+    elif suffix in (".npz", ".npy"):
+        _read_array(path)
+    else:
+        _of_video(path, [0])
+
+
 def _pick(total: int, picked: range, at: int, name: str) -> dict[int, int]:
     """Which frame of a file of `total` frames each frame of the clip has its mask in. picked: of the clip."""
     if total == 1:
