@@ -94,7 +94,7 @@ def server(tiny_backbone_folder, tmp_path_factory):
         yield address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(90)
         log.close()
 
 

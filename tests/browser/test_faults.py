@@ -1,7 +1,5 @@
 """What the page says when something goes wrong around it."""
 
-import shutil
-
 import pytest
 from playwright.sync_api import expect
 
@@ -30,48 +28,6 @@ def test_the_words_of_a_refusal_stay(visit, clip):
     page.wait_for_function("getComputedStyle(document.querySelector('#result')).display === 'none'")
     answered(page)
     assert "Done" not in page.inner_text("#progress")
-
-
-def test_a_clip_that_is_chosen_while_another_is_restored_stays(visit, clip, tmp_path):
-    other = shutil.copyfile(clip, tmp_path / "other.mp4")
-    page = visit()
-    upload(page, clip)
-    analysed(page)
-    open_settings(page)
-    set_number(page, "steps", 1)
-    page.click("#render")
-    wait_words(page, "progress", "Done")
-    answered(page)
-
-    page.reload()  # nothing is chosen: all comes back
-    page.wait_for_selector("#clip video[src*='disc']")
-    analysed(page)
-
-    # what the page asks is held back while the visitor chooses
-    asks = """() => {
-        const {components, dependencies} = window.gradio_config;
-        const clip = components.find(one => one.props.elem_id === "clip").id;
-        const job = components.find(one => one.type === "browserstate").id;
-        return dependencies.find(one => one.inputs.join() === [job, clip].join()).id;
-    }"""
-    restore, held = page.evaluate(asks), []
-    page.route(
-        "**/queue/join*",
-        lambda route: held.append(route) if route.request.post_data_json["fn_index"] == restore else route.continue_(),
-    )
-    page.reload()
-    while not held:
-        page.wait_for_timeout(50)
-    upload(page, other)
-    page.wait_for_selector("#clip video[src*='other']")
-    held[0].continue_()
-    analysed(page)
-    assert "other" in page.get_attribute("#clip video", "src")
-    page.click("#render")
-    wait_words(page, "progress", "Done")
-    with page.expect_download() as got:
-        page.click("#download-video")
-    assert got.value.suggested_filename == "other-recaptured.mp4"
 
 
 def test_the_page_says_when_the_server_is_away(visit):

@@ -81,7 +81,7 @@ def app(tiny_backbone_folder, tmp_path_factory):
     app = App(folder, backbone)
     yield app
     app.process.terminate()
-    app.process.wait(20)
+    app.process.wait(90)
 
 
 @pytest.fixture
