@@ -37,8 +37,8 @@ def load_depth(
 
     path: an .npz with an array T H W named z, depth or disparity, or with a single array of another name (a true scalar
     `metric` says metres); an .npy; or a folder of one .exr or 16-bit .png a frame, in the order of their numbers, or a
-    single such picture. Disparity 0 is infinity. Pixels that are NaN or not positive, and 65535 in a PNG, take the value
-    of the nearest valid one; infinite ones become very far.
+    single such picture. Disparity 0 is infinity. Pixels that are NaN or not positive, and 65535 in a PNG, take the
+    value of the nearest valid one; infinite ones become very far.
 
     kind: one of `KINDS`; None to find it out. The names z and distance mean distance, and names with disp or inv mean
     disparity. All else is distance where its values can be nothing else: in a 16-bit picture, or with a sky a thousand
