@@ -5,7 +5,9 @@ Who runs the work says with `stoppable` how to tell. Loops that may go on for mo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -53,6 +55,25 @@ def checked(items: Iterable[T]) -> Iterator[T]:
     for item in items:
         check()
         yield item
+
+
+def aside(work: Callable[[], T]) -> T:
+    """What `work` returns or raises. A Stop leaves it to itself: for what cannot ask and harms nobody, as an import."""
+    if _asked.get(None) is None:
+        return work()
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    while not outcome.done():
+        check()
+        wait([outcome], timeout=0.1)
+    return outcome.result()
 
 
 def check_in(module: Any) -> None:

@@ -1,6 +1,8 @@
 """What cannot be done is said before any work; pictures that come from a page harm nothing and nobody."""
 
 import io
+import json
+import shutil
 import struct
 import zlib
 
@@ -59,6 +61,76 @@ def test_a_file_that_is_not_there_is_missed_at_the_start(tmp_path, name):
     request = RenderRequest.of(str(write_clip(tmp_path / "clip.mp4")), **{name: str(tmp_path / "none.png")})
     (event,) = render(request, tmp_path / "job")
     assert isinstance(event, FailedEvent) and "none.png" in event.message
+
+
+@pytest.fixture
+def backbone(tiny_backbone_folder, tmp_path):
+    """A function that makes the tiny backbone with other words in its configurations."""
+
+    def make(name: str, **given) -> str:
+        folder = shutil.copytree(tiny_backbone_folder, tmp_path / "backbone")
+        kept = json.loads((folder / name).read_text()) | given
+        (folder / name).write_text(json.dumps(kept))
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "given", "words"),
+    [
+        ({"fast": "lora", "accepted": ("causvid-lora",)}, "recapture.json", {}, "fits Wan 2.1 1.3B"),
+        ({"fast": "cache"}, "transformer/config.json", {"num_layers": 1}, "one block only"),
+        ({"latent_mask": "learned"}, "recapture.json", {"mask_encoder": None}, "has no mask encoder"),
+        ({"latent_mask": "reference"}, "recapture.json", {}, "needs the clean target video"),
+    ],
+    ids=["lora", "cache", "learned mask", "reference mask"],
+)
+def test_what_the_model_or_the_path_cannot_serve_is_refused_at_the_start(tmp_path, backbone, asked, name, given, words):
+    clip = str(write_clip(tmp_path / "clip.mp4"))
+    request = RenderRequest.of(clip, backbone=backbone(name, **given), **asked)
+    (event,) = render(request, tmp_path / "job")
+    assert isinstance(event, FailedEvent) and words in event.message
+
+
+def test_what_is_served_is_not_refused(tmp_path, tiny_backbone_folder):
+    asked = {"latent_mask": "reference", "camera": "orbit-left", "amount": 0.0}, {"latent_mask": "learned"}
+    for given in (*asked, {"fast": "cache"}, {"latent_mask": "reference", "solver": "none"}):
+        check_asked(RenderRequest.of("clip.mp4", backbone=str(tiny_backbone_folder), **given))
+
+
+def test_the_few_step_lora_is_missed_at_the_start(tmp_path, monkeypatch, tiny_backbone_folder):
+    from pipeline.models import hub
+    from pipeline.prior.fast import FEW_STEPS
+
+    folder = shutil.copytree(tiny_backbone_folder, tmp_path / "backbone")
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    sizes = {"num_attention_heads": 12, "attention_head_dim": FEW_STEPS.width // 12, "num_layers": FEW_STEPS.layers}
+    (folder / "transformer" / "config.json").write_text(json.dumps(config | sizes))
+    monkeypatch.setattr(hub, "at_hand", lambda ref: None)
+    monkeypatch.setattr(hub, "hub_answers", lambda *_: False)
+    monkeypatch.setattr("pipeline.prior.fast.find_spec", lambda name: True)
+    request = RenderRequest.of("clip.mp4", backbone=str(folder), fast="lora", accepted=(FEW_STEPS.model,))
+    with pytest.raises(InputError, match="models --download causvid-lora"):
+        check_asked(request)
+
+
+@pytest.mark.parametrize("kind", ["cut.png", "cut.npz", "zeros.npz", "words.mp4", "folder"])
+def test_a_damaged_mask_is_refused_at_the_start(tmp_path, kind):
+    path = tmp_path / kind
+    if kind == "cut.npz":
+        np.savez(path, mask=np.ones((5, 64, 96), bool))
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "zeros.npz":
+        path.write_bytes(bytes(3000))
+    elif kind == "folder":
+        path.mkdir()
+        (path / "0.png").write_bytes(BAD["cut.png"])
+    else:
+        path.write_bytes(BAD.get(kind, b"these are words"))
+    request = RenderRequest.of(str(write_clip(tmp_path / "clip.mp4")), mask=str(path))
+    (event,) = render(request, tmp_path / "job")
+    assert isinstance(event, FailedEvent) and (kind in event.message or "0.png" in event.message)
 
 
 @pytest.mark.parametrize("name", BAD)

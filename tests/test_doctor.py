@@ -11,6 +11,7 @@ from pipeline.cli.doctor import whereabouts
 from pipeline.models import hub, memory, table
 from pipeline.models.table import MODELS
 from pipeline.prior.load import skeleton
+from pipeline.render.request import RenderRequest
 
 WAN = MODELS["wan2.1-fun-1.3b-inp"]
 GIB = 2**30
@@ -142,7 +143,9 @@ def test_durations():
 
 
 @pytest.mark.slow
-def test_the_whole_examination(hub_cache, capsys):
+def test_the_whole_examination(hub_cache, capsys, monkeypatch):
+    short = lambda clip, **given: RenderRequest.of(clip, frames=5, size=(64, 96), **given)
+    monkeypatch.setattr(doctor, "RenderRequest", SimpleNamespace(of=short))
     assert main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["hub"]["state"] == "offline"

@@ -111,6 +111,14 @@ def test_what_segmenters_save(tmp_path, shape):
         assert all((found[n].numpy() == moving[n]).all() for n in range(3)), name
 
 
+def test_objects_beside_each_other_count_together(tmp_path):
+    masks = np.stack([LABELS == 1, LABELS == 3])[None].repeat(3, 0)
+    np.savez(tmp_path / "objects.npz", masks=masks)
+    np.save(tmp_path / "logits.npy", np.where(masks, 8.0, -8.0))
+    for name in ("objects.npz", "logits.npy"):
+        assert (mask(tmp_path / name, 3) == ((LABELS == 1) | (LABELS == 3))).all(), name
+
+
 # --- depth ------------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +171,13 @@ def test_what_is_said_counts(tmp_path):
     assert load_depth(tmp_path / "d.npz", 3, SIZE).kind == "disparity"
     with pytest.raises(InputError, match="choose one of"):
         load_depth(tmp_path / "d.npz", 3, SIZE, kind="height")
+
+
+def test_an_array_without_a_name_is_asked_about(tmp_path):
+    np.save(tmp_path / "d.npy", scene()[:, None])
+    with pytest.raises(InputError, match=r"--depth-kind"):
+        load_depth(tmp_path / "d.npy", 3, SIZE)
+    assert is_right(load_depth(tmp_path / "d.npy", 3, SIZE, kind="depth"))
 
 
 def test_a_sky_is_only_in_distance(tmp_path):

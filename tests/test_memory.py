@@ -456,7 +456,7 @@ def write_lora(folder: Path, width: int, layers: int) -> Path:
 @pytest.mark.parametrize("name", ["whole", "offload", "groups"])
 def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_path, monkeypatch, name):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES[name])
-    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.fast.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     lora = write_lora(tmp_path, 24, 2)
     (part,) = TABLE[FEW_STEPS.model].parts
     spec = replace(TABLE[FEW_STEPS.model], parts=(replace(part, files=(lora.name,)),))
@@ -473,14 +473,14 @@ def test_the_few_step_lora_acts_while_it_is_wanted(tiny_backbone_folder, tmp_pat
 
 def test_the_few_step_lora_is_refused_in_eight_bits(tiny_backbone_folder, monkeypatch):
     backbone = load_tiny(tiny_backbone_folder, mode=MODES["fp8"])
-    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.fast.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
     with pytest.raises(InputError, match="8 bits"):
         raw_of(backbone, replace(GUIDANCE, fast="lora"))
 
 
 def test_a_missing_peft_is_said(backbone, monkeypatch):
-    monkeypatch.setattr("pipeline.prior.backbone.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
-    monkeypatch.setattr("pipeline.prior.backbone.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.prior.fast.FEW_STEPS", replace(FEW_STEPS, width=24, layers=2))
+    monkeypatch.setattr("pipeline.prior.fast.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install peft"):
         raw_of(backbone, replace(GUIDANCE, fast="lora"))
 

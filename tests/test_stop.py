@@ -11,12 +11,14 @@ import pytest
 import torch
 from test_video import numbered, write_raw
 
+from pipeline.depth.outlines import sharpen_outlines
 from pipeline.media import child
 from pipeline.media.video import resize
+from pipeline.prior import load
 from pipeline.render.events import DoneEvent, StageEvent, StepEvent
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
-from pipeline.stop import Stopped, check, stoppable
+from pipeline.stop import Stopped, aside, check, stoppable
 
 # What takes more than a second for a clip of 480x832 with the small models.
 STAGES = ["load", "read", "depth", "warp", "gather", "encode", "decode", "steady", "composite", "grain"]
@@ -82,6 +84,34 @@ def test_who_waits_for_a_file_may_be_stopped(tmp_path):
     with stoppable(lambda: time.monotonic() > begun + 1.0), pytest.raises(Stopped):
         child.run("write_frames", tmp_path / "endless.mp4", seconds=None, arrays=frames, fps=8.0, has_sound=False)
     assert time.monotonic() < begun + 5
+
+
+def test_libraries_are_not_waited_for(tiny_backbone_folder, monkeypatch):
+    """Their import takes seconds, and cannot ask."""
+    stop, end = threading.Event(), threading.Event()
+    monkeypatch.setattr(load, "libraries", lambda: (stop.set(), end.wait(30)))
+    begun = time.monotonic()
+    with stoppable(stop.is_set), pytest.raises(Stopped):
+        load.load_backbone(str(tiny_backbone_folder))
+    end.set()
+    assert time.monotonic() < begun + 5
+
+
+def test_what_is_done_aside_returns_and_raises():
+    def faulty():
+        raise ValueError("a fault")
+
+    with stoppable(lambda: False):
+        assert aside(lambda: 3) == 3
+        with pytest.raises(ValueError, match="a fault"):
+            aside(faulty)
+
+
+def test_outlines_are_left_between_two_frames():
+    frames, asked = torch.rand(4, 3, 16, 24), []
+    with stoppable(lambda: asked.append(0) or len(asked) > 2), pytest.raises(Stopped):
+        sharpen_outlines(1 + torch.rand(4, 16, 24), frames)
+    assert len(asked) == 3
 
 
 def test_nobody_is_stopped_who_did_not_ask():

@@ -552,6 +552,24 @@ def test_pictures_of_16_bits_and_with_transparency(tmp_path):
     assert (read_picture(tmp_path / "rgba.png") - 0.5).abs().max() < 0.01
 
 
+def test_a_film_that_is_cut_off_loses_no_whole_frame(tmp_path):
+    """B-frames wait in the decoder, and its threads, for what comes after them."""
+    path, found = tmp_path / "a.mp4", []
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3", "b-pyramid": "normal"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in (255 * numbered(16)).byte().permute(0, 2, 3, 1).numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        unit = container.streams.video[0].time_base
+        packets = [(p.pos, p.size, round(p.pts * unit * 25)) for p in container.demux(video=0) if p.size]
+    for (at, size, _), before in zip(packets[6:], range(6, len(packets)), strict=False):
+        (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[: at + size // 2])
+        found = numbers(read_video(tmp_path / "cut.mp4").frames)
+        assert set(found) == {number for *_, number in packets[:before]}, before
+
+
 def test_a_folder_is_no_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(InputError, match="is a folder"):

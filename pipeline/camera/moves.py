@@ -234,6 +234,12 @@ def target_path(move: Move, source: CameraPath, distance: float, size: tuple[int
     return CameraPath(path.world_from_cam, K)
 
 
+def surely_moves(move: Move) -> bool:
+    """Whether the camera of a move moves, whatever clip it is of. (Whether it zooms depends on the clip's own lens.)"""
+    poses, _ = sample_move(move, 33, 55.0)
+    return not torch.equal(poses, torch.eye(4, dtype=poses.dtype).expand_as(poses))
+
+
 def fov_of(source: CameraPath, size: tuple[int, int]) -> float:
     """Field of view of a path's first camera in degrees, along the longer side of a picture of (h, w) pixels."""
     focal = source.K[0, 0, 0] if size[1] >= size[0] else source.K[0, 1, 1]

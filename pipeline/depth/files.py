@@ -36,9 +36,9 @@ def load_depth(
     """The user's depth of `frames` frames at `size` = (H, W).
 
     path: an .npz with an array T H W named z, depth or disparity, or with a single array of another name (a true scalar
-    `metric` says metres); or a folder of one .exr or 16-bit .png a frame, in the order of their numbers, or a single
-    such picture. Disparity 0 is infinity. Pixels that are NaN or not positive, and 65535 in a PNG, take the value of
-    the nearest valid one; infinite ones become very far.
+    `metric` says metres); an .npy; or a folder of one .exr or 16-bit .png a frame, in the order of their numbers, or a
+    single such picture. Disparity 0 is infinity. Pixels that are NaN or not positive, and 65535 in a PNG, take the
+    value of the nearest valid one; infinite ones become very far.
 
     kind: one of `KINDS`; None to find it out. The names z and distance mean distance, and names with disp or inv mean
     disparity. All else is distance where its values can be nothing else: in a 16-bit picture, or with a sky a thousand
@@ -53,16 +53,16 @@ def load_depth(
         raise InputError(f"The kind of depth {kind!r} is unknown: choose one of {', '.join(KINDS)}.")
     if not path.exists():
         raise InputError(
-            f"The depth {path.name} does not exist; give an .npz file or a folder of .exr or .png pictures."
+            f"The depth {path.name} does not exist; give an .npz or .npy file, or a folder of .exr or .png pictures."
         )
     if path.is_dir() or path.suffix.lower() in _PICTURES:
         values, named = _read_pictures(path, frames, start, stride)
-    elif path.suffix.lower() == ".npz":
+    elif path.suffix.lower() in (".npz", ".npy"):
         values, named = _read_npz(path, frames, start, stride)
     else:
         raise InputError(
-            f"The depth {path.name} is of a kind that cannot be read; give an .npz file, or a folder of .exr or 16-bit "
-            ".png pictures."
+            f"The depth {path.name} is of a kind that cannot be read; give an .npz or .npy file, or a folder of .exr "
+            "or 16-bit .png pictures."
         )
     if not np.isfinite(values).any():
         raise InputError(
@@ -125,7 +125,7 @@ def _pick(total: int, frames: int, start: int, stride: int, name: str) -> range:
 
 
 def _read_npz(path: Path, frames: int, start: int, stride: int) -> tuple[np.ndarray, str]:
-    """The picked frames of an .npz, and what their name says of them."""
+    """The picked frames of an .npz or .npy, and what their name says of them."""
     # A visitor's file: what its headers declare is checked before anything is unpacked, and pickles are refused.
     with arrays.guarded(f"The depth {path.name} cannot be read", "save it again with numpy.savez."):
         found = arrays.headers(path)
@@ -143,7 +143,8 @@ def _read_npz(path: Path, frames: int, start: int, stride: int) -> tuple[np.ndar
         if arrays.size_of(found[key]) > arrays.MAX_BYTES:
             raise InputError(f"The depth {path.name} is too large to read; give fewer frames, or smaller ones.")
         picked = _pick(shape[0], frames, start, stride, path.name)
-        values = arrays.read_array(path, key).reshape(shape)[picked.start : picked.stop : picked.step]
+        values = arrays.read_array(path, key) if key else np.load(path, allow_pickle=False)
+        values = values.reshape(shape)[picked.start : picked.stop : picked.step]
         scalar = "metric" in found and found["metric"][0] == () and found["metric"][1].kind in "biuf"
         metric = scalar and bool(arrays.read_array(path, "metric"))
         values = values.astype(np.float32)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.stop import checked
+
 _STEP = 0.15  # of disparity inside a window, as a share of its largest: more is an edge
 _BETWEEN = 0.1  # of that step: what is so far from both its ends lies between two surfaces
 _COLOUR = 0.08  # difference of colours at which a neighbour counts little
@@ -28,9 +30,9 @@ def sharpen_outlines(
     z > 0; frames in [0, 1]. radius: of the window, in pixels; wider ramps take more rounds.
     """
     for _ in range(rounds):
-        z = torch.cat([_sharpen(*pair, radius) for pair in zip(z.split(1), frames.split(1), strict=True)])
+        z = torch.cat([_sharpen(*pair, radius) for pair in checked(zip(z.split(1), frames.split(1), strict=True))])
     plain = lambda frame: torch.from_numpy(cv2.medianBlur(frame.cpu().numpy(), _SPUR)).to(z)
-    return 1 / torch.stack([plain(frame) for frame in 1 / z.float()])
+    return 1 / torch.stack([plain(frame) for frame in checked(1 / z.float())])
 
 
 def _sharpen(z: Float[Tensor, "1 h w"], frame: Float[Tensor, "1 3 h w"], radius: int) -> Float[Tensor, "1 h w"]:

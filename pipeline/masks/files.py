@@ -19,6 +19,7 @@ _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _VOID = 255  # a rim that belongs to nothing, in PASCAL VOC and after it
 _VOID_COLOUR = (224, 224, 192)  # of that label in its palette
 _MOST_LABEL = 90  # of label maps of 8 bits that have a void; what is lighter is brightness
+_MOST_OBJECTS = 32  # beside each other in an array
 _MOST_LABELS = 64  # that are told apart by their values alone
 
 
@@ -34,9 +35,10 @@ def load_mask(
 ) -> dict[int, Bool[Tensor, "H W"]]:
     """The frames of a clip, of `frames` frames of `size` = (H, W), whose masks a file gives; True = the object.
 
-    path: an .npz or .npy of shape H W, T H W or T 1 H W (in an .npz the array `mask` or `masks`, or the one that looks
-    like a mask); a picture (.png, .jpg, .webp, .bmp, .tif): the object is painted on a transparent ground, or in white
-    or a colour on black; a folder of such pictures, one a frame (DAVIS); a video, white on black or a cut-out.
+    path: an .npz or .npy of shape H W, T H W or T N H W, of which all N objects count (in an .npz the array `mask` or
+    `masks`, or the one that looks like a mask); a picture (.png, .jpg, .webp, .bmp, .tif): the object is painted on a
+    transparent ground, or in white or a colour on black; a folder of such pictures, one a frame (DAVIS); a video, white
+    on black or a cut-out.
     Numbers count as object above 0.5, above 127 where they go to 255, above 0 where they go below. Label maps, as
     palette indices or as small numbers, count with all their labels but the void of PASCAL VOC (255); label: only
     this one.
@@ -70,6 +72,20 @@ def load_mask(
         wanted = _pick(total, picked, at, path.name)
         masks = _of_video(path, list(wanted.values()))
     return dict(zip(wanted, _fitted(masks, size, path.name), strict=True))
+
+
+def check_mask_file(path: str | os.PathLike, label: int | None = None) -> None:
+    """Raises `InputError` for a mask file that cannot be read, without its clip: of a video only the first frame is."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        _of_pictures(pictures_of(path)[:1], path.name, label)
+    elif suffix in _PICTURES:
+        _of_pictures([path], path.name, label)
+    elif suffix in (".npz", ".npy"):
+        _read_array(path)
+    else:
+        _of_video(path, [0])
 
 
 def _pick(total: int, picked: range, at: int, name: str) -> dict[int, int]:
@@ -128,6 +144,8 @@ def _read_array(path: Path) -> np.ndarray:
         if arrays.size_of(found[key]) > arrays.MAX_BYTES:
             raise InputError(f"The mask {path.name} is too large to read; give fewer frames, or smaller ones.")
         values = arrays.read_array(path, key) if key else np.load(path, allow_pickle=False)
+        if len(shape) == 4 and 1 not in (shape[0], shape[1], shape[3]):
+            return values.max(1)
         return values.reshape(flat if len(flat) == 3 else (1, *flat))
 
 
@@ -146,11 +164,13 @@ def _array_of_mask(found: dict[str, arrays.Header], name: str) -> str:
 
 
 def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """T H W of T 1 H W (SAM 2), 1 T H W and T H W 1."""
+    """T H W of T 1 H W (SAM 2), 1 T H W, T H W 1 and T N H W, of a few objects."""
     if len(shape) == 4:
         for axis in (1, 0, 3):
             if shape[axis] == 1:
                 return shape[:axis] + shape[axis + 1 :]
+        if shape[1] <= _MOST_OBJECTS and shape[3] > 4:
+            return (shape[0], *shape[2:])
     return shape
 
 

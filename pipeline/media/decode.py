@@ -172,9 +172,20 @@ def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
         yield packet
 
 
+def _whole(packets: Iterator[Any]) -> Iterator[Any]:
+    """Without a last packet that is cut off: a decoder with threads would lose with it what it still holds."""
+    held = None
+    for packet in packets:
+        if held is not None and packet.size:
+            yield held
+        held = packet if packet.is_corrupt and packet.size else None
+        if held is None:
+            yield packet
+
+
 def decoded(container: InputContainer, stream: Any, context: Any = None) -> Iterator[Any]:
     """All frames that can be decoded; damaged packets, and what follows a cut-off end, are left out."""
-    for packet in _packets(container, stream):
+    for packet in _whole(_packets(container, stream)):
         try:
             yield from packet.decode() if context is None else context.decode(packet if packet.size else None)
         except (InvalidDataError, EndOfFileError):

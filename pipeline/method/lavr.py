@@ -22,7 +22,8 @@ from pipeline.method.problem import Problem, padded, prepare
 from pipeline.method.told import Told
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.posed import Beside
-from pipeline.prior.soft import Soft, soft_said
+from pipeline.prior.said import said_of
+from pipeline.prior.soft import Soft
 from pipeline.scene.weights import kind_of, load_encoder
 
 SOFT = ("lavr", "recammaster", "both")
@@ -80,7 +81,7 @@ def check_soft(method: str, ref: str, *, replaces: bool, compiled: bool) -> None
 
     ref: the backbone, as in a request. replaces: an object is to be replaced or removed.
     """
-    said = soft_said(ref)
+    said = said_of(ref)
     if said is not None:
         _check(method, ref, soft=said.soft, scene=said.encoder is not None, inpaints=said.inpaints)
     if method in SOFT:
@@ -89,7 +90,7 @@ def check_soft(method: str, ref: str, *, replaces: bool, compiled: bool) -> None
 
 def scene_model_of(method: str, ref: str) -> str:
     """The scene encoder that a method reads with a backbone, by its name in `table.MODELS`; "" for none."""
-    said = soft_said(ref)
+    said = said_of(ref)
     if method not in ("lavr", "both") or said is None or said.encoder is None:
         return ""
     return kind_of(said.encoder)

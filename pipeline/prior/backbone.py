@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.models import hub, memory, table
-from pipeline.prior.fast import FEW_STEPS, Passes, check_lora
+from pipeline.prior.fast import FEW_STEPS, Passes, check_fast, check_lora
 from pipeline.prior.posed import Beside, posed, remember
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
-from pipeline.prior.settings import LatentRgb, Settings
+from pipeline.prior.settings import LatentRgb, Settings, check_encoder
 from pipeline.prior.soft import Soft, load_soft
 from pipeline.prior.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 from pipeline.stop import check_in
@@ -218,8 +217,10 @@ class Backbone:
         Raises `InputError` if the model cannot.
         """
         self.passes = Passes()
+        config = self.transformer.config
+        width, layers = config["num_attention_heads"] * config["attention_head_dim"], len(self.transformer.blocks)
+        check_fast(name, self.name, width, layers, self.mode)
         if name == "cache":
-            self._check_blocks()
             count = self.transformer.blocks[-1].attn1.register_forward_pre_hook(self._count_whole)
             from diffusers import FirstBlockCacheConfig  # pyright: ignore[reportPrivateImportUsage]
 
@@ -241,27 +242,10 @@ class Backbone:
     def _count_whole(self, *_: object) -> None:
         self.passes.whole += 1
 
-    def _check_blocks(self) -> None:
-        if len(self.transformer.blocks) < 2:
-            raise InputError(f"The model {self.name!r} has one block only, so that there is nothing to cache.")
-
     def _load_few_steps(self) -> None:
-        lora, config = FEW_STEPS, self.transformer.config
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        if (width, config["num_layers"]) != (lora.width, lora.layers):
-            raise InputError(
-                f"The few-step LoRA fits Wan 2.1 1.3B, with {lora.layers} blocks {lora.width} wide; the model "
-                f"{self.name!r} has {config['num_layers']}, {width} wide. Choose that model, or another fast mode."
-            )
-        if self.mode.eight_bits:
-            raise InputError(
-                f"The few-step LoRA does not work in 8 bits, the memory mode {self.mode.name}; use groups."
-            )
-        if find_spec("peft") is None:
-            raise InputError("The few-step LoRA needs the package peft; install it with: pip install peft")
         from diffusers import WanImageToVideoPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-        spec = table.MODELS[lora.model]
+        spec = table.MODELS[FEW_STEPS.model]
         (file,) = spec.parts[0].files
         (folder,) = hub.download(spec, [spec.name])  # that the terms are accepted is for the caller to see to
         try:
@@ -304,20 +288,14 @@ class Backbone:
 
         Raises `InputError` where the model has none.
         """
-        if self._mask_encoder is None:
-            raise InputError(
-                f"The model {self.name!r} has no mask encoder: choose the latent mask training-free, or train one with "
-                "python -m pipeline.training.mask_encoder and name its folder in the model's recapture.json."
-            )
+        check_encoder(self.name, self.settings.mask_encoder)
         return self._mask_encoder(mask.to(self.device), filled.to(self.device))
 
     @cached_property
     def _mask_encoder(self) -> Any:
         from pipeline.prior.mask_encoder import MaskEncoder
 
-        folder = self.settings.mask_encoder
-        if folder is None:
-            return None
+        folder = str(self.settings.mask_encoder)
         try:
             model: Any = MaskEncoder.from_pretrained(folder, use_safetensors=True, torch_dtype=self.dtype)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from pipeline import InputError
+from pipeline.models.memory import Mode
 
 FAST = ("off", "cache", "lora")
 
@@ -34,6 +36,27 @@ class Passes:
 
     asked: int = 0
     whole: int = 0
+
+
+def check_fast(fast: str, name: str, width: int, layers: int, mode: Mode | None) -> None:
+    """Raises `InputError` for a fast mode that a model cannot serve.
+
+    name: of the model; width, layers: of its transformer; mode: how it is placed, None where that is open.
+    """
+    if fast == "cache" and layers < 2:
+        raise InputError(f"The model {name!r} has one block only, so that there is nothing to cache.")
+    if fast != "lora":
+        return
+    lora = FEW_STEPS
+    if (width, layers) != (lora.width, lora.layers):
+        raise InputError(
+            f"The few-step LoRA fits Wan 2.1 1.3B, with {lora.layers} blocks {lora.width} wide; the model {name!r} has "
+            f"{layers}, {width} wide. Choose that model, or another fast mode."
+        )
+    if mode is not None and mode.eight_bits:
+        raise InputError(f"The few-step LoRA does not work in 8 bits, the memory mode {mode.name}; use groups.")
+    if find_spec("peft") is None:
+        raise InputError("The few-step LoRA needs the package peft; install it with: pip install peft")
 
 
 def check_lora(state: Any, transformer: Any, file: str) -> None:

@@ -18,7 +18,7 @@ from pipeline.prior.recammaster import SHIFT, load_recammaster, recammaster_file
 from pipeline.prior.settings import read_json, read_settings
 from pipeline.prior.soft import Soft
 from pipeline.prior.wan_layout import GIVE, load_original, original_files
-from pipeline.stop import check
+from pipeline.stop import aside, check
 
 COMPONENTS = ("vae", "transformer", "text_encoder", "tokenizer", "scheduler", "image_encoder", "image_processor")
 
@@ -49,9 +49,7 @@ def load_backbone(
     mode: how the parts are placed, see `memory.MODES`; or what chooses it for the model, loaded on the CPU.
     Weights are read from safetensors only, never from pickles. Raises `InputError` when `ref` is no such model.
     """
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel  # pyright: ignore[reportPrivateImportUsage]
-    from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
-
+    diffusers, transformers = aside(libraries)  # which takes seconds the first time
     for library in ("diffusers", "transformers"):
         # No bars over weights that are read in an instant; those of downloads stay.
         import_module(f"{library}.utils.logging").disable_progress_bar()
@@ -88,16 +86,16 @@ def load_backbone(
         transformer, layers = load_recammaster(file, dtype)
         soft, settings = Soft(layers.to(device), metres=True), replace(settings, shift=SHIFT)
     else:
-        transformer = load(WanTransformer3DModel, "transformer", torch_dtype=dtype)
+        transformer = load(diffusers.WanTransformer3DModel, "transformer", torch_dtype=dtype)
     has_image_encoder = "image_encoder" in folders and transformer.config["image_dim"] is not None
-    image_encoder = load(CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
+    image_encoder = load(transformers.CLIPVisionModel, "image_encoder", dtype=text_dtype) if has_image_encoder else None
     backbone = Backbone(
         ref,
         settings,
-        vae=load(AutoencoderKLWan, "vae", torch_dtype=torch.float32),
+        vae=load(diffusers.AutoencoderKLWan, "vae", torch_dtype=torch.float32),
         transformer=transformer,
-        text_encoder=load(UMT5EncoderModel, "text_encoder", dtype=text_dtype),
-        tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"]),
+        text_encoder=load(transformers.UMT5EncoderModel, "text_encoder", dtype=text_dtype),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(folders["tokenizer"]),
         image_encoder=image_encoder,
         image_processor=_load_image_processor(folders["image_processor"]) if has_image_encoder else None,
         soft=soft,
@@ -105,6 +103,18 @@ def load_backbone(
     )
     backbone.place(mode(backbone) if callable(mode) else mode)
     return backbone
+
+
+def libraries() -> tuple[Any, Any]:
+    """diffusers and transformers, with the classes of a backbone imported, which both do where one is first named."""
+    import diffusers
+    import transformers
+
+    for name in ("AutoencoderKLWan", "WanTransformer3DModel"):
+        getattr(diffusers, name)
+    for name in ("AutoTokenizer", "CLIPVisionModel", "UMT5EncoderModel"):
+        getattr(transformers, name)
+    return diffusers, transformers
 
 
 def skeleton(spec: table.ModelSpec) -> dict[str, Any]:

@@ -78,6 +78,15 @@ def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
     return Settings(**values)
 
 
+def check_encoder(name: str, folder: str | None) -> None:
+    """Raises `InputError` where a model has no mask encoder. name: of the model; folder: of its encoder."""
+    if folder is None:
+        raise InputError(
+            f"The model {name!r} has no mask encoder: choose the latent mask training-free, or train one with "
+            "python -m pipeline.training.mask_encoder and name its folder in the model's recapture.json."
+        )
+
+
 def vocabulary_of(ref: str) -> str:
     """`Settings.vocabulary` of a model that is a folder on this machine, without loading it; "" of others."""
     try:

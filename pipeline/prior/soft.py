@@ -12,13 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline import InputError
-from pipeline.models import hub, table
 from pipeline.prior.adapter import SceneAdapter
 from pipeline.prior.posed import PosedLayers
-from pipeline.prior.settings import read_json, read_settings
+from pipeline.prior.settings import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-RECAMMASTER = "recammaster-1.3b"  # of the table
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,37 +32,6 @@ class Soft:
     adapter: SceneAdapter | None = None
     encoder: str | None = None
     metres: bool = False
-
-
-@dataclass(frozen=True)
-class Said:
-    """What is known of a backbone before it is loaded.
-
-    soft: it has soft parts. encoder: the folder of the scene encoder that they were trained for, None for none.
-    inpaints: it has inpainting channels.
-    """
-
-    soft: bool
-    encoder: str | None
-    inpaints: bool
-
-
-def soft_said(ref: str) -> Said | None:
-    """What the table, or the folder of a backbone on this machine, says of it; None for what neither knows."""
-    spec = table.find(ref)
-    if spec is not None and not spec.local:
-        given = dict(spec.configs.get("transformer", {}))
-        return Said(spec.name == RECAMMASTER, None, given.get("in_channels") != given.get("out_channels"))
-    try:
-        root = Path(hub.resolve(ref))
-    except InputError:  # said when it is loaded
-        return None
-    if not root.is_dir():
-        return None
-    folder, given = read_settings(root).soft, read_json(root / "transformer" / CONFIG)
-    inpaints = not given or given.get("in_channels") != given.get("out_channels")
-    encoder = None if folder is None else read_json(Path(folder) / CONFIG).get("encoder")
-    return Said(folder is not None, None if encoder is None else str(Path(str(folder)) / encoder), inpaints)
 
 
 def load_soft(folder: str | Path, name: str, device: torch.device, dtype: torch.dtype) -> Soft:

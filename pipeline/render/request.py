@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import InputError
-from pipeline.camera.moves import MOVES, Move
+from pipeline.camera.moves import MOVES, Move, preset_move, surely_moves
 from pipeline.depth.files import KINDS as DEPTH_KINDS
+from pipeline.masks.files import check_mask_file
 from pipeline.media.video import read_picture
 from pipeline.method.guidance import Guidance, checks, is_int, is_number
-from pipeline.method.lavr import check_soft, scene_model_of
+from pipeline.method.lavr import check_soft, followed, scene_model_of
 from pipeline.method.methods import METHODS
-from pipeline.models import memory, table
-from pipeline.prior.fast import FEW_STEPS
+from pipeline.method.problem import check_mask
+from pipeline.models import hub, memory, table
+from pipeline.prior.fast import FEW_STEPS, check_fast
+from pipeline.prior.said import said_of
+from pipeline.prior.settings import check_encoder
 
 REQUEST_VERSION = 1
 GUIDANCE = tuple(given.name for given in fields(Guidance))
@@ -215,17 +219,35 @@ def _validate(request: RenderRequest) -> None:
 
 
 def check_asked(request: RenderRequest) -> None:
-    """Raises `InputError` for what this machine cannot do, and for files that are not there, before any work."""
+    """Raises `InputError` before any work for what this machine, the model or the method cannot do, and for files that
+    are not there or cannot be read."""
     memory.check_wanted(request.memory)
     method = request.guidance.method
     check_soft(method, request.backbone, replaces=request.mask is not None, compiled=request.compile)
     if scene := scene_model_of(method, request.backbone):
         table.check_accepted(scene, request.accepted)
+    _check_served(request)
     for name, path in (("depth", request.depth), ("mask", request.mask), ("first frame", request.first_frame)):
         if path is not None and not Path(path).exists():
             raise InputError(f"There is no file {path} for the {name}; give the path of one.")
     if request.first_frame is not None:
         read_picture(request.first_frame)  # a small one, and its use comes late
+    if request.mask is not None:
+        check_mask_file(request.mask, request.mask_label)
+
+
+def _check_served(request: RenderRequest) -> None:
+    """Raises `InputError` for a fast mode or a latent mask that the backbone or the camera path does not go with."""
+    guidance, said = followed(request.guidance), said_of(request.backbone)
+    if said is not None:
+        if said.width is not None and said.layers is not None:
+            check_fast(guidance.fast, request.backbone, said.width, said.layers, memory.MODES.get(request.memory))
+        if guidance.latent_mask == "learned" and guidance.solver != "none":
+            check_encoder(request.backbone, said.mask_encoder)
+    if guidance.fast == "lora" and not hub.obtainable(FEW_STEPS.model):
+        hub.locate(FEW_STEPS.model)
+    move = request.move or preset_move(request.camera, request.amount)
+    check_mask(guidance, clean=not surely_moves(move))
 
 
 def amount_of(request: RenderRequest) -> float:

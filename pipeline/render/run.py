@@ -16,7 +16,7 @@ from pipeline.camera.geometry import stands_still
 from pipeline.known.first_frame import inpaint, locate
 from pipeline.media.files import make_writable, save_arrays, write_report, writing
 from pipeline.media.video import Clip, resize, size_of, to_uint8, write_video
-from pipeline.method.lavr import parts_of
+from pipeline.method.lavr import followed, parts_of
 from pipeline.method.problem import check_mask
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, WarpEvent, stage
@@ -77,7 +77,7 @@ def _render(
 
     filmed = analysis or (yield from analyse(request, find_depth=find_depth))
     analysis = yield from hide(filmed, request)
-    check_mask(request.guidance, stands_still(analysis.source, cameras_of(analysis, request)))
+    check_mask(followed(request.guidance), stands_still(analysis.source, cameras_of(analysis, request)))
     clip = len(analysis.clip.frames), *size_of(analysis.clip.frames)
     release_depth_model()
     backbone = get_backbone(request.backbone, request, clip)

@@ -16,8 +16,9 @@ import av
 import numpy as np
 import pytest
 
+from tests.browser.page import SECONDS, open_page, stop_renders
+
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 90  # that a page may take for one thing: the tests share two cores with each other and with the app
 FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -93,7 +94,7 @@ def server(tiny_backbone_folder, tmp_path_factory):
         yield address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(90)
         log.close()
 
 
@@ -102,58 +103,13 @@ def chromium(tmp_path_factory):
     path = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium")
     if not path:
         pytest.fail("Chromium is missing: install the Debian package 'chromium', or set CHROMIUM_PATH.")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=1000 * SECONDS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)  # with a fresh profile of its own
         yield browser
         browser.close()
-
-
-# Counts the events of the page that the server has not answered to the end, from what the page sends and is sent.
-COUNT = """
-window.unanswered = 0;
-const plain = window.fetch;
-window.fetch = async (asked, ...rest) => {
-  const url = String(asked.url || asked);
-  if (url.includes("/queue/join")) window.unanswered += 1;
-  const reply = await plain(asked, ...rest).catch((error) => {
-    if (url.includes("/queue/join")) window.unanswered -= 1;
-    throw error;
-  });
-  if (url.includes("/queue/join") && !reply.ok) window.unanswered -= 1;
-  if (url.includes("/queue/data")) (async () => {
-    const reader = reply.clone().body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let left = ""; ;) {
-      const { value, done } = await reader.read();
-      if (done) return;
-      const lines = (left + value).split("\\n");
-      left = lines.pop();
-      window.unanswered -= lines.filter((line) => /"msg": ?"process_completed"/.test(line)).length;
-    }
-  })().catch(() => {});
-  return reply;
-};
-"""
-
-
-def answered(page) -> None:
-    """Wait until the server has answered all that the page asked of it, and the page has drawn the answers."""
-    drawn = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-    until, quiet = time.monotonic() + SECONDS, 0
-    while quiet < 5:
-        left = page.evaluate("window.unanswered")
-        assert time.monotonic() < until, f"{left} events were never answered"
-        quiet = 0 if left else quiet + 1
-        page.evaluate(drawn)
-        page.wait_for_timeout(60)
-
-
-def stop_renders(page) -> None:
-    """A render that a failed test left behind would keep those of the next tests waiting."""
-    if page.locator("#stop:not([disabled])").count():
-        page.click("#stop")
-        page.wait_for_selector("#stop[disabled]")
 
 
 @pytest.fixture
@@ -161,18 +117,13 @@ def visit(chromium, server):
     """A function that opens the app as a new visitor; faults in the page's scripts fail the test."""
     contexts, faults = [], []
 
-    def open_page(width: int = 1440, height: int = 900, touch: bool = False):
+    def visitor(width: int = 1440, height: int = 900, touch: bool = False):
         context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch)
         contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(1000 * SECONDS)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.add_init_script(COUNT)
-        page.goto(server)
-        page.wait_for_selector("#render")
-        return page
+        context.on("weberror", lambda fault: faults.append(str(fault.error)))
+        return open_page(context, server)
 
-    yield open_page
+    yield visitor
     for context in contexts:
         for page in context.pages:
             stop_renders(page)

@@ -3,110 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
 
 import av
 import pytest
-from playwright.sync_api import TimeoutError
+from playwright.sync_api import expect
 
-from tests.browser.conftest import answered
+from tests.browser.page import (
+    EDITOR,
+    SHOWN,
+    analysed,
+    answered,
+    choose_move,
+    drag_cloud,
+    editor_ready,
+    heard,
+    listen,
+    open_settings,
+    picture,
+    set_number,
+    upload,
+    wait_other_picture,
+    wait_other_words,
+    wait_words,
+)
 
 pytestmark = pytest.mark.browser
-
-EDITOR = "document.querySelector('#editor[data-points], #editor [data-points]')"
-PLOT = "document.querySelector('.rc-cloud-view')._fullLayout.scene._scene"
-SHOWN = "#{0}[data-shown], #{0} [data-shown]"
-
-
-def wait_words(page, element: str, pattern: str, timeout: float | None = None) -> str:
-    """Wait until the text of an element matches, and give it. timeout: in milliseconds, None for that of the page."""
-    try:
-        page.wait_for_function(
-            "([id, pattern]) => new RegExp(pattern).test(document.getElementById(id).innerText)",
-            arg=[element, pattern],
-            timeout=timeout,
-        )
-    except TimeoutError as error:
-        words = {name: page.inner_text(f"#{name}") for name in dict.fromkeys([element, "analysis-status", "progress"])}
-        raise AssertionError(f"{element} never said {pattern!r}: {words}") from error
-    return page.inner_text(f"#{element}")
-
-
-def upload(page, path) -> None:
-    page.set_input_files("#clip input[type=file]", str(path))
-
-
-def analysed(page) -> None:
-    wait_words(page, "analysis-status", "^Ready")
-    page.wait_for_selector(SHOWN.format("warp"))
-
-
-def editor_ready(page) -> None:
-    page.wait_for_selector("#editor[data-points], #editor [data-points]")
-
-
-def choose_move(page, label: str) -> None:
-    page.click("#camera input")
-    page.click(f"[role=option]:has-text('{label}')")
-
-
-def picture(page, element: str) -> str:
-    return page.get_attribute(f"#{element} img", "src")
-
-
-def wait_other_picture(page, element: str, before: str) -> str:
-    page.wait_for_function(
-        "([id, before]) => document.querySelector(`#${id} img`).src.slice(-60) !== before.slice(-60)",
-        arg=[element, before],
-    )
-    return picture(page, element)
-
-
-def wait_other_words(page, element: str, before: str) -> str:
-    """Wait for other words. (A choice in a Dropdown is told twice at times: the picture then comes anew, unchanged.)"""
-    page.wait_for_function("([id, before]) => document.getElementById(id).innerText !== before", arg=[element, before])
-    return page.inner_text(f"#{element}")
-
-
-def set_number(page, name: str, value) -> None:
-    page.fill(f"#set-{name} input", str(value))
-    page.press(f"#set-{name} input", "Tab")
-
-
-def open_settings(page) -> None:
-    """The advanced settings. Their fields are made when they are opened: what is typed before they stand is lost."""
-    page.click("#advanced > button")
-    page.wait_for_selector("#set-steps input")
-    still(page, "#advanced")
-
-
-def still(page, *selectors: str) -> None:
-    """Wait until elements stay where they are, for half a second and ten pictures of the page at least."""
-    page.wait_for_function(
-        """(selectors) => {
-          const places = selectors.map(css => document.querySelector(css)?.getBoundingClientRect().toJSON());
-          const now = JSON.stringify(places), stood = window.stood;
-          if (places.some(place => !place) || !stood || stood.places !== now) {
-            window.stood = { places: now, since: performance.now(), seen: 0 };
-            return false;
-          }
-          stood.seen += 1;
-          return stood.seen >= 10 && performance.now() - stood.since > 500;
-        }""",
-        arg=list(selectors),
-    )
-
-
-def start_long_render(page) -> None:
-    """A render long enough to be left, met again and stopped; its settings ask for an analysis of their own."""
-    open_settings(page)
-    for name, value in {"frames": 17, "height": 192, "width": 320}.items():
-        set_number(page, name, value)
-    # each of the three may have asked for an analysis of its own, one after the other
-    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192", timeout=240_000)
-    set_number(page, "steps", 1000)
-    page.click("#render")
-    wait_words(page, "progress", r"Step \d+ of 1000")
 
 
 def test_from_clip_to_result(visit, clip, tmp_path):
@@ -122,22 +43,26 @@ def test_from_clip_to_result(visit, clip, tmp_path):
     drag_cloud(page)
 
     # 3: the warp follows the camera
+    listen(page, "analysis-status")
     first = picture(page, "warp")
     words = wait_words(page, "warp-status", "% of the picture|Almost everything")
     choose_move(page, "Dolly out")
     wait_other_picture(page, "warp", first)
     wait_words(page, "amount", "percent")
-    words = wait_other_words(page, "warp-status", words)
+    wait_other_words(page, "warp-status", words)
+    answered(page)
+    words = wait_words(page, "warp-status", "% of the picture|Almost everything")
     page.fill("#amount input[type=number]", "90")
     page.press("#amount input[type=number]", "Enter")
     wait_other_words(page, "warp-status", words)
-    assert "Ready" in page.inner_text("#analysis-status"), "another camera needs no second analysis"
+    assert all("Ready" in words for words in heard(page, "analysis-status")), "another camera needs no second analysis"
 
     # 4: the render forms, and ends as a video beside the source
     page.click("#render")
     page.wait_for_selector(SHOWN.format("preview"))
     assert picture(page, "preview").startswith("data:image/webp")
     wait_words(page, "progress", "^Done")
+    answered(page)
     page.wait_for_selector("#result", state="visible")
     page.wait_for_function("[...document.querySelectorAll('#compare video')].every(v => v.readyState >= 2)")
     videos = "[...document.querySelectorAll('#compare video')].map(v => v.currentTime)"
@@ -148,8 +73,8 @@ def test_from_clip_to_result(visit, clip, tmp_path):
     page.click("#compare [data-mode=over]")
     page.focus("#compare .rc-divider")
     page.keyboard.press("ArrowRight")
-    assert page.get_attribute("#compare .rc-divider", "aria-valuenow") == "52"
-    assert re.search(r"dB", page.inner_text("#figures"))
+    expect(page.locator("#compare .rc-divider")).to_have_attribute("aria-valuenow", "52")
+    wait_words(page, "figures", "dB")
 
     with page.expect_download() as got:
         page.click("#download-video")
@@ -164,17 +89,16 @@ def test_from_clip_to_result(visit, clip, tmp_path):
     assert report["request"]["camera"] == "dolly-out" and report["request"]["clip"] == "disc.mp4"
 
 
-def drag_cloud(page) -> None:
-    """The cloud can be turned: the picture changes under the pointer."""
-    page.locator("#editor .rc-well").scroll_into_view_if_needed()
-    box = page.locator("#editor .rc-cloud-view").bounding_box()
-    eye = f"JSON.stringify({PLOT}.getCamera().eye)"
-    before = page.evaluate(eye)
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 + 10, steps=4)
-    page.mouse.up()
-    page.wait_for_function(f"(before) => {eye} !== before", arg=before)
+def start_long_render(page) -> None:
+    """A render long enough to be left, met again and stopped; its settings ask for an analysis of their own."""
+    open_settings(page)
+    for name, value in {"frames": 17, "height": 192, "width": 320}.items():
+        set_number(page, name, value)
+    # each of the three may have asked for an analysis of its own, one after the other
+    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192", 240)
+    set_number(page, "steps", 1000)
+    page.click("#render")
+    wait_words(page, "progress", r"Step \d+ of 1000")
 
 
 def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
@@ -196,12 +120,12 @@ def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
     page.wait_for_selector("#clip video")
     page.wait_for_function("document.querySelector('#prompt textarea, #prompt input').value === 'a red disc'")
     page.wait_for_function("document.querySelector('#camera input').value === 'Orbit up'")
-    assert page.is_disabled("#render")
+    expect(page.locator("#render")).to_be_disabled()
 
     page.click("#stop")
-    words = wait_words(page, "progress", "^Stopped")
-    assert "as you left them" in words
-    page.wait_for_function("!document.querySelector('#render').disabled")
+    wait_words(page, "progress", "^Stopped.*as you left them")
+    answered(page)
+    expect(page.locator("#render")).to_be_enabled()
     assert not page.is_visible("#result")
 
 
@@ -210,11 +134,13 @@ def test_a_corrupt_file_is_explained_and_harms_nothing(visit, clip, tmp_path):
     corrupt.write_bytes(b"this is no video" * 500)
     page = visit()
     upload(page, corrupt)
-    page.wait_for_selector("#analysis-status [role=alert]")
-    words = page.inner_text("#analysis-status")
-    assert "corrupt.mp4" in words and "/tmp" not in words and "Traceback" not in words
+    words = wait_words(page, "analysis-status", r"corrupt\.mp4")
+    assert "/tmp" not in words and "Traceback" not in words
+    answered(page)
+    assert page.query_selector("#analysis-status [role=alert]") and page.inner_text("#analysis-status").strip() == words
     page.click("#render")
     page.wait_for_selector("#progress [role=alert]")
+    answered(page)
     page.click("#clip button[aria-label=Clear]")
     wait_words(page, "analysis-status", "once there is a clip")
     upload(page, clip)
@@ -250,7 +176,7 @@ def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
     upload(page, clip)
     analysed(page)
     assert not page.is_visible("#depth-terms")
-    assert "by the network that comes with the model" in page.inner_text("#analysis-notes")
+    wait_words(page, "analysis-notes", "by the network that comes with the model")
     assert not page.is_visible("#larger-depth"), "no hub can be reached: nothing is offered"
     choose_depth(page, "depthcrafter")
     wait_words(page, "analysis-status", "accept its terms")
@@ -258,6 +184,7 @@ def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
     page.click("#render")
     wait_words(page, "progress", "accept its terms")
 
+    answered(page)  # a choice that is told twice takes the tick away
     page.check("#depth-accept input")
     wait_words(page, "analysis-status", "could not be fetched")  # the test's server is offline
     choose_depth(page, "depth-anything")

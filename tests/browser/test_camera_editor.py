@@ -10,15 +10,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from playwright.sync_api import expect
 
 from pipeline.camera.files import read_move
 from pipeline.camera.geometry import invert_rigid, project, transform
 from pipeline.camera.moves import MOVES, SPEEDS, Keyframe, Move, preset_move, sample_move, target_path
-from tests.browser.conftest import answered
-from tests.browser.test_app import (
+from tests.browser.page import (
     EDITOR,
     PLOT,
     analysed,
+    answered,
     choose_move,
     drag_cloud,
     editor_ready,
@@ -120,7 +121,7 @@ def test_directing_a_camera(page, clip, tmp_path):
     do(page, "through")
     do(page, "play")
     page.wait_for_function("document.querySelector('#editor [data-field=moment]').value === '1000'")
-    assert page.inner_text("#editor .rc-moment") == "Frame 9 of 9"
+    expect(page.locator("#editor .rc-moment")).to_have_text("Frame 9 of 9")
     do(page, "through")
     page.fill("#editor [data-field=roll]", "7")
     page.press("#editor [data-field=roll]", "Enter")
@@ -141,13 +142,16 @@ def test_directing_a_camera(page, clip, tmp_path):
     got.value.save_as(tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert Move.from_dict({"version": 1, **report["request"]["move"]}) == move
-    shown = int(re.search(r"(\d+) % of the picture", page.inner_text("#warp-status"))[1])
+    answered(page)
+    words = wait_words(page, "warp-status", r"\d+ % of the picture")
+    shown = int(re.search(r"(\d+) % of the picture", words)[1])
     assert shown == pytest.approx(100 * (report["unknown"] + report["from_other_frames"]), abs=1)
 
 
 def test_named_moves_become_keyframes_and_reset_brings_them_back(page):
     choose_move(page, "Spiral")
     page.wait_for_function(f"{EDITOR}.recapture.move.keyframes.length === 13")
+    answered(page)  # a choice in a Dropdown is told twice at times, and sets the path again
     page.click("#editor [data-key='3']")
     do(page, "remove")
     assert len(keyframes(page)) == 12
@@ -156,6 +160,7 @@ def test_named_moves_become_keyframes_and_reset_brings_them_back(page):
     assert len(keyframes(page)) == 12
     do(page, "reset")
     page.wait_for_function(f"{EDITOR}.recapture.move.keyframes.length === 13")
+    answered(page)
     do(page, "undo")
     assert len(keyframes(page)) == 12
 
@@ -165,12 +170,14 @@ def test_a_camera_file_is_opened(page, tmp_path):
     page.click("#open-path > button")
     page.set_input_files("#camera-file input[type=file]", str(tmp_path / "loop1.txt"))
     page.wait_for_function(f"{EDITOR}.recapture.move.keyframes.length === 3")
+    answered(page)
     assert keyframes(page)[1]["eye"][1] < -0.1
     (tmp_path / "broken.json").write_text("{}")
     before = keyframes(page)
     page.click("#camera-file button[aria-label='Clear']")
     page.set_input_files("#camera-file input[type=file]", str(tmp_path / "broken.json"))
     assert "broken.json" in wait_words(page, "warp-status", "neither keyframes nor frames")
+    answered(page)
     assert keyframes(page) == before
 
 

@@ -1,39 +1,41 @@
 """What the page says when something goes wrong around it."""
 
+import pytest
 from playwright.sync_api import expect
 
+from tests.browser.page import analysed, answered, heard, listen, open_settings, set_number, upload, wait_words
 
-def ready(page, clip):
-    page.locator("#clip input[type=file]").first.set_input_files(str(clip))
-    page.wait_for_function("document.querySelector('#analysis-status').innerText.startsWith('Ready')", timeout=120_000)
+pytestmark = pytest.mark.browser
 
 
 def test_the_words_of_a_refusal_stay(visit, clip):
     page = visit()
-    ready(page, clip)
-    page.locator("#advanced button").first.click()
-    steps = page.locator("#set-steps input, #set-steps textarea").first
-    steps.fill("1")
+    upload(page, clip)
+    analysed(page)
+    open_settings(page)
+    set_number(page, "steps", 1)
     page.click("#render")
-    page.wait_for_function("document.querySelector('#progress').innerText.includes('Done')", timeout=180_000)
+    wait_words(page, "progress", "Done")
+    answered(page)
     expect(page.locator("#result")).to_be_visible()
-    steps.fill("abc")
+    set_number(page, "steps", "abc")
     page.click("#render")
-    page.wait_for_timeout(3000)
+    wait_words(page, "progress", "Steps")
+    answered(page)
     assert "Steps" in page.inner_text("#progress")
     # a new clip takes the old result away
     page.locator("#clip button[aria-label='Clear']").first.click()
-    page.wait_for_function("getComputedStyle(document.querySelector('#result')).display === 'none'", timeout=20_000)
+    page.wait_for_function("getComputedStyle(document.querySelector('#result')).display === 'none'")
+    answered(page)
     assert "Done" not in page.inner_text("#progress")
 
 
 def test_the_page_says_when_the_server_is_away(visit):
     page = visit()
     page.route("**/app_id", lambda route: route.abort())
-    page.wait_for_selector("#rc-server:not([hidden])", timeout=15_000)
-    assert "cannot be reached" in page.inner_text("#rc-server")
+    page.wait_for_selector("#rc-server:has-text('cannot be reached')", state="visible")
     page.unroute("**/app_id")
-    page.wait_for_selector("#rc-server", state="hidden", timeout=15_000)
+    page.wait_for_selector("#rc-server", state="hidden")
 
 
 def test_a_gif_is_taken_and_shown_as_it_is_read(visit, tmp_path):
@@ -45,7 +47,7 @@ def test_a_gif_is_taken_and_shown_as_it_is_read(visit, tmp_path):
     page.locator("#clip-other input[type=file], input[type=file][accept*='gif']").first.set_input_files(
         str(tmp_path / "moving.gif")
     )
-    page.wait_for_function("document.querySelector('#analysis-status').innerText.startsWith('Ready')", timeout=120_000)
+    analysed(page)
 
 
 def test_what_the_browser_cannot_play_is_shown_all_the_same(visit, clip, tmp_path):
@@ -61,8 +63,10 @@ def test_what_the_browser_cannot_play_is_shown_all_the_same(visit, clip, tmp_pat
         target.mux(stream.encode())
     page = visit()
     page.get_by_role("tab", name="Replace an object").click()
-    page.locator("#clip input[type=file]").first.set_input_files(str(path))
-    page.wait_for_function("document.querySelector('#mask-status').innerText.includes('when the clip is analysed')")
-    page.wait_for_function("document.querySelector('#analysis-status').innerText.startsWith('Ready')", timeout=120_000)
-    page.wait_for_selector("#clip-seen img, #clip-loop img", timeout=20_000)
-    page.wait_for_function("!document.querySelector('#mask-status').innerText.includes('analysed')")
+    page.wait_for_selector("#mask-status", state="attached")
+    listen(page, "mask-status")
+    upload(page, path)
+    analysed(page)
+    page.wait_for_selector("#clip-seen img, #clip-loop img")
+    assert any("when the clip is analysed" in words for words in heard(page, "mask-status"))
+    assert "analysed" not in page.inner_text("#mask-status")
