@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
