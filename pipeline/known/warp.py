@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -110,6 +116,52 @@ def _warp(
     Only the winner's index is splatted; its map then leads each target pixel back to a sub-pixel position in the
     source, where the colour is looked up: sharp, and exact for planes.
     """
+    found = _compiled if z.device.type == "cpu" and compiled() else _in_tensors
+    colour, observed, depth, index = found(image, z, A, b, wanted)
+    if tidy:
+        _tidy(colour, observed, depth, index)
+    return colour, observed
+
+
+@lru_cache(maxsize=1)
+def compiled() -> bool:
+    """Whether warps on the processor run as compiled loops: Numba is installed."""
+    return find_spec("numba") is not None
+
+
+def _compiled(
+    image: Tensor, z: Tensor, A: list[list[float]], b: list[float], wanted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_in_tensors`, by `kernel`."""
+    kernel: Any = import_module("pipeline.known.kernel")  # takes seconds: only where something is warped
+    H, W = z.shape
+    picture = np.ascontiguousarray(image.detach().numpy(), np.float32)
+    depth, winner = np.full((H, W), np.inf, np.float32), np.full((H, W), -1, np.int32)
+    maps, every = np.empty((H * W, 8), np.float32), np.ones((1, 1), bool)
+    asked = every if wanted is None else np.ascontiguousarray(wanted.numpy())
+    near = every if wanted is None else _around(asked)
+    kernel.claim(
+        np.ascontiguousarray(z.detach().numpy(), np.float32), np.array(A, np.float32), np.array(b, np.float32), near,
+        _JUMP, _OPENING, _RINGS, _REACH, _REACH_AT_EDGE, depth, winner, maps,
+    )  # fmt: skip
+    colour, seen = np.empty_like(picture), np.empty((H, W), bool)
+    kernel.look_up(picture, maps, asked, winner, seen, colour)
+    observed, far = torch.from_numpy(seen), torch.from_numpy(depth)
+    if wanted is not None:
+        far = torch.where(observed, far, torch.inf)
+    return torch.from_numpy(colour), observed, far, torch.from_numpy(winner) >> 4
+
+
+def _around(wanted: np.ndarray) -> np.ndarray:
+    """Where a claim may reach a pixel that is asked for: H+2r W+2r, r = `_MARGIN`."""
+    grown = cv2.copyMakeBorder(wanted.view(np.uint8), *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=0)
+    return cv2.dilate(grown, np.ones((2 * _RINGS + 1, 2 * _RINGS + 1), np.uint8)).view(bool)
+
+
+def _in_tensors(
+    image: Tensor, z: Tensor, A: list[list[float]], b: list[float], wanted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colours, whether there is one, how far away it is (infinity where there is none) and its pixel's index."""
     H, W = z.shape
     device = z.device
     # On the CPU, blocks of rows stay in the cache; the frames are what runs in parallel.
@@ -150,12 +202,11 @@ def _warp(
         grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None, None]
         found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0, :, 0]
         colour.view(3, -1).index_copy_(1, block.start * W + place, found.clamp_(0, 1))
-    if tidy:
-        _tidy(colour, observed, winner)
-    return colour, observed
+    depth = torch.where(observed, (winner >> 32).int().view(torch.float32), torch.inf)
+    return colour, observed, depth, (winner & 0xFFFFFFFF) >> 4
 
 
-def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
+def _tidy(colour: Tensor, observed: Tensor, z: Tensor, source: Tensor) -> None:
     """Outlines made whole, in place: cracks of a pixel closed, steps softened.
 
     A pixel is a crack if all but one of those around it show something nearer: it takes their mean. Where the view has
@@ -163,7 +214,6 @@ def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
     lens mixes both sides.
     """
     W = observed.shape[1]
-    z = torch.where(observed, (winner >> 32).int().view(torch.float32), torch.inf)
     apart = lambda a, b: torch.maximum(a, b) > (1 + _JUMP) * torch.minimum(a, b)
     edge = torch.zeros_like(observed)
     across, down = apart(z[1:-1, 1:], z[1:-1, :-1]), apart(z[1:, 1:-1], z[:-1, 1:-1])
@@ -178,8 +228,7 @@ def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
     lends = nearer[crack].float()
     flat[:, at[crack, 0]] = (flat[:, at[crack] + around] * lends).sum(2) / lends.sum(1)
 
-    source = (winner.reshape(-1) & 0xFFFFFFFF) >> 4
-    here, there = source[at], source[at + around]
+    here, there = source.reshape(-1)[at], source.reshape(-1)[at + around]
     lends = beside.isfinite()
     far = ((here % W - there % W).abs() > _TORN) | ((here // W - there // W).abs() > _TORN)
     torn = own.isfinite()[:, 0] & (far & lends & apart(own, beside)).any(1) & ~crack
