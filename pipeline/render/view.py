@@ -196,10 +196,19 @@ def cameras_of(analysis: Analysis, request: RenderRequest) -> CameraPath:
     return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
 
 
-def warped(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
-    """Some frames of the clip seen from the new cameras, at a size (h, w), with the picture of the first frame."""
+def warped(
+    analysis: Analysis,
+    request: RenderRequest,
+    size: tuple[int, int],
+    span: slice,
+    pictures: tuple[Tensor, Tensor] | None = None,
+) -> Measurement:
+    """Some frames of the clip seen from the new cameras, at a size (h, w), with the picture of the first frame.
+
+    pictures: these frames and their depth, where they are at hand; see `depth_at`.
+    """
     working = size_of(analysis.clip.frames)
-    frames, z = depth_at(analysis, span, size)
+    frames, z = pictures or depth_at(analysis, span, size)
     source, target = (
         CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
         for path in (analysis.source, cameras_of(analysis, request))
