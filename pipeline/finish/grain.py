@@ -107,7 +107,8 @@ def _texture(
     side = 3 * stride
     if min(H, W) < side:
         return None
-    filmed = 1 - F.max_pool2d(painted.float(), 9, 1, 4)  # away from the seam
+    seam = cv2.dilate(painted[0].numpy().astype(np.uint8), np.ones((9, 9), np.uint8))
+    filmed = 1 - torch.from_numpy(seam)[None].float()  # away from the seam
     smooth = _blur(frame * filmed, softness) / _blur(filmed, softness).clamp_min(1e-3)
     detail = torch.tensordot(frame.new_tensor(_LUMA), (frame - smooth) * filmed, 1)
     line = torch.hann_window(side + 2, periodic=False)[1:-1]
@@ -136,12 +137,13 @@ def _texture(
     # Windows overlap and share the noise there. Without phases of their own (the texton of Desolneux, Moisan and
     # Ronsin, ICASSP 2012) they add up, and their weighted mean is as strong as they are.
     spectrum = torch.fft.rfft2(windows(noise)[asks]) * power.sqrt()
-    grain = torch.fft.irfft2(spectrum, s=(side, side))
-    parts = frame.new_zeros(2, *asks.shape, side, side)
-    parts[:, asks] = torch.stack([grain * window, window.expand_as(grain)])
-    size = ((asks.shape[0] - 1) * stride + side, (asks.shape[1] - 1) * stride + side)
-    columns = parts.reshape(2, asks.numel(), side * side).transpose(1, 2)
-    total, weight = F.fold(columns, size, side, stride=stride)[:, 0, pad : pad + H, pad : pad + W]
+    grain = torch.fft.irfft2(spectrum, s=(side, side)) * window
+    total, weight = np.zeros((2, (asks.shape[0] - 1) * stride + side, (asks.shape[1] - 1) * stride + side), np.float32)
+    share = window.numpy()
+    for (row, column), part in zip((stride * asks.nonzero()).tolist(), grain.numpy(), strict=True):
+        total[row : row + side, column : column + side] += part
+        weight[row : row + side, column : column + side] += share
+    total, weight = (torch.from_numpy(part[pad : pad + H, pad : pad + W]) for part in (total, weight))
     return torch.stack([total / weight.clamp_min(1e-3), (weight > 1e-3).float()])
 
 

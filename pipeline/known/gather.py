@@ -204,7 +204,10 @@ def at_size(
             check()
             _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
-    return replace(own, video=torch.where(weight > 0, total / weight, video), mask=mask)
+    for frame, colours, count in zip(video, total, weight, strict=True):
+        at = count.view(-1).nonzero()[:, 0]
+        frame.view(3, -1)[:, at] = colours.view(3, -1)[:, at] / count.view(-1)[at]
+    return replace(own, video=video, mask=mask)
 
 
 def depth_of_all(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Float[Tensor, "T H W"]:
