@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from pipeline import InputError, result_of
@@ -324,6 +323,8 @@ def repaired(z: Float[Tensor, "T H W"], name: str) -> Float[Tensor, "T H W"]:
 
     A frame without any takes the nearest frame in time that has some.
     """
+    from scipy.ndimage import distance_transform_edt
+
     valid = (z > 0) & z.isfinite()
     if valid.all():
         return z

@@ -19,7 +19,7 @@ from pipeline.media.video import Clip, resize, size_of, to_uint8, write_video
 from pipeline.method.lavr import parts_of
 from pipeline.method.problem import check_mask
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
-from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, WarpEvent, stage
+from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, stage
 from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, sound_of
@@ -88,8 +88,6 @@ def _render(
 
     view = yield from look(analysis, request, paint)
     known = view.known.measurement
-    unknown = view.unknown.mean().item()
-    yield WarpEvent(to_uint8(known.video), to_uint8(known.mask)[..., 0], view.analysis.fps, unknown)
 
     with closing(fill(request.backbone, view.known, request.guidance)) as events:
         filled = yield from events
