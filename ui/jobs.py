@@ -54,8 +54,8 @@ class JobView:
 
     state: queued, running, done, failed, stopped or interrupted (by the end of the server). ahead: renders before this
     one in the queue. fraction: in [0, 1].
-    preview: uint8 t h w 3, of the latest step, before it of the warp; preview_by: what made it. seconds_left: None until
-    it can be estimated.
+    preview: uint8 t h w 3, of the latest step, before it of the warp; preview_by: what made it. seconds_left: None
+    until it can be estimated.
     """
 
     state: str = "queued"

@@ -157,10 +157,8 @@ class Rendering:
             update[card.progress] = widgets.status_html(widgets.without_paths(view.message), kind)
         if view.preview is not None and (last is None or view.preview is not last.preview):
             update[card.preview_note] = preview_words(view.preview_by)
-            update[card.preview] = {
-                "url": media.preview_url(view.preview),
-                "alt": f"Preview of step {view.step}" if view.step else "The warp",
-            }
+            alt = f"Preview of step {view.step}" if view.step else "Preview of the warp"
+            update[card.preview] = {"url": media.preview_url(view.preview), "alt": alt}
         if view.result is not None:
             update |= self.finished(view.result, watched=last is not None)
         return update

@@ -166,7 +166,7 @@ def _compiled(
 
 def _around(wanted: np.ndarray) -> np.ndarray:
     """Where a claim may reach a pixel that is asked for: H+2r W+2r, r = `_MARGIN`."""
-    grown = cv2.copyMakeBorder(wanted.view(np.uint8), *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=0)
+    grown = np.pad(wanted.view(np.uint8), _MARGIN)
     return cv2.dilate(grown, np.ones((2 * _RINGS + 1, 2 * _RINGS + 1), np.uint8)).view(bool)
 
 

@@ -20,6 +20,7 @@ from pipeline.method.lavr import parts_of
 from pipeline.method.problem import check_mask
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, stage
+from pipeline.render.expected import learn
 from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, sound_of
@@ -101,6 +102,7 @@ def _render(
     clock.enter("")
     report = report_of(request, backbone, plan, view, finished.video, measured, clock, (*filled.notes, *notes))
     write_report(folder / "report.json", report.to_dict())
+    learn(report, view.analysis, backbone)
     yield DoneEvent(RenderResult(folder, *files, report))
 
 
