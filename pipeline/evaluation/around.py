@@ -99,7 +99,7 @@ def forward_splat(
     T, _, H, W = frames.shape
     target_from_source = invert_rigid(target.world_from_cam) @ source.world_from_cam
     place, depth = project(transform(target_from_source, unproject(z, source.K)), target.K)
-    video, seen = torch.zeros_like(frames), torch.zeros_like(frames[:, :1])
+    video, seen = torch.zeros_like(frames), torch.zeros_like(frames[:, :1], dtype=torch.bool)
     for t in range(T):
         log = torch.log1p(depth[t].clamp(0, 1000))
         near = torch.exp(-_NEARNESS * log / log.max()) * (depth[t] > 0)
