@@ -124,6 +124,7 @@ def make_backbone(folder: Path, *, channels: int = 16, text_tokens: int = 16, im
     (folder / "model_index.json").write_text(json.dumps(index))
     settings = {
         "frames": 5,
+        "length": 5,
         "pixels": 32 * 48,
         "steps": 3,
         "guidance_scale": 3.0,

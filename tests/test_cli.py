@@ -187,6 +187,7 @@ def test_benchmark_prints_ratios(inputs, tmp_path, capsys, monkeypatch):
     assert main(["benchmark", "--backbone", inputs[2], "--depth", str(depth), "--size", "32x48"]) == 0
     said = capsys.readouterr().out
     assert "with guidance" in said and "9x96x160" in said and "decode" in said
+    assert "all but the model" in said and "a forward splat" in said and "first preview after" in said
 
 
 @pytest.mark.parametrize("command", [[], ["recapture"], ["warp"], ["render"], ["benchmark"], ["evaluate"]])

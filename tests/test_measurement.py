@@ -16,6 +16,7 @@ from pipeline.camera.geometry import (
     transform,
 )
 from pipeline.finish.composite import composite
+from pipeline.known import warp
 from pipeline.known.behind import see_behind
 from pipeline.known.fill import fill_unknown
 from pipeline.known.measurement import Measurement
@@ -274,6 +275,25 @@ def test_a_warp_of_only_what_is_asked_for_is_the_whole_one_there(amount):
     assert torch.equal(part.mask, whole.mask & wanted[:, None])
     assert part.mask[0].any() and part.mask[2].any()
     assert torch.equal(part.video, torch.where(part.mask, whole.video, 0.0))
+
+
+@pytest.mark.parametrize("tidy", [False, True])
+@pytest.mark.parametrize(("camera", "amount"), [("orbit-right", 25), ("dolly-in", 60), ("orbit-up", 40)])
+def test_compiled_loops_warp_as_tensors_do(camera, amount, tidy, monkeypatch):
+    assert warp.compiled()  # Numba is among the requirements
+    frames, z, _ = SCENES["two spheres"].render(static_path(K))
+    z[:, 20:24, 30:50], z[:, 70, 90], z[:, 5, 5] = math.nan, -1, math.inf
+    target = follow(static_path(K), preset_motion(camera, amount, T, DISTANCE))
+    wanted = torch.rand(T, H, W, generator=torch.Generator().manual_seed(0)) < 0.02
+    for asked in (None, wanted):
+        found = []
+        for compiled in (True, False):
+            monkeypatch.setattr(warp, "compiled", lambda compiled=compiled: compiled)
+            found.append(warp_to_path(frames, z, static_path(K), target, wanted=asked, tidy=tidy))
+        loops, tensors = found
+        assert (loops.mask != tensors.mask).float().mean() < 1e-4
+        both = (loops.mask & tensors.mask).expand_as(frames)
+        assert (loops.video - tensors.video)[both].abs().max() < 2e-3
 
 
 def test_shapes_must_match():

@@ -15,9 +15,11 @@ from pipeline.media.video import to_uint8
 from pipeline.models.hub import obtainable
 from pipeline.models.table import MODELS, size, title_of
 from pipeline.render.analysis import Analysis
+from pipeline.render.expected import expected_seconds
+from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import move_of
-from ui import media, widgets
+from ui import media, widgets, zerogpu
 from ui.camera_tab import EMPTY_WARP, CameraTab, editor_scene
 from ui.controls import EMPTY_CLOUD, depth_choices, editor_value, limits
 from ui.page import LATEST, QUIET, Page
@@ -131,6 +133,12 @@ class Analysing:
             self.tab.status: widgets.status_html(""),
         }
 
+    @staticmethod
+    def ready_words(found: Analysis, request: RenderRequest) -> str:
+        """What was found, and how long a render takes; not where the GPU that does it is another process's."""
+        seconds = None if zerogpu.ACTIVE else expected_seconds(found, request, get_backbone(request.backbone))
+        return analysis_words(found, seconds)
+
     def show(self, *values):
         """Depth and point cloud of the chosen clip."""
         card, on, off = self.card, gr.Button(interactive=True), gr.Button(interactive=False)
@@ -149,7 +157,7 @@ class Analysing:
             (folder / "depth.webp").write_bytes(media.loop_webp(media.depth_frames(z), found.fps))
             yield {
                 self.page.shown: self.page.analyses.key(request),
-                card.status: widgets.status_html(analysis_words(found), "done"),
+                card.status: widgets.status_html(self.ready_words(found, request), "done"),
                 card.notes: f'<p class="rc-caption">{escape(" ".join(found.notes))}</p>',
                 card.button: on,
                 card.larger: gr.Button(visible=not (request.depth or request.depth_model) and obtainable(LARGER)),
@@ -179,8 +187,10 @@ class Analysing:
             yield {status: widgets.status_html(widgets.failure_words(error), "error")}
             return
         if wanted is None or wanted == known:
-            standing = page.analyses.get(page.camera_request(values)) if wanted else None
-            yield {status: widgets.status_html(analysis_words(standing), "done") if standing else gr.skip()}
+            request = page.camera_request(values) if wanted else None
+            standing = page.analyses.get(request) if request else None
+            words = self.ready_words(standing, request) if standing and request else None
+            yield {status: widgets.status_html(words, "done") if words else gr.skip()}
         else:
             yield from self.show(*values)
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from pipeline import InputError
 from pipeline.media.files import is_full
-from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent
+from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, StageEvent, StepEvent, WarpEvent
 from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
 from pipeline.stop import Stopped, check, stoppable
@@ -42,6 +42,8 @@ INTERRUPTED = (
     "The server was stopped while this was rendered. Your clip and settings are as you left them: press Render to "
     "start it again."
 )
+BY_WARP = "the warp: what is grey is not known yet"  # seen before the first step
+GREY = np.uint8(115)
 DISK_FULL = "The disk of the server is full, so that the result could not be written. Please try again later."
 Render = Callable[[RenderRequest, Path], Generator[RenderEvent, None, None]]
 
@@ -52,7 +54,8 @@ class JobView:
 
     state: queued, running, done, failed, stopped or interrupted (by the end of the server). ahead: renders before this
     one in the queue. fraction: in [0, 1].
-    preview: uint8 t h w 3, of the latest step; preview_by: what made it. seconds_left: None until it can be estimated.
+    preview: uint8 t h w 3, of the latest step, before it of the warp; preview_by: what made it. seconds_left: None
+    until it can be estimated.
     """
 
     state: str = "queued"
@@ -348,6 +351,8 @@ def _changes(event: RenderEvent) -> dict[str, Any]:
             "preview": event.preview,
             "preview_by": event.preview_by,
         }
+    if isinstance(event, WarpEvent):
+        return {"preview": np.where(event.mask[::4, ..., None] > 0, event.video[::4], GREY), "preview_by": BY_WARP}
     if isinstance(event, FailedEvent):
         return {"state": "failed", "message": event.message, "seconds_left": None}
     if isinstance(event, DoneEvent):

@@ -150,14 +150,15 @@ class Rendering:
         if view.active:
             update[card.progress] = widgets.status_html(progress_words(view), "busy", view.fraction)
             if last is None:
-                update[card.preview] = {"empty": "The first preview comes with the first step."}
+                update[card.preview] = {"empty": "The first preview comes with the warp."}
                 update[card.result] = gr.Column(elem_classes=["rc-card", "rc-away"])
         else:
             kind = {"done": "done", "failed": "error", "interrupted": "warning"}.get(view.state, "")
             update[card.progress] = widgets.status_html(widgets.without_paths(view.message), kind)
-        if view.preview is not None and (last is None or view.step != last.step):
+        if view.preview is not None and (last is None or view.preview is not last.preview):
             update[card.preview_note] = preview_words(view.preview_by)
-            update[card.preview] = {"url": media.preview_url(view.preview), "alt": f"Preview of step {view.step}"}
+            alt = f"Preview of step {view.step}" if view.step else "Preview of the warp"
+            update[card.preview] = {"url": media.preview_url(view.preview), "alt": alt}
         if view.result is not None:
             update |= self.finished(view.result, watched=last is not None)
         return update

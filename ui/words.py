@@ -54,10 +54,12 @@ def change_words(request: RenderRequest) -> str:
     return ", ".join(words)
 
 
-def analysis_words(analysis: Analysis) -> str:
-    """What was found, in a sentence."""
+def analysis_words(analysis: Analysis, seconds: float | None = None) -> str:
+    """What was found, in a sentence or two. seconds: that a render is expected to take; None if that is not known."""
     frames, _, height, width = analysis.clip.frames.shape
-    seconds = frames / max(analysis.fps, 0.1)
+    length = frames / max(analysis.fps, 0.1)
+    takes = "" if seconds is None else f" A render takes {duration_words(seconds)} here."
     return (
-        f"Ready: {frames} frames, {seconds:.1f} seconds, worked on at {width} × {height}. In the depth, near is bright."
+        f"Ready: {frames} frames, {length:.1f} seconds, worked on at {width} × {height}.{takes} In the depth, near is "
+        "bright."
     )

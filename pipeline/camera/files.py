@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation, Slerp
 
 from pipeline import InputError
 from pipeline.camera.moves import MAX_KEYFRAMES, Move, move_from_poses, sample_move, spline_through
@@ -286,6 +285,8 @@ def _numbers_of(matrix: Any) -> list[Any]:
 
 def _without_gaps(poses: np.ndarray, numbers: list[int]) -> np.ndarray:
     """A pose for each frame from 0 to the last; those that are missing lie between their neighbours."""
+    from scipy.spatial.transform import Rotation, Slerp
+
     if len(numbers) == numbers[-1] + 1:
         return poses
     poses, every = _rigid(poses), np.arange(numbers[-1] + 1)
@@ -335,6 +336,8 @@ def _from_angles(text: str) -> Move:
 
 def _about_subject(up: np.ndarray, right: np.ndarray, forward: np.ndarray) -> np.ndarray:
     """source_cam_from_target_cam N 4 4 of TrajectoryCrafter's angles (radians)."""
+    from scipy.spatial.transform import Rotation
+
     R = Rotation.from_euler("YX", np.stack([right, up], 1)).as_matrix()
     poses = np.tile(np.eye(4), (len(up), 1, 1))
     poses[:, :3, :3] = R.transpose(0, 2, 1)

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import Akima1DInterpolator, CubicHermiteSpline
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline import InputError
@@ -271,6 +269,8 @@ def sample_move(move: Move, frames: int, own_fov: float) -> tuple[Float[Tensor, 
 
 def spline_through(times: np.ndarray, values: np.ndarray):
     """Through the values at their times; before the first and after the last the camera stands still."""
+    from scipy.interpolate import Akima1DInterpolator, CubicHermiteSpline
+
     if len(times) == 1 or (values == values[0]).all():
         return lambda at: np.repeat(values[:1], len(at), 0)
     slopes = Akima1DInterpolator(times, values, method="makima")(times, 1)
@@ -296,6 +296,8 @@ def _even(spline, share: np.ndarray) -> np.ndarray:
 
 def _look(eye: np.ndarray, target: np.ndarray, roll: np.ndarray, who: str) -> np.ndarray:
     """Rotations N 3 3 of cameras at `eye` N 3 that look at `target` N 3, level before they `roll` (radians)."""
+    from scipy.spatial.transform import Rotation
+
     z = target - eye
     length = np.linalg.norm(z, axis=1, keepdims=True)
     if (length < 1e-4).any():
@@ -399,6 +401,8 @@ def preset_move(name: str, amount: float | None = None, own_fov: float = DEFAULT
 
 def _at(name: str, amount: float, time: float) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Eye, target, roll (degrees) and magnification of a named move at a time in [0, 1]."""
+    from scipy.spatial.transform import Rotation
+
     subject, origin = np.array(SUBJECT), np.zeros(3)
     share, angle = amount / 100 * time, math.radians(amount) * time
     turn = lambda axis: Rotation.from_rotvec(angle * np.array(axis, float)).as_matrix()

@@ -37,7 +37,7 @@ from pipeline.render.run import render
 
 HUB_SECONDS = 3.0
 TRIAL_STEPS = 2
-SHOWN = ("torch", "diffusers", "transformers", "accelerate", "gradio", "spaces", "av", "huggingface_hub")
+SHOWN = ("torch", "diffusers", "transformers", "accelerate", "gradio", "spaces", "av", "numba", "huggingface_hub")
 DECODERS, ENCODERS = ("h264", "hevc", "vp9", "av1", "prores", "mpeg4"), ("libx264", "aac")
 WANTED, CLIPS = (480, 832), (49, 81)  # height and width, and frames, for which the use of memory is said
 EFFICIENCY = 0.5  # assumed: of the speed of large matrix products and convolutions, what a whole model reaches

@@ -72,7 +72,7 @@ def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     add("clip", metavar="CLIP", help="a video file")
     _camera(added, default)
     add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
-    add("--frames", type=int, help="number of frames, any (default: as many as the model was made for)")
+    add("--frames", type=int, help="number of frames, any (default: all, up to 49 or what the model was made for)")
     add("--start", type=int, help="first frame (default 0)")
     add("--stride", type=int, help="use every n-th frame (default 1)")
     add("--size", type=_size, metavar="HxW", help="size the model works at (default: its own)")

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
-from scipy.ndimage import distance_transform_edt
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError, result_of
@@ -281,23 +280,38 @@ def resize_depth(
     bend = torch.zeros_like(disparity)
     bend[..., 1:-1] = disparity.diff(n=2, dim=-1).abs()
     bend[..., 1:-1, :] = torch.maximum(bend[..., 1:-1, :], disparity.diff(n=2, dim=-2).abs())
-    steps = F.max_pool2d((bend > _JUMP * disparity).float(), 3, 1, 1)  # those that only touch at a corner, too
-    edge = F.interpolate(steps, size, mode="nearest-exact")[:, 0] > 0
+    steps = _with_neighbours(bend > _JUMP * disparity)  # those that only touch at a corner, too
+    edge = F.interpolate(steps.byte(), size, mode="nearest-exact")[:, 0] > 0
     if guide is None:
         return torch.where(edge, nearest, smooth)
 
-    small, full = guide
-    t, i, j = edge.nonzero(as_tuple=True)
+    at = edge.reshape(-1).nonzero()[:, 0]
+    t, i, j = at // (H * W), at % (H * W) // W, at % W
+    small, full = (part.reshape(len(z), 3, -1) for part in guide)  # looked up by one index a colour: much faster
+    colours = [full[:, channel].reshape(-1)[at] for channel in range(3)]
+    channels, flat = [small[:, channel].reshape(-1) for channel in range(3)], z.reshape(-1)
     row, column = (i + 0.5) * (h / H) - 0.5, (j + 0.5) * (w / W) - 0.5
-    colour = full[t, :, i, j]
-    best, chosen = torch.full_like(row, math.inf), nearest[t, i, j]
-    for dy, dx in product((-1, 0, 1), repeat=2):
-        y, x = (row.round() + dy).clamp(0, h - 1).long(), (column.round() + dx).clamp(0, w - 1).long()
-        cost = (colour - small[t, :, y, x]).abs().sum(1) + 0.05 * ((y - row) ** 2 + (x - column) ** 2)
-        chosen = torch.where(cost < best, z[t, y, x], chosen)
+    rows, columns = ([(part.round() + d).clamp(0, n - 1) for d in (-1, 0, 1)] for part, n in ((row, h), (column, w)))
+    best, chosen = torch.full_like(row, math.inf), nearest.reshape(-1)[at]
+    for y, x in product(rows, columns):
+        place = t * (h * w) + (y * w + x).long()
+        cost = 0.05 * ((y - row) ** 2 + (x - column) ** 2)
+        for channel, colour in zip(channels, colours, strict=True):
+            cost += (colour - channel[place]).abs_()
+        chosen = torch.where(cost < best, flat[place], chosen)
         best = torch.minimum(cost, best)
-    smooth[t, i, j] = chosen
+    smooth.view(-1)[at] = chosen
     return smooth
+
+
+def _with_neighbours(mask: Bool[Tensor, "*T H W"]) -> Bool[Tensor, "*T H W"]:
+    """True also at the eight pixels around what is True."""
+    for dim in (-1, -2):
+        first, last = mask.narrow(dim, 0, mask.shape[dim] - 1), mask.narrow(dim, 1, mask.shape[dim] - 1)
+        mask = mask.clone()
+        mask.narrow(dim, 1, mask.shape[dim] - 1).logical_or_(first)
+        mask.narrow(dim, 0, mask.shape[dim] - 1).logical_or_(last)
+    return mask
 
 
 def subject_distance(depth: Depth) -> float:
@@ -324,6 +338,8 @@ def repaired(z: Float[Tensor, "T H W"], name: str) -> Float[Tensor, "T H W"]:
 
     A frame without any takes the nearest frame in time that has some.
     """
+    from scipy.ndimage import distance_transform_edt
+
     valid = (z > 0) & z.isfinite()
     if valid.all():
         return z

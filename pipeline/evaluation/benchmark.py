@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from pipeline import InputError, result_of
 from pipeline.camera.geometry import CameraPath, default_intrinsics, follow, static_path
 from pipeline.depth.estimate import resize_depth
+from pipeline.evaluation.around import print_costs
 from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_to_path
@@ -40,19 +41,20 @@ from pipeline.prior.backbone import Backbone
 from pipeline.prior.fast import FEW_STEPS
 from pipeline.prior.settings import Settings
 from pipeline.render.analysis import analyse
-from pipeline.render.events import DoneEvent, FailedEvent
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
-from pipeline.render.run import render
 from pipeline.render.view import look, measure, preview
 from pipeline.world.cameras import preset_motion
 from pipeline.world.scenes import Sample, render_sample
 
 FRAMES, HEIGHT, WIDTH = 17, 480, 832
+LENGTHS = FRAMES, 49, 97  # of the clips by which is told how costs grow with them
+SIZES = (240, 416), (HEIGHT, WIDTH), (720, 1248)
 
 
 def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, int] | None = None) -> None:
-    """Print tables: a sampling step with and without guidance, the warp, a changed camera path, a render's stages.
+    """Print tables: a sampling step with and without guidance, the warp, a changed camera path; a render's stages over
+    the model's passes, the warp over a plain splat, and how costs grow, see `around`.
 
     Steps with and without guidance alternate, and the median of the differences counts, so that other load on the
     machine falls on both. depth: of the benchmark's clip, for a backbone without a depth model.
@@ -94,18 +96,13 @@ def run(backbone: str = "nano", *, depth: str | None = None, size: tuple[int, in
             ]
         _table("After a change of the camera path (ratio: to the first frame)", rows)
 
-        started = time.perf_counter()
-        report = None
-        for event in render(request, Path(folder) / "out"):
-            if isinstance(event, FailedEvent):
-                raise InputError(event.message)
-            if isinstance(event, DoneEvent):
-                report = event.result.report
-        assert report is not None
-        whole = time.perf_counter() - started
-        rows = [(stage, seconds, f"{seconds / whole:.3f}") for stage, seconds in report.seconds.items()]
-        rows.append(("first preview after", report.first_preview_seconds, ""))
-        _table("A whole render, depth from the cache, model loaded (ratio: to the whole)", rows)
+        def write(path: Path, frames: int, size: tuple[int, int]) -> Path:
+            write_video(path, synthetic_clip(frames, *size))
+            return path
+
+        # a depth file is of one clip alone
+        lengths, sizes = (LENGTHS, SIZES) if depth is None else ((FRAMES,), ((HEIGHT, WIDTH),))
+        print_costs(write, request, scene, Path(folder), lengths=lengths, sizes=sizes)
 
 
 def synthetic_clip(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> Clip:

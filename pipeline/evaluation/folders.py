@@ -381,7 +381,9 @@ def _of_clip(job: Job) -> RenderRequest:
 
 @lru_cache(maxsize=1)
 def _analysed(source: Source, label: int | None, request: RenderRequest) -> Analysis:
-    """The clip with its depth; without the object, if the source has a mask."""
+    """The clip with its depth; without the object, if the source has a mask. As many frames as the model was made for
+    unless the request says how many, so that figures compare."""
+    request = request.changed(frames=request.frames or get_backbone(request.backbone, request).frames)
     analysis = result_of(analyse(request))
     if source.mask is None:
         return analysis

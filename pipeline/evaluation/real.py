@@ -140,7 +140,7 @@ def evaluate(
         "depth_model": depth_model,
     }  # fmt: skip
     rows = store.kept(output, run)
-    clips = clips_of(folder)
+    clips, frames = clips_of(folder), frames or get_backbone(backbone_ref).frames
     for number, source in enumerate(clips):
         base = RenderRequest.of(
             clip=str(source.clip), backbone=backbone_ref, frames=frames, depth_model=depth_model, steps=steps

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath, invert_rigid, project, transform, unproject
@@ -61,28 +61,41 @@ def match_grain(
         if made is None:
             break
         for t in checked(left.flatten(1).any(1).nonzero()[:, 0].tolist()):
-            at = _seen_from(z[t], target, t, anchor, (video.shape[-2], video.shape[-1]))
-            sampled = F.grid_sample(made[None], at[None], mode="bilinear", align_corners=False)[0]
-            taken = left[t] & (sampled[1] > 0.99)
-            texture[t, 0] = torch.where(taken, sampled[0], texture[t, 0])
-            left[t] &= ~taken
+            pixels = left[t].view(-1).nonzero()[:, 0]
+            at = _seen_from(z[t], target, t, anchor, (video.shape[-2], video.shape[-1]), pixels)
+            sampled = F.grid_sample(made[None], at[None, None], mode="bilinear", align_corners=False)[0, :, 0]
+            taken = sampled[1] > 0.99
+            texture[t, 0].view(-1)[pixels[taken]] = sampled[0, taken]
+            left[t].view(-1)[pixels[taken]] = False
     for frame, grain, paint in zip(video, texture, painted, strict=True):
         check()
-        weight = 1 - _blur((~paint).float(), softness / 4)  # no step at its edge
-        frame.copy_(torch.where(paint, (frame + weight * grain).clamp(0, 1), frame))
+        pixels = paint.reshape(-1).nonzero()[:, 0]
+        weight = 1 - _blur((~paint).float(), softness / 4).view(-1)[pixels]  # no step at its edge
+        colours = frame.view(3, -1)
+        colours[:, pixels] = (colours[:, pixels] + weight * grain.view(-1)[pixels]).clamp_(0, 1)
     return video
 
 
 def _seen_from(
-    z: Float[Tensor, "h w"], target: CameraPath, t: int, anchor: int, size: tuple[int, int]
-) -> Float[Tensor, "H W 2"]:
-    """Where in frame `anchor` stands what the pixels of frame t show, in coordinates of grid_sample (2: not seen)."""
+    z: Float[Tensor, "h w"],
+    target: CameraPath,
+    t: int,
+    anchor: int,
+    size: tuple[int, int],
+    pixels: Int[Tensor, "N"],
+) -> Float[Tensor, "N 2"]:
+    """Where in frame `anchor` stands what pixels of frame t show, in coordinates of grid_sample (2: not seen).
+
+    pixels: their indices in a picture of `size` (H, W)."""
     pose = invert_rigid(target.world_from_cam[anchor]) @ target.world_from_cam[t]
     place = transform(pose[None], unproject(z[None], target.K[t : t + 1]))
     uv, ahead = project(place, target.K[anchor : anchor + 1])
     at = uv / uv.new_tensor([z.shape[-1], z.shape[-2]]) * 2 - 1
     at = torch.where(ahead[..., None] > 0, at, 2.0)
-    return F.interpolate(at.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    height, width = size
+    centres = torch.stack([(pixels % width + 0.5) * (2 / width), (pixels // width + 0.5) * (2 / height)], -1) - 1
+    found = F.grid_sample(at.permute(0, 3, 1, 2), centres[None, None], "bilinear", "border", align_corners=False)
+    return found[0, :, 0].T
 
 
 def _texture(
@@ -94,7 +107,8 @@ def _texture(
     side = 3 * stride
     if min(H, W) < side:
         return None
-    filmed = 1 - F.max_pool2d(painted.float(), 9, 1, 4)  # away from the seam
+    seam = cv2.dilate(painted[0].numpy().astype(np.uint8), np.ones((9, 9), np.uint8))
+    filmed = 1 - torch.from_numpy(seam)[None].float()  # away from the seam
     smooth = _blur(frame * filmed, softness) / _blur(filmed, softness).clamp_min(1e-3)
     detail = torch.tensordot(frame.new_tensor(_LUMA), (frame - smooth) * filmed, 1)
     line = torch.hann_window(side + 2, periodic=False)[1:-1]
@@ -123,12 +137,13 @@ def _texture(
     # Windows overlap and share the noise there. Without phases of their own (the texton of Desolneux, Moisan and
     # Ronsin, ICASSP 2012) they add up, and their weighted mean is as strong as they are.
     spectrum = torch.fft.rfft2(windows(noise)[asks]) * power.sqrt()
-    grain = torch.fft.irfft2(spectrum, s=(side, side))
-    parts = frame.new_zeros(2, *asks.shape, side, side)
-    parts[:, asks] = torch.stack([grain * window, window.expand_as(grain)])
-    size = ((asks.shape[0] - 1) * stride + side, (asks.shape[1] - 1) * stride + side)
-    columns = parts.reshape(2, asks.numel(), side * side).transpose(1, 2)
-    total, weight = F.fold(columns, size, side, stride=stride)[:, 0, pad : pad + H, pad : pad + W]
+    grain = torch.fft.irfft2(spectrum, s=(side, side)) * window
+    total, weight = np.zeros((2, (asks.shape[0] - 1) * stride + side, (asks.shape[1] - 1) * stride + side), np.float32)
+    share = window.numpy()
+    for (row, column), part in zip((stride * asks.nonzero()).tolist(), grain.numpy(), strict=True):
+        total[row : row + side, column : column + side] += part
+        weight[row : row + side, column : column + side] += share
+    total, weight = (torch.from_numpy(part[pad : pad + H, pad : pad + W]) for part in (total, weight))
     return torch.stack([total / weight.clamp_min(1e-3), (weight > 1e-3).float()])
 
 

@@ -6,8 +6,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import least_squares
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from pipeline.camera.geometry import CameraPath
@@ -76,6 +74,9 @@ def _motion(
     points: np.ndarray, start: np.ndarray, at: np.ndarray, K: np.ndarray, guess: np.ndarray
 ) -> np.ndarray | None:
     """The rotation vector and shift that take `points` N 3 to where the camera with K sees them at pixels `at`."""
+    from scipy.optimize import least_squares
+    from scipy.spatial.transform import Rotation
+
     if len(points) < _FEWEST:
         return None
     if np.median(np.linalg.norm(at - start, axis=1)) < _STANDS:
@@ -95,6 +96,8 @@ def _motion(
 
 
 def _matrix(motion: np.ndarray) -> np.ndarray:
+    from scipy.spatial.transform import Rotation
+
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = Rotation.from_rotvec(motion[:3]).as_matrix(), motion[3:]
     return pose

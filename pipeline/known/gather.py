@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -162,14 +163,16 @@ def _take(
     weight: Float[Tensor, "1 H W"],
 ) -> None:
     """Complete a frame, in place, where a pixel is offered: by the first one, and the sum by those like it."""
-    first, again = offered & ~mask, offered & mask
-    video.copy_(torch.where(first, seen, video))
-    mask |= first
-    counts = first.to(seen)
-    if again.any():
-        counts = torch.where(first, 1.0, likeness(seen[None], video[None], offered[None])[0])
-    total += counts * seen
-    weight += counts
+    again = offered & mask
+    like = likeness(seen[None], video[None], offered[None])[0].view(-1) if again.any() else None
+    first, again = ((part.view(-1).nonzero()[:, 0]) for part in (offered & ~mask, again))
+    found, shown, sums, counts = seen.view(3, -1), video.view(3, -1), total.view(3, -1), weight.view(-1)
+    shown[:, first] = sums[:, first] = found[:, first]
+    counts[first] = 1
+    mask.view(-1)[first] = True
+    if like is not None:
+        sums[:, again] += like[again] * found[:, again]
+        counts[again] += like[again]
 
 
 def at_size(
@@ -201,7 +204,10 @@ def at_size(
             check()
             _take(colours, offered, video[t], mask[t], total[t], weight[t])
             sees[t, other] = 0
-    return replace(own, video=torch.where(weight > 0, total / weight, video), mask=mask)
+    for frame, colours, count in zip(video, total, weight, strict=True):
+        at = count.view(-1).nonzero()[:, 0]
+        frame.view(3, -1)[:, at] = colours.view(3, -1)[:, at] / count.view(-1)[at]
+    return replace(own, video=video, mask=mask)
 
 
 def depth_of_all(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath) -> Float[Tensor, "T H W"]:
@@ -219,10 +225,14 @@ def likeness(
 ) -> Float[Tensor, "N 1 H W"]:
     """How much pixels of `seen`, where `usable`, count beside those of `video`: the less the more colours differ around
     them, as in a bilateral filter (Tomasi and Manduchi 1998). So things that move by themselves leave no ghosts."""
-    around = lambda values: F.avg_pool2d(F.avg_pool2d(values, (5, 1), 1, (2, 0)), (1, 5), 1, (0, 2))
-    both = usable.to(video)
-    differs = around((seen - video) * both) / around(both).clamp_min(1e-6)
-    return both * torch.exp(-(differs.abs().mean(1, keepdim=True) / _LIKE).square())
+    counts = torch.empty_like(video[:, :1])
+    around = lambda part: cv2.boxFilter(part, -1, (5, 5), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    for here, there, both, count in zip(seen.cpu(), video.cpu(), usable[:, 0].cpu(), counts, strict=True):
+        weight = both.numpy().astype(np.float32)
+        differs = sum(np.abs(around(part)) for part in ((here - there) * both).numpy())
+        differs /= np.maximum(around(weight), 1e-6) * (3 * _LIKE)
+        count[0] = torch.from_numpy(weight * np.exp(-differs * differs))
+    return counts
 
 
 def standing(z: Float[Tensor, "T H W"], source: CameraPath) -> Bool[Tensor, "T H W"]:

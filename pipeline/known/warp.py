@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -66,8 +72,8 @@ def warp_to_path(
     homography = target_K @ target_from_source[:, :3, :3] @ torch.linalg.inv(source_K)  # of points at infinity
     epipole = (target_K @ target_from_source[:, :3, 3:])[..., 0]
 
-    video = torch.zeros_like(frames)
-    mask = torch.zeros(T, 1, H, W, dtype=torch.bool, device=device)
+    video = torch.empty_like(frames, memory_format=torch.contiguous_format)
+    mask = torch.empty(T, 1, H, W, dtype=torch.bool, device=device)
 
     check = checker()
 
@@ -75,11 +81,11 @@ def warp_to_path(
         check()
         if torch.equal(source_pose[t], target_pose[t]) and torch.equal(source_K[t], target_K[t]):
             mask[t] = ~hidden[t] if wanted is None else ~hidden[t] & wanted[t]
-            video[t] = torch.where(mask[t], frames[t], 0.0)
+            torch.where(mask[t], frames[t], frames.new_zeros(()), out=video[t])
         else:
             seen = torch.where(hidden[t], torch.nan, z[t].to(device))
             asked = None if wanted is None else wanted[t]
-            video[t], mask[t, 0] = _warp(frames[t], seen, homography[t].tolist(), epipole[t].tolist(), asked, tidy)
+            _warp(frames[t], seen, homography[t].tolist(), epipole[t].tolist(), asked, tidy, video[t], mask[t, 0])
 
     with ThreadPoolExecutor(torch.get_num_threads() if device.type == "cpu" else 1) as pool:
         list(pool.map(warp, range(T)))
@@ -103,13 +109,78 @@ def warp_depth(z: Float[Tensor, "T H W"], source: CameraPath, target: CameraPath
 
 
 def _warp(
-    image: Tensor, z: Tensor, A: list[list[float]], b: list[float], wanted: Tensor | None, tidy: bool
-) -> tuple[Tensor, Tensor]:
-    """One frame: each source pixel claims target pixels through its local linear map, the nearest claim wins.
+    image: Tensor,
+    z: Tensor,
+    A: list[list[float]],
+    b: list[float],
+    wanted: Tensor | None,
+    tidy: bool,
+    colour: Tensor,
+    observed: Tensor,
+) -> None:
+    """One frame, into `colour` and `observed`: each source pixel claims target pixels through its local linear map, the
+    nearest claim wins.
 
     Only the winner's index is splatted; its map then leads each target pixel back to a sub-pixel position in the
     source, where the colour is looked up: sharp, and exact for planes.
     """
+    warp = _compiled if z.device.type == "cpu" and compiled() else _in_tensors
+    depth, index = warp(image, z, A, b, wanted, colour, observed)
+    if tidy:
+        _tidy(colour, observed, depth, index)
+
+
+@lru_cache(maxsize=1)
+def compiled() -> bool:
+    """Whether warps on the processor run as compiled loops: Numba is installed."""
+    return find_spec("numba") is not None
+
+
+def _compiled(
+    image: Tensor,
+    z: Tensor,
+    A: list[list[float]],
+    b: list[float],
+    wanted: Tensor | None,
+    colour: Tensor,
+    observed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """As `_in_tensors`, by `kernel`."""
+    kernel: Any = import_module("pipeline.known.kernel")  # takes seconds: only where something is warped
+    H, W = z.shape
+    picture = np.ascontiguousarray(image.detach().numpy())
+    depth, winner = np.full((H, W), np.inf, np.float32), np.full((H, W), -1, np.int32)
+    maps, every = np.empty((H * W, 8), np.float32), np.ones((1, 1), bool)
+    asked = every if wanted is None else np.ascontiguousarray(wanted.numpy())
+    near = every if wanted is None else _around(asked)
+    kernel.claim(
+        np.ascontiguousarray(z.detach().numpy(), np.float32), np.array(A, np.float32), np.array(b, np.float32), near,
+        _JUMP, _OPENING, _RINGS, _REACH, _REACH_AT_EDGE, depth, winner, maps,
+    )  # fmt: skip
+    kernel.look_up(picture, maps, asked, winner, observed.numpy(), colour.numpy())
+    far = torch.from_numpy(depth)
+    if wanted is not None:
+        far = torch.where(observed, far, torch.inf)
+    return far, torch.from_numpy(winner) >> 4
+
+
+def _around(wanted: np.ndarray) -> np.ndarray:
+    """Where a claim may reach a pixel that is asked for: H+2r W+2r, r = `_MARGIN`."""
+    grown = np.pad(wanted.view(np.uint8), _MARGIN)
+    return cv2.dilate(grown, np.ones((2 * _RINGS + 1, 2 * _RINGS + 1), np.uint8)).view(bool)
+
+
+def _in_tensors(
+    image: Tensor,
+    z: Tensor,
+    A: list[list[float]],
+    b: list[float],
+    wanted: Tensor | None,
+    colour: Tensor,
+    observed: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Writes colours and whether there is one; returns how far away what is seen is (infinity: nothing), and the index
+    of its pixel."""
     H, W = z.shape
     device = z.device
     # On the CPU, blocks of rows stay in the cache; the frames are what runs in parallel.
@@ -131,10 +202,10 @@ def _warp(
         _claim(w, block, u, v[block], A, b, near, winner, maps)
 
     winner = winner[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-    observed = winner != _NOBODY
+    observed.copy_(winner != _NOBODY)
     if wanted is not None:
         observed &= wanted.to(device)
-    colour = torch.zeros_like(image)
+    colour.zero_()
     for block in blocks:
         place = observed[block].reshape(-1).nonzero()[:, 0]
         code = winner[block].reshape(-1)[place] & 0xFFFFFFFF
@@ -150,12 +221,11 @@ def _warp(
         grid = torch.stack([source_u * (2 / W) - 1, source_v * (2 / H) - 1], -1)[None, None]
         found = F.grid_sample(image[None], grid, "bicubic", "border", align_corners=False)[0, :, 0]
         colour.view(3, -1).index_copy_(1, block.start * W + place, found.clamp_(0, 1))
-    if tidy:
-        _tidy(colour, observed, winner)
-    return colour, observed
+    depth = torch.where(observed, (winner >> 32).int().view(torch.float32), torch.inf)
+    return depth, (winner & 0xFFFFFFFF) >> 4
 
 
-def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
+def _tidy(colour: Tensor, observed: Tensor, z: Tensor, source: Tensor) -> None:
     """Outlines made whole, in place: cracks of a pixel closed, steps softened.
 
     A pixel is a crack if all but one of those around it show something nearer: it takes their mean. Where the view has
@@ -163,7 +233,6 @@ def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
     lens mixes both sides.
     """
     W = observed.shape[1]
-    z = torch.where(observed, (winner >> 32).int().view(torch.float32), torch.inf)
     apart = lambda a, b: torch.maximum(a, b) > (1 + _JUMP) * torch.minimum(a, b)
     edge = torch.zeros_like(observed)
     across, down = apart(z[1:-1, 1:], z[1:-1, :-1]), apart(z[1:, 1:-1], z[:-1, 1:-1])
@@ -178,8 +247,7 @@ def _tidy(colour: Tensor, observed: Tensor, winner: Tensor) -> None:
     lends = nearer[crack].float()
     flat[:, at[crack, 0]] = (flat[:, at[crack] + around] * lends).sum(2) / lends.sum(1)
 
-    source = (winner.reshape(-1) & 0xFFFFFFFF) >> 4
-    here, there = source[at], source[at + around]
+    here, there = source.reshape(-1)[at], source.reshape(-1)[at + around]
     lends = beside.isfinite()
     far = ((here % W - there % W).abs() > _TORN) | ((here // W - there // W).abs() > _TORN)
     torn = own.isfinite()[:, 0] & (far & lends & apart(own, beside)).any(1) & ~crack

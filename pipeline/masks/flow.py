@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from pipeline.masks.shape import SIDE, Painted, checked
@@ -283,6 +282,8 @@ def _alike(now: _Picture, memory: list[_Samples], region: np.ndarray, grid: np.n
 
 def _nearest(features: np.ndarray, samples: np.ndarray) -> np.ndarray:
     """Squared distance to the nearest sample, about; at most _NOWHERE."""
+    from scipy.spatial import KDTree
+
     if not len(samples):
         return np.full(len(features), _NOWHERE, np.float32)
     tree = KDTree(samples, leafsize=32, balanced_tree=False, compact_nodes=False)

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from scipy import ndimage
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from pipeline import InputError
@@ -32,6 +30,8 @@ def grow(mask: Bool[Tensor, "*T H W"], pixels: float) -> Bool[Tensor, "*T H W"]:
 
 def fill_holes(mask: Bool[Tensor, "*T H W"]) -> Bool[Tensor, "*T H W"]:
     """The object (True) with what it encloses entirely, frame by frame."""
+    from scipy import ndimage
+
     return _each(ndimage.binary_fill_holes, mask).bool()
 
 
@@ -64,6 +64,9 @@ def complete(frame: Float[Tensor, "3 H W"], marks: Bool[Tensor, "H W"]) -> Bool[
     own size and at least a quarter of the picture, is surroundings for certain. Of what is found, the parts that hold a
     mark are kept. Raises `InputError` without marks.
     """
+    from scipy import ndimage
+    from scipy.spatial import KDTree
+
     if not marks.any():
         raise InputError("There is no mark on the object; put a dot or a stroke on it.")
     H, W = marks.shape

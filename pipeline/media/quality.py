@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline import InputError
 from pipeline.stop import check
@@ -64,11 +64,11 @@ def pixels_under(video: Float[Tensor, "T 3 H W"]) -> np.ndarray:
 
 
 def _blur(frame: Float[Tensor, "C H W"]) -> Float[Tensor, "C H W"]:
-    offsets = torch.arange(-5, 6, dtype=frame.dtype, device=frame.device)
-    kernel = torch.exp(-(offsets**2) / (2 * 1.5**2))
-    kernel = kernel / kernel.sum()
-    rows = F.conv2d(frame[:, None], kernel.view(1, 1, 11, 1), padding=(5, 0))
-    return F.conv2d(rows, kernel.view(1, 1, 1, 11), padding=(0, 5))[:, 0]
+    kernel = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    planes = frame.detach().cpu().numpy()
+    blurred = [cv2.sepFilter2D(part, -1, kernel, kernel, borderType=cv2.BORDER_CONSTANT) for part in planes]
+    return torch.from_numpy(np.stack(blurred)).to(frame)
 
 
 def checked(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:

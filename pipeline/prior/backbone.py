@@ -31,7 +31,7 @@ from pipeline.models import hub, memory, table
 from pipeline.prior.fast import FEW_STEPS, Passes, check_fast, check_lora
 from pipeline.prior.posed import Beside, posed, remember
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
-from pipeline.prior.settings import LatentRgb, Settings, check_encoder
+from pipeline.prior.settings import LENGTH, LatentRgb, Settings, check_encoder
 from pipeline.prior.soft import Soft, load_soft
 from pipeline.prior.tiny_vae import TinyDecoder, load_tiny_decoder, tiny_decoder_file
 from pipeline.stop import check_in
@@ -125,6 +125,7 @@ class Backbone:
         self.spatial: int = vae.config["scale_factor_spatial"]
         self.multiple: int = self.spatial * transformer.config["patch_size"][-1]
         self.frames, self.pixels, self.steps = settings.frames, settings.pixels, settings.steps
+        self.length = settings.length or max(settings.frames, LENGTH)
         self.guidance_scale, self.shift, self.depth = settings.guidance_scale, settings.shift, settings.depth
         self.has_image_branch: bool = transformer.config["image_dim"] is not None
 

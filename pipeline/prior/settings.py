@@ -23,16 +23,20 @@ class LatentRgb:
     bias: Float[Tensor, " 3"]
 
 
+LENGTH = 49  # frames, about two seconds of film
+
+
 @dataclass(frozen=True, eq=False)
 class Settings:
     """What recapture.json says of a backbone; the defaults are those of Wan 2.1 at 480x832.
 
-    frames, pixels: clip length that it was made for, and H*W. text_tokens: length of the embedded prompt. strength:
-    noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth: folder of the depth model
-    that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one. inpainter: folder of its
-    `Inpainter`, if it has one. soft: folder of its parts for soft conditioning, see `soft.load_soft`, if it has them.
-    fill_condition: the inpainting channels were trained on unknown pixels filled smoothly from the known ones, not grey
-    as Wan's were.
+    frames, pixels: clip length that it was made for, and H*W. length: frames of a clip that a render takes unless it is
+    told how many; None for `LENGTH`, or as many as it was made for where that is more. text_tokens: length of the
+    embedded prompt. strength: noise level to start from. shift: of the noise levels, see `sampler.flow_sigmas`. depth:
+    folder of the depth model that goes with the backbone. mask_encoder: folder of its `MaskEncoder`, if it has one.
+    inpainter: folder of its `Inpainter`, if it has one. soft: folder of its parts for soft conditioning, see
+    `soft.load_soft`, if it has them. fill_condition: the inpainting channels were trained on unknown pixels filled
+    smoothly from the known ones, not grey as Wan's were.
     replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
     its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
     paints is made to agree, see `finish.steady`; 0 for a model whose frames agree by themselves. softness: how much
@@ -40,6 +44,7 @@ class Settings:
     """
 
     frames: int = 81
+    length: int | None = None
     pixels: int = 480 * 832
     steps: int = 50
     guidance_scale: float = 5.0

@@ -124,7 +124,7 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
     yield stage("load", hub.loading(request.backbone))
     backbone = get_backbone(request.backbone, request)
     yield stage("read", "Reading the clip")
-    wanted = request.frames or backbone.frames
+    wanted = request.frames or backbone.length
     whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
     frames, _, height, width = whole.frames.shape
     size = _checked_size(request, backbone, height, width)
@@ -253,12 +253,11 @@ def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, fr
     which = f"Frames {request.start} to {last} of {info.frames}"
     if request.stride > 1:
         which += ", every 2nd" if request.stride == 2 else f", one in {request.stride}"
-    wanted = request.frames or backbone.frames
-    if frames < wanted:
+    wanted = request.frames or backbone.length
+    if request.frames and frames < wanted:
         return f"{which}: the clip has no more than {frames} from there, {wanted} were wanted."
     if request.frames:
         return f"{which}: as asked."
-    which += ": as many as the model was made for"
     there = math.ceil((info.frames - request.start) / request.stride)
     if there <= frames:
         return f"{which}."

@@ -56,7 +56,10 @@ def stage(name: str, message: str, done: float = 0.0) -> StageEvent:
 
 @dataclass(frozen=True, eq=False)
 class WarpEvent:
-    """The measurement. video: uint8 T H W 3, unobserved pixels 0; mask: uint8 T H W, 255 = observed; unknown: share."""
+    """The measurement: as each frame by itself gives it, and once more if other frames complete it.
+
+    video: uint8 T H W 3, unobserved pixels 0; mask: uint8 T H W, 255 = observed; unknown: share.
+    """
 
     video: np.ndarray
     mask: np.ndarray

@@ -78,7 +78,8 @@ def composite_full(
 
     for first in range(0, len(raw), 4):  # a few frames at a time: full-resolution geometry takes much memory
         span = slice(first, first + 4)
-        measurement = warped(analysis, request, size, span)
+        frames, z = (torch.stack(part) for part in zip(*map(picture_of, range(len(raw))[span]), strict=True))
+        measurement = warped(analysis, request, size, span, (frames, z))
         if found is not None:
             measurement = at_size(found, measurement, first, picture_of)
         result[span] = composite(raw[span], measurement, seam_pixels=seam_of(request, size))

@@ -70,7 +70,7 @@ def _suits(kept: _Kept, request: RenderRequest, clip: tuple[int, int, int]) -> b
 def _mode(backbone: Backbone, request: RenderRequest | None, clip: tuple[int, int, int] | None) -> memory.Mode:
     wanted, fast = (request.memory, request.guidance.fast) if request else ("auto", "off")
     if clip is None:
-        frames = (request and request.frames) or backbone.frames
+        frames = (request and request.frames) or backbone.length
         side = round(math.sqrt(backbone.pixels))
         clip = frames, *((request and request.size) or (side, side))
     parts = parts_of(backbone, request.guidance) if request else 1

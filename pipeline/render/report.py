@@ -24,7 +24,7 @@ from pipeline.method.problem import COMPLETE_BELOW, windows_of
 from pipeline.models import memory
 from pipeline.prior.backbone import Backbone
 from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis, name_of
-from pipeline.render.events import RenderEvent, StageEvent, StepEvent
+from pipeline.render.events import RenderEvent, StageEvent, StepEvent, WarpEvent
 from pipeline.render.request import REQUEST_VERSION, RenderRequest, amount_of
 from pipeline.render.view import View, path_warnings
 
@@ -293,7 +293,7 @@ class Clock:
     def see(self, event: RenderEvent) -> None:
         if isinstance(event, StageEvent):
             self.enter(event.stage)
-        elif isinstance(event, StepEvent):
+        elif isinstance(event, WarpEvent | StepEvent):
             self.first_preview = self.first_preview or self.total()
 
     def enter(self, stage: str) -> None:

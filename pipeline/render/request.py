@@ -36,7 +36,8 @@ class RenderRequest:
     amount: of the camera move, in its unit; None for its default.
     move: a camera move of one's own, which goes before `camera`; None for none.
     fov: field of view of the clip in degrees along its longer side; None for what the file says of its lens, or 55.
-    frames: how many are used; None for as many as the model was made for. More are sampled in overlapping windows.
+    frames: how many are used; None for the clip's, up to `Settings.length`. More than the model was made for are
+        sampled in overlapping windows.
     start, stride: the first frame that is used, and every which; they count in frames of the clip.
     size: (h, w) at which the model works; None for the model's own at the clip's aspect.
     guidance: what the method reads, the prompts and the seed among it.

@@ -19,7 +19,8 @@ from pipeline.media.video import Clip, resize, size_of, to_uint8, write_video
 from pipeline.method.lavr import followed, parts_of
 from pipeline.method.problem import check_mask
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
-from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, WarpEvent, stage
+from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, stage
+from pipeline.render.expected import learn
 from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, silence_of, sound_of
@@ -88,8 +89,6 @@ def _render(
 
     view = yield from look(analysis, request, paint)
     known = view.known.measurement
-    unknown = view.unknown.mean().item()
-    yield WarpEvent(to_uint8(known.video), to_uint8(known.mask)[..., 0], view.analysis.fps, unknown)
 
     with closing(fill(request.backbone, view.known, request.guidance)) as events:
         filled = yield from events
@@ -103,6 +102,7 @@ def _render(
     clock.enter("")
     report = report_of(request, backbone, plan, view, finished.video, measured, clock, (*filled.notes, *notes))
     write_report(folder / "report.json", report.to_dict())
+    learn(report, view.analysis, backbone)
     yield DoneEvent(RenderResult(folder, *files, report))
 
 

@@ -22,7 +22,7 @@ from pipeline.media.video import resize, size_of, to_uint8
 from pipeline.method.problem import COMPLETE_BELOW
 from pipeline.models import table
 from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis, depth_at
-from pipeline.render.events import StageEvent, stage
+from pipeline.render.events import StageEvent, WarpEvent, stage
 from pipeline.render.request import RenderRequest, amount_of
 
 LITTLE = 0.3  # share of a frame below which most of it would be invented
@@ -80,8 +80,10 @@ class View:
         return self.found.taken.float().mean().item()
 
 
-def look(analysis: Analysis, request: RenderRequest, paint: Paint | None = None) -> Generator[StageEvent, None, View]:
-    """Measure and complete: stage events; returns what is known along the requested camera path.
+def look(
+    analysis: Analysis, request: RenderRequest, paint: Paint | None = None
+) -> Generator[StageEvent | WarpEvent, None, View]:
+    """Measure and complete: stage events, and what is measured; returns what is known along the requested camera path.
 
     The one way from an analysis to what a method is given, for renders, for `warp` and for evaluations. analysis: from
     `analysis.hide`. paint: an image model's completion of the first frame; None paints none. Raises `InputError`.
@@ -95,12 +97,19 @@ def look(analysis: Analysis, request: RenderRequest, paint: Paint | None = None)
         yield stage("first-frame", f"Inpainting the first frame by {table.title_of(model)}")
         analysis = _paint_first_frame(analysis, request, model, paint)
         measurement = _measured(analysis, request, size)
+    yield _seen(measurement, analysis)
     known = known_of(analysis, request, measurement)
     if not wants_other_frames(analysis, request, measurement):
         return View(analysis, known, None, searched=False)
     yield stage("gather", "Looking for what other frames saw")
     known, found = completed(known)
+    yield _seen(known.measurement, analysis)
     return View(analysis, known, found, searched=True)
+
+
+def _seen(measurement: Measurement, analysis: Analysis) -> WarpEvent:
+    unknown = 1 - measurement.mask.float().mean().item()
+    return WarpEvent(to_uint8(measurement.video), to_uint8(measurement.mask)[..., 0], analysis.fps, unknown)
 
 
 def known_of(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> Known:
@@ -202,10 +211,19 @@ def cameras_of(analysis: Analysis, request: RenderRequest) -> CameraPath:
     return target_path(move_of(request, analysis), analysis.source, analysis.distance, size_of(analysis.clip.frames))
 
 
-def warped(analysis: Analysis, request: RenderRequest, size: tuple[int, int], span: slice) -> Measurement:
-    """Some frames of the clip seen from the new cameras, at a size (h, w), with the picture of the first frame."""
+def warped(
+    analysis: Analysis,
+    request: RenderRequest,
+    size: tuple[int, int],
+    span: slice,
+    pictures: tuple[Tensor, Tensor] | None = None,
+) -> Measurement:
+    """Some frames of the clip seen from the new cameras, at a size (h, w), with the picture of the first frame.
+
+    pictures: these frames and their depth, where they are at hand; see `depth_at`.
+    """
     working = size_of(analysis.clip.frames)
-    frames, z = depth_at(analysis, span, size)
+    frames, z = pictures or depth_at(analysis, span, size)
     source, target = (
         CameraPath(path.world_from_cam[span], scale_intrinsics(path.K[span], working, size))
         for path in (analysis.source, cameras_of(analysis, request))

@@ -59,7 +59,7 @@ def server(tiny_backbone_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
     backbone = Path(shutil.copytree(tiny_backbone_folder, folder / "backbone"))
     settings = json.loads((backbone / "recapture.json").read_text())
-    settings |= {"frames": 9, "pixels": 96 * 160, "steps": 6}
+    settings |= {"frames": 9, "length": 9, "pixels": 96 * 160, "steps": 6}
     if "depth" not in settings:
         from pipeline.depth.network import DepthNet
 

@@ -1,0 +1,71 @@
+"""How long a render will take on this machine, said before it begins."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+
+from pipeline.media.video import size_of
+from pipeline.method.guidance import guidance_scale_of, steps_of
+from pipeline.method.lavr import parts_of
+from pipeline.method.problem import windows_of
+from pipeline.models import cost
+from pipeline.prior.backbone import Backbone
+from pipeline.render.analysis import Analysis
+from pipeline.render.report import Report
+from pipeline.render.request import RenderRequest
+
+# What the nano model's stages take on a processor, over what their operations take at the measured pace: small
+# convolutions are slower than large ones, and encoding is more than one pass.
+ENCODE, SAMPLE, DECODE = 2.8, 1.45, 1.8
+# Everything else, in operations at the pace of convolutions, a pixel of the result and of the working size.
+RESULT, WORKING = 3.0e4, 1.45e5
+BEFORE = ("load", "read", "depth", "mask", "total")  # of a report, what is no part of a render whose clip is analysed
+_TAKEN: dict[str, float] = {}  # by backbone: what the last render took, over what was expected of it
+
+
+def expected_seconds(analysis: Analysis, request: RenderRequest, backbone: Backbone) -> float:
+    """Seconds from Render to the result.
+
+    Of the operations of the model's passes and the pixels of everything else, at the pace of this machine, which is
+    measured once; corrected by what the last render took in this process, see `learn`.
+    """
+    return _at_pace(analysis, request, backbone) * _TAKEN.get(backbone.name, 1.0)
+
+
+def learn(report: Report, analysis: Analysis, backbone: Backbone) -> None:
+    """Take what a render took for what the next one is expected to take."""
+    taken = sum(seconds for name, seconds in report.seconds.items() if name not in BEFORE)
+    _TAKEN[backbone.name] = taken / _at_pace(analysis, report.request, backbone)
+
+
+def forget() -> None:
+    """Let the pace be measured anew, and what renders took be forgotten."""
+    _TAKEN.clear()
+    _pace.cache_clear()
+
+
+def _at_pace(analysis: Analysis, request: RenderRequest, backbone: Backbone) -> float:
+    frames, size = len(analysis.clip.frames), size_of(analysis.clip.frames)
+    transformer, vae = (dict(part.config) for part in (backbone.transformer, backbone.vae))
+    count = lambda frames: cost.count(transformer, vae, backbone.settings.text_tokens, frames, size, parts)
+    parts = parts_of(backbone, request.guidance)
+    spans = windows_of(backbone, frames)
+    lengths = [(span.stop - span.start - 1) * backbone.temporal + 1 for span in spans]
+    replaces = request.mask is not None and not request.remove
+    passes = 1 if guidance_scale_of(request.guidance, backbone, replaces=replaces) == 1 else 2
+    work, velocity = count(backbone.padded(frames)), sum(count(length).velocity for length in lengths)
+    pace, small = _pace(backbone.device, backbone.dtype), backbone.device.type == "cpu"
+    encode, sample, decode = (ENCODE, SAMPLE, DECODE) if small else (4.0, 1.0, 1.0)
+    model = (encode * work.encode + decode * work.decode) / pace.vae
+    model += sample * steps_of(request.guidance, backbone) * passes * velocity / pace.transformer
+    own = _pace(torch.device("cpu"), torch.float32)
+    full = math.prod(size_of(analysis.full.frames)) if request.composite else 0
+    return model + frames * (RESULT * full + WORKING * math.prod(size)) / own.vae
+
+
+@lru_cache(maxsize=4)
+def _pace(device: torch.device, dtype: torch.dtype) -> cost.Pace:
+    return cost.measure_pace(device, dtype, seconds=0.2)
