@@ -13,7 +13,7 @@ from pipeline import InputError
 def main(arguments: list[str] | None = None) -> int:
     """The exit code. Whatever the user can mend is said in one line."""
     try:
-        from pipeline.cli.parser import parser  # takes a while, in which Ctrl-C may come, too
+        from pipeline.cli.parser import parser
 
         options = parser().parse_args(arguments)
         return options.run(options) or 0
@@ -27,17 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
         name = os.path.basename(str(error.filename or ""))[:60]
         print(f"error: {error.strerror or error}{f': {name}' if name else ''}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """Unwinds what is being done, so that nothing half written is left.
+
+    Ctrl-C, too: a KeyboardInterrupt that passes through `exec`, as in imports, lets Python end itself by the signal.
+    """
+    if number == signal.SIGINT:
         print("Interrupted.", file=sys.stderr)
-        return 130
-
-
-def _end(*_: object) -> NoReturn:
-    sys.exit(143)  # unwinds what is being done, so that nothing half written is left
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     sys.exit(main())

@@ -52,6 +52,7 @@ def warp(options: argparse.Namespace) -> None:
     from pipeline.media.files import make_writable, writing
     from pipeline.media.video import Clip, write_video
     from pipeline.render.analysis import analyse, hide
+    from pipeline.render.events import StageEvent
     from pipeline.render.report import keep_measurement, silence_of, sound_of
     from pipeline.render.view import look, show_holes
 
@@ -60,7 +61,7 @@ def warp(options: argparse.Namespace) -> None:
     if keep:
         make_writable(keep)
     with Progress() as progress:
-        show = lambda event: progress.show(event.message, 5 * event.fraction)
+        show = lambda event: isinstance(event, StageEvent) and progress.show(event.message, 5 * event.fraction)
         analysis = result_of(hide(result_of(analyse(request), show), request), show)
         view = result_of(look(analysis, request), show)
         progress.show("Writing the video", 0.8)
