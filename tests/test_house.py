@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "prior": {"models", "media", "depth"},
     "method": {"known", "prior", "scene", "media", "camera"},
     "finish": {"known", "camera", "media"},
-    "scene": {"media", "models", "camera"},
+    "scene": {"media", "models", "camera", "depth"},
     "world": {"camera", "media"},
 }
 HEAVY = ("diffusers", "transformers", "scipy", "numba")  # they take seconds to import

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pipeline import InputError
 from pipeline.camera.moves import MAX_KEYFRAMES, Move, move_from_poses, sample_move, spline_through
@@ -258,23 +260,44 @@ def _from_recammaster(given: dict[str, Any], unit: float, ours: bool) -> dict[st
     The rows are the columns of world_from_cam in Unreal's left-handed axes (x forward, y right, z up), in centimetres;
     ReCamMaster takes the columns y, -z, x for the camera's OpenCV axes.
     """
+    moves = {}
+    for name, (poses, numbers) in _metres(given).items():
+        if ours:  # the world's axes too: from Unreal's to OpenCV's
+            poses[:, :3] = poses[:, [1, 2, 0]] * np.array([1.0, -1.0, 1.0])[:, None]
+            poses[:, :3, 3] /= RECAMMASTER_UNIT
+        moves[name] = _move(_without_gaps(poses, numbers), None, unit=unit, ours=ours)
+    return moves
+
+
+def multicam_poses(path: Path) -> dict[str, Float[Tensor, "N 4 4"]]:
+    """The cameras of a scene of MultiCamVideo by name, world_from_cam in metres, OpenCV axes of the cameras.
+
+    The world is Unreal's, made right-handed by a mirror, as all of them alike. Raises `InputError`.
+    """
+    with guarded(f"{path} holds no cameras of a scene", "it is to be as MultiCamVideo has it."):
+        found = _metres(json.loads(path.read_text(encoding="utf-8")))
+        return {
+            name: torch.from_numpy(_without_gaps(_rigid(poses), frames)).float()
+            for name, (poses, frames) in found.items()
+        }
+
+
+def _metres(given: dict[str, Any]) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """The poses of each camera and which frames they are of, see `_from_recammaster`."""
     numbers = sorted(int(key[5:]) for key in given if re.fullmatch(r"frame\d{1,9}", key))
     if 2 * len(numbers) <= numbers[-1]:
         raise InputError(f"more than half of its frames 0 to {numbers[-1]} are missing.")
     if not given["frame0"]:
         raise InputError("there is no camera in its frames.")
-    moves = {}
+    found = {}
     for name in given["frame0"]:
         rows = [_numbers_of(given[f"frame{i}"][name]) for i in numbers]
         unreal = np.array(rows, np.float64).reshape(len(rows), 4, 4).transpose(0, 2, 1)
         poses = unreal[:, :, [1, 2, 0, 3]]
         poses[:, :3, 1] *= -1
         poses[:, :3, 3] /= 100
-        if ours:  # the world's axes too: from Unreal's to OpenCV's
-            poses[:, :3] = poses[:, [1, 2, 0]] * np.array([1.0, -1.0, 1.0])[:, None]
-            poses[:, :3, 3] /= RECAMMASTER_UNIT
-        moves[str(name)] = _move(_without_gaps(poses, numbers), None, unit=unit, ours=ours)
-    return moves
+        found[str(name)] = poses, numbers
+    return found
 
 
 def _numbers_of(matrix: Any) -> list[Any]:

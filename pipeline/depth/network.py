@@ -237,6 +237,11 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
             fine = F.pixel_shuffle((around[:, :, None] * weights).sum(1), 2)[:, 0, :height, :width]
             return F.softplus(fine).unflatten(0, (batch, count))
 
+    def features(self, pictures: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B c h w"]]:
+        """What the trunk sees in pictures in [0, 1]: at strides 2, 4, 8, 16 and 32, rounded up."""
+        x = (pictures - self.mean) / self.std
+        return self.trunk(x.contiguous(memory_format=torch.channels_last), self.frozen)
+
     def _attend(self, x: Float[Tensor, "BT c h w"], count: int, level: int) -> Tensor:
         """Attention over all places of all frames at stride 16 (level 0) or 32 (level 1)."""
         h, w = x.shape[-2:]

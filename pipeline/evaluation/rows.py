@@ -27,9 +27,8 @@ LEVEL = 0.95  # of the confidence intervals
 def fingerprint(backbone_ref: str) -> str:
     """What the results depend on besides the request: figures of other weights must not mix with these."""
     folder = Path(hub.resolve(backbone_ref))
-    parts = [
-        folder / name for name in ("vae", "transformer", "text_encoder", "mask_encoder", "inpainter", "recapture.json")
-    ]
+    names = ("vae", "transformer", "text_encoder", "mask_encoder", "inpainter", "soft", "recapture.json")
+    parts = [folder / name for name in names]
     return content_key(*(part for part in parts if part.exists()))[:12] if folder.is_dir() else backbone_ref
 
 

@@ -24,7 +24,7 @@ from pipeline.prior.backbone import Backbone
 from pipeline.prior.posed import Beside
 from pipeline.prior.said import said_of
 from pipeline.prior.soft import Soft
-from pipeline.scene.weights import kind_of, load_encoder
+from pipeline.scene.weights import listed, load_encoder
 
 SOFT = ("lavr", "recammaster", "both")
 ALONE = ("lavr", "recammaster")  # these show no warp and impose nothing
@@ -89,11 +89,11 @@ def check_soft(method: str, ref: str, *, replaces: bool, compiled: bool) -> None
 
 
 def scene_model_of(method: str, ref: str) -> str:
-    """The scene encoder that a method reads with a backbone, by its name in `table.MODELS`; "" for none."""
+    """The scene encoder that a method reads with a backbone, by its name in `table.MODELS`; "" for none of these."""
     said = said_of(ref)
     if method not in ("lavr", "both") or said is None or said.encoder is None:
         return ""
-    return kind_of(said.encoder)
+    return listed(said.encoder)
 
 
 def _check(method: str, ref: str, *, soft: bool, scene: bool, inpaints: bool) -> None:

@@ -23,7 +23,7 @@ class SceneAdapter(nn.Module):
         self, tokens: int, channels: int, grid: tuple[int, int], *, layers: int = 2, heads: int = 6, cell: int = 2
     ):
         super().__init__()
-        self.cell = cell
+        self.cell, self.heads = cell, heads
         self.mlp = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
         self.queries = nn.Parameter(torch.randn(1, tokens, *grid) * 0.02)
         self.layers = nn.ModuleList(

@@ -337,7 +337,20 @@ class Backbone:
     def soft(self) -> Soft | None:
         """The model's parts for soft conditioning; None where it has none. Raises `InputError` if they are unusable."""
         folder = self.settings.soft
-        return None if folder is None else load_soft(folder, self.name, self.device, self.dtype)
+        if folder is None:
+            return None
+        soft = load_soft(folder, self.name, self.device, self.dtype)
+        known = dict(self.transformer.named_parameters())
+        if any(key not in known or known[key].shape != value.shape for key, value in soft.weights.items()):
+            raise InputError(
+                f"The soft parts in {folder} were trained for another transformer than that of {self.name!r}."
+            )
+        if soft.weights and (self.mode.groups or self.mode.eight_bits):
+            raise InputError(
+                f"The soft parts of the model {self.name!r} replace weights, which the memory mode {self.mode.name} "
+                "cannot: use another device or memory mode."
+            )
+        return soft
 
     @_frozen
     def decode(self, z: Float[Tensor, "C t h w"]) -> Float[Tensor, "T 3 H W"]:
@@ -433,6 +446,7 @@ class Backbone:
             self.passes.asked += 1
             if beside is not None and self.soft is not None:
                 told: dict[str, Any] = {"text": text[None].to(self.dtype), "image": image, "name": context}
+                told["weights"] = self.soft.weights
                 with transformer.cache_context(f"{context} beside"):
                     self.passes.asked += remember(transformer, self.soft.layers, beside, **told)
                 with transformer.cache_context(context):

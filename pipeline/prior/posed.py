@@ -9,7 +9,7 @@ and so is computed once for all steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from pipeline.prior.attention import Recording, Seeing, Seen
 
@@ -111,6 +112,7 @@ def posed(
     text: Float[Tensor, "B L D"],
     image: Float[Tensor, "B N D"] | None = None,
     name: str = "",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "B C t h w"]:
     """The transformer's answer for the noisy part.
 
@@ -118,8 +120,8 @@ def posed(
     parts stand there. text, image: as the transformer reads them. name: of this text and this window among those of a
     render. With asymmetric layers the context's keys and values are kept under it in `beside.kept`, and taken from
     there: two tensors "B n heads c" in each block, 5 GB for Wan 1.3B at 480x832x33 with a scene, once for each prompt.
-    The transformer is as it was, afterwards. Raises ValueError if the parts do not fit, or the layers have none for a
-    pose that is given.
+    weights: in place of the transformer's own of these names, for this pass. The transformer is as it was, afterwards.
+    Raises ValueError if the parts do not fit, or the layers have none for a pose that is given.
     """
     if beside.source.shape != noisy.shape or (beside.scene is not None and beside.scene.shape != noisy.shape):
         shapes = [tuple(part.shape) for part in (noisy, *beside.others)]
@@ -128,16 +130,24 @@ def posed(
         raise ValueError("the layers have none for the source's pose")
     if not layers.asymmetric:
         with hooked(transformer, layers, beside):
-            return _answer(transformer, [noisy, *beside.others], timestep, text, image)[:, :, : noisy.shape[2]]
-    remember(transformer, layers, beside, text=text, image=image, name=name)
+            found = _answer(transformer, [noisy, *beside.others], timestep, text, image, weights)
+            return found[:, :, : noisy.shape[2]]
+    remember(transformer, layers, beside, text=text, image=image, name=name, weights=weights)
     kernels = _kernels(transformer)
     seeing = [Seeing(seen, kernel) for seen, kernel in zip(beside.kept[name], kernels, strict=True)]
     with hooked(transformer, layers, beside, slice(0, 1)), attending(transformer, seeing):
-        return _answer(transformer, [noisy], timestep, text, image)
+        return _answer(transformer, [noisy], timestep, text, image, weights)
 
 
 def remember(
-    transformer: Any, layers: PosedLayers, beside: Beside, *, text: Tensor, image: Tensor | None, name: str
+    transformer: Any,
+    layers: PosedLayers,
+    beside: Beside,
+    *,
+    text: Tensor,
+    image: Tensor | None = None,
+    name: str = "",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> bool:
     """Compute the context of asymmetric layers, unless it is kept under that name; whether it was computed.
 
@@ -147,19 +157,27 @@ def remember(
         return False
     recording = [Recording(kernel) for kernel in _kernels(transformer)]
     with hooked(transformer, layers, beside, slice(1, None)), attending(transformer, recording):
-        _answer(transformer, beside.others, torch.zeros(len(text), device=text.device), text, image)
+        _answer(transformer, beside.others, torch.zeros(len(text), device=text.device), text, image, weights)
     beside.kept[name] = [one.seen for one in recording if one.seen is not None]
     return True
 
 
-def _answer(transformer: Any, parts: Sequence[Tensor], time: Tensor, text: Tensor, image: Tensor | None) -> Tensor:
-    return transformer(
-        hidden_states=torch.cat(list(parts), 2),
-        timestep=time,
-        encoder_hidden_states=text,
-        encoder_hidden_states_image=image,
-        return_dict=False,
-    )[0]
+def _answer(
+    transformer: Any,
+    parts: Sequence[Tensor],
+    time: Tensor,
+    text: Tensor,
+    image: Tensor | None,
+    weights: Mapping[str, Tensor] | None,
+) -> Tensor:
+    given = {
+        "hidden_states": torch.cat(list(parts), 2),
+        "timestep": time,
+        "encoder_hidden_states": text,
+        "encoder_hidden_states_image": image,
+        "return_dict": False,
+    }
+    return (functional_call(transformer, dict(weights), (), given) if weights else transformer(**given))[0]
 
 
 def _kernels(transformer: Any) -> list[Any]:

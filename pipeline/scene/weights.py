@@ -25,8 +25,10 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.models import table
+from pipeline.scene import recurrent
 from pipeline.scene.cut3r import CUT3R, Config, CUT3REncoder
 from pipeline.scene.latents import SceneEncoder
+from pipeline.scene.recurrent import load_recurrent
 
 NAME = "cut3r"
 SPEC = table.MODELS[NAME]
@@ -110,6 +112,7 @@ def load_cut3r(folder: str | Path, device: str | torch.device = "cpu") -> CUT3R:
 
 ENCODERS: dict[str, Callable[[str, str], SceneEncoder]] = {
     NAME: lambda folder, device: CUT3REncoder(load_cut3r(folder, device)),
+    recurrent.KIND: load_recurrent,
 }
 
 
@@ -122,6 +125,12 @@ def kind_of(folder: str | Path) -> str:
     if kind not in ENCODERS:
         raise InputError(f"The scene encoder in {str(folder)!r} is a {kind!r}; known are {', '.join(ENCODERS)}.")
     return kind
+
+
+def listed(folder: str | Path) -> str:
+    """The name in `table.MODELS` of a folder's scene encoder, whose terms have to be accepted; "" for one of ours."""
+    kind = kind_of(folder)
+    return kind if kind in table.MODELS else ""
 
 
 @lru_cache(maxsize=1)

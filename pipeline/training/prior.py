@@ -192,7 +192,8 @@ def write_folder(out: Path, nets: torch.nn.ModuleDict, latent_rgb: dict, frames:
     }
     path = out / "recapture.json"
     if path.exists():  # keep what was tuned by hand
-        kept = ("steps", "guidance_scale", "replace_guidance_scale", "strength", "mask_encoder", "steady", "softness")
+        kept = ("steps", "guidance_scale", "replace_guidance_scale", "strength", "steady", "softness")
+        kept += ("mask_encoder", "inpainter", "soft")
         settings |= {k: v for k, v in json.loads(path.read_text()).items() if k in kept}
     path.write_text(json.dumps(settings, indent=2) + "\n")
 

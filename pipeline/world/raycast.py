@@ -21,6 +21,7 @@ from pipeline.world.primitives import INTERSECT, norm
 from pipeline.world.textures import SIZE
 
 FAR = 60.0
+RAYS = 110_000  # that a processor follows at once: their working set stays in its cache, which is twice as fast
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,10 +128,11 @@ class Scene:
 def render_view(scene: Scene, path: CameraPath, size: tuple[int, int], *, supersample: int = 2) -> View:
     """Ray-cast the scene from every pose of `path` at `size` = (H, W); colours are averages of supersample² rays."""
     device = scene.sky.device
-    total = path.K.shape[0]
-    if device.type == "cpu" and total > 1:
-        # frame by frame the working set stays in the processor's cache: twice as fast
-        views = [render_view(_moment(scene, i), _pick(path, i), size, supersample=supersample) for i in range(total)]
+    total, rays = path.K.shape[0], size[0] * size[1] * supersample**2
+    together = max(1, RAYS // rays)  # frames
+    if device.type == "cpu" and total > together:
+        spans = [slice(i, i + together) for i in range(0, total, together)]
+        views = [render_view(_moments(scene, s), _pick(path, s), size, supersample=supersample) for s in spans]
         return View(
             torch.cat([v.frames for v in views]),
             torch.cat([v.z for v in views]),
@@ -248,14 +250,14 @@ def _averaged(colour: Tensor, z: Tensor, label: Tensor, path: CameraPath, solids
     return View(frames.clamp(0, 1), pixel_z, path, objects)
 
 
-def _moment(scene: Scene, i: int) -> Scene:
-    frozen = lambda part: replace(part, world_from_part=part.world_from_part[i : i + 1])
+def _moments(scene: Scene, span: slice) -> Scene:
+    frozen = lambda part: replace(part, world_from_part=part.world_from_part[span])
     solids = (replace(s, parts=tuple(frozen(p) for p in s.parts)) for s in scene.solids)
     return replace(scene, solids=tuple(solids))
 
 
-def _pick(path: CameraPath, i: int) -> CameraPath:
-    return CameraPath(path.world_from_cam[i : i + 1], path.K[i : i + 1])
+def _pick(path: CameraPath, span: slice) -> CameraPath:
+    return CameraPath(path.world_from_cam[span], path.K[span])
 
 
 def _col(R: Tensor, i: int, j: int) -> Tensor:
