@@ -92,10 +92,10 @@ def test_from_clip_to_result(visit, clip, tmp_path):
 def start_long_render(page) -> None:
     """A render long enough to be left, met again and stopped; its settings ask for an analysis of their own."""
     open_settings(page)
-    for name, value in {"frames": 17, "height": 192, "width": 320}.items():
+    for name, value in {"frames": 17, "height": 256, "width": 448}.items():
         set_number(page, name, value)
     # each of the three may have asked for an analysis of its own, one after the other
-    wait_words(page, "analysis-status", "^Ready: 17 frames.* 320 × 192", 240)
+    wait_words(page, "analysis-status", "^Ready: 17 frames.* 448 × 256", 240)
     set_number(page, "steps", 1000)
     page.click("#render")
     wait_words(page, "progress", r"Step \d+ of 1000")
