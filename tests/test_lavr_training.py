@@ -138,13 +138,13 @@ def test_training_and_render_show_the_model_the_same(
     folder = _saved(trainee, encoder_folder, tiny_backbone_folder, tmp_path)
     loaded: Any = load_backbone(str(folder), device="cpu", dtype=torch.float32)
     found = beside_of(loaded, loaded.soft, scene)
-    from pipeline.training.views import Pair, Recording, subject_distance
+    from pipeline.training.views import Pair, Recording, middle_distance
 
     pair = Pair(
         Recording(scene.clip, scene.source, scene.z),
         Recording(scene.clip, scene.target),
         "",
-        subject_distance(scene.z[0]),
+        middle_distance(scene.z[0]),
     )
     batch = examples.make(pair, _rng(0), "nothing")
     wanted = trainee.beside(batch, Left())

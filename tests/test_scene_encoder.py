@@ -26,7 +26,7 @@ from pipeline.scene.recurrent import (
 )
 from pipeline.scene.weights import kind_of, listed, load_encoder
 from pipeline.training import scene
-from pipeline.training.views import read_world, subject_distance, varied
+from pipeline.training.views import middle_distance, read_world, varied
 from pipeline.world.dataset import render_to
 
 DEPTH = Path(__file__).parents[1] / "assets" / "nano" / "depth"
@@ -96,7 +96,7 @@ def test_rays_ask_the_state_and_leave_it_alone(trunk, network, data):
 def test_the_views_of_a_pair_agree_on_where_things_stand(data):
     """A point of the map, brought into the camera that sees it, lies at that camera's depth, in the subject's unit."""
     pair = varied(read_world(data / "0.npz", FRAMES, SIZE), mirror=True, reverse=True)
-    assert pair.source.z is not None and pair.unit == subject_distance(pair.source.z[0])
+    assert pair.source.z is not None and pair.unit == middle_distance(pair.source.z[0])
     for view in scene.views_of(pair, 4):
         points = lengthened(view.points[0])
         own = torch.einsum("tij,thwj->thwi", invert_rigid(view.first_from_cam[0])[:, :3, :3], points)

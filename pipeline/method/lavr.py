@@ -184,7 +184,7 @@ def _numbers(poses: Float[Tensor, "t 4 4"], unit: float) -> Float[Tensor, "t 12"
 
 
 def distance_of(known: Known) -> float:
-    """How far the subject is away: the median over the central half of the first frame, as paths are laid out."""
+    """The unit of the poses that soft parts are told: the median depth of the first frame's central half."""
     height, width = known.z.shape[-2:]
     top, left = height // 4, width // 4
     middle = known.z[0, top : height - top, left : width - left]

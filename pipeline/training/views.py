@@ -97,7 +97,7 @@ def varied(pair: Pair, *, swap: bool = False, mirror: bool = False, reverse: boo
     if reverse:
         views = [_reversed(view) for view in views]
     depth = views[0].z
-    return Pair(views[0], views[1], pair.caption, pair.unit if depth is None else subject_distance(depth[0]))
+    return Pair(views[0], views[1], pair.caption, pair.unit if depth is None else middle_distance(depth[0]))
 
 
 def _mirrored(view: Recording) -> Recording:
@@ -114,7 +114,7 @@ def _reversed(view: Recording) -> Recording:
     return replace(view, frames=view.frames.flip(0), path=path, z=None if view.z is None else view.z.flip(0))
 
 
-def subject_distance(z: Float[Tensor, "H W"]) -> float:
+def middle_distance(z: Float[Tensor, "H W"]) -> float:
     """The median over the central half of a frame, as `pipeline.method.lavr.distance_of` has it."""
     top, left = z.shape[0] // 4, z.shape[1] // 4
     return float(z[top : z.shape[0] - top, left : z.shape[1] - left].median())
