@@ -21,6 +21,9 @@ LONGEST = (
     "test_doctor.py", "test_render.py", "test_memory.py", "test_cli.py", "test_training.py", "test_depth.py",
 )  # fmt: skip
 
+# Tests that start processes or threads and watch them, whose moments a busy machine can shift.
+PROCESSES = ("test_app.py", "test_child.py", "test_cli.py", "test_jobs_kept.py", "test_stop.py", "test_ui.py")
+
 
 def room_of(nodeid: str) -> str:
     """The tests that run in one process, one after the other: those of a file, or all that drive the browser."""
@@ -31,6 +34,9 @@ def room_of(nodeid: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(room_of(item.nodeid), len(rank)))
+    for item in items:
+        if item.get_closest_marker("browser") or room_of(item.nodeid) in PROCESSES:
+            item.add_marker(pytest.mark.flaky(reruns=2))  # why: docs/decisions.md. The summary names what ran again
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -87,7 +87,7 @@ def stand_in(**attributes) -> Any:
     return SimpleNamespace(**attributes)
 
 
-def wait_for(condition, seconds=5.0):
+def wait_for(condition, seconds=60.0):
     end = time.time() + seconds
     while not condition():
         assert time.time() < end, "waited too long"
