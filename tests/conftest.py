@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # The processes fill the cores: threads of PyTorch, which reads this when it is imported, would wait for one another.
+    # The processes fill the cores: PyTorch's threads would wait for one another. It reads this when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch

@@ -15,7 +15,6 @@ from torch import Tensor
 from pipeline.stop import checked
 
 
-
 def take_texture(
     raw: Float[Tensor, "T 3 h w"], filled: Float[Tensor, "T 3 h w"], holes: Bool[Tensor, "T 1 h w"], blur: float
 ) -> Float[Tensor, "T 3 h w"]:
