@@ -69,7 +69,7 @@ def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     from pipeline.models.table import of_role
 
     add = added.add_argument
-    add("clip", metavar="CLIP", help="a video file")
+    add("clip", metavar="CLIP", help="a video, a picture, or a folder of numbered pictures")
     _camera(added, default)
     add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
     add("--frames", type=int, help="number of frames, any (default: all, up to 49 or what the model was made for)")

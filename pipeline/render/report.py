@@ -205,7 +205,7 @@ def report_of(
         amount=amount_of(request),
         frames=Frames(
             first=analysis.first,
-            last=analysis.first + (frames - 1) * request.stride,
+            last=analysis.first if analysis.info.still else analysis.first + (frames - 1) * request.stride,
             stride=request.stride,
             count=frames,
             in_clip=analysis.info.frames,

@@ -31,7 +31,7 @@ class RenderRequest:
 
     Its JSON and its command line are flat: the settings of `guidance` stand among the others, see `of` and `flat`.
 
-    clip: path of a video file, or of a folder of numbered pictures.
+    clip: path of a video file, of a folder of numbered pictures, or of a single picture, which is filmed for `frames`.
     camera: a name of `moves.MOVES`.
     amount: of the camera move, in its unit; None for its default.
     move: a camera move of one's own, which goes before `camera`; None for none.
@@ -152,7 +152,7 @@ class RenderRequest:
         if unknown := sorted(set(given) - set(DEFAULTS)):
             raise InputError(f"The request has unknown fields: {', '.join(unknown)}. Known are: {', '.join(DEFAULTS)}.")
         if "clip" not in given:
-            raise InputError('The request names no clip; give the path of a video file as "clip".')
+            raise InputError('The request names no clip; give the path of a video or a picture as "clip".')
         if isinstance(given.get("size"), list):
             given["size"] = tuple(given["size"])
         if given.get("move") is not None:
@@ -165,7 +165,7 @@ def _validate(request: RenderRequest) -> None:
     method = request.guidance.method
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}; it is {method!r}.")
-    need(isinstance(request.clip, str) and bool(request.clip), "clip", "the path of a video file")
+    need(isinstance(request.clip, str) and bool(request.clip), "clip", "the path of a video or a picture")
     one_of("camera", MOVES)
     low, high = MOVES[request.camera].range
     unit = MOVES[request.camera].unit
