@@ -14,7 +14,8 @@ from pipeline.camera.files import FORMATS, read_moves, write_move
 from pipeline.camera.moves import MOVES, fov_of
 from pipeline.media.video import size_of, to_uint8
 from pipeline.render.analysis import Analysis
-from pipeline.render.request import DEFAULTS
+from pipeline.render.filmed import move_of_clip
+from pipeline.render.request import DEFAULTS, RenderRequest
 from pipeline.render.view import measure, move_of, path_warnings, preview, retimed, show_holes, wants_other_frames
 from ui import media, widgets
 from ui.controls import EMPTY_CLOUD, amount_slider, editor_value, number_from
@@ -35,6 +36,7 @@ class CameraTab:
     file: gr.File
     file_name: gr.Dropdown
     file_unit: gr.Textbox
+    other_clip: gr.UploadButton
     editor: Any
 
 
@@ -50,7 +52,9 @@ def camera_tab(page: Page) -> CameraTab:
         )
         warp = widgets.loop_view("Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp"])
         status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
-        with gr.Accordion("Open a camera file", open=False, elem_classes="rc-advanced", elem_id="open-path"):
+        with gr.Accordion(
+            "A path from a file, or of another clip", open=False, elem_classes="rc-advanced", elem_id="open-path"
+        ):
             formats = "; ".join(label for label, _ in FORMATS.values())
             gr.HTML(f'<p class="rc-caption">{escape(formats)}.</p>')
             file = gr.File(
@@ -62,10 +66,13 @@ def camera_tab(page: Page) -> CameraTab:
                 unit = gr.Textbox(
                     label="Units to the subject", placeholder="1; ReCamMaster 5", max_length=20, min_width=130
                 )
+            other_clip = gr.UploadButton(
+                "Move as the camera of another clip", file_types=["video"], size="sm", elem_id="camera-clip"
+            )
     with gr.Column(min_width=320, scale=3):
         # the path lives in the page, so that whatever is asked for next has the latest
         editor = page.controls["move"] = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
-    return CameraTab(camera, amount, warp, status, file, name, unit, editor)
+    return CameraTab(camera, amount, warp, status, file, name, unit, other_clip, editor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +182,23 @@ class Warping:
         except Exception as error:
             return self.failed(error)
 
+    def open_clip(self, clip, *values):
+        """The move of another clip's camera, for the editor."""
+        tab, page = self.tab, self.page
+        try:
+            yield {tab.status: widgets.status_html("Reading the other clip …", "busy")}
+            own = page.camera_request(values)
+            kept = {name: getattr(own, name) for name in ("frames", "depth_model", "accepted", "memory")}
+            request = RenderRequest.of(clip, **kept, backbone=own.backbone, camera="still")
+            say = lambda event: {tab.status: widgets.status_html(f"{event.message} …", "busy")}
+            move = yield from relayed(move_of_clip(request, page.analyses.find(request)), say)
+            yield {
+                tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
+                tab.status: widgets.status_html(move.origin, "done"),
+            }
+        except Exception as error:
+            yield self.failed(error)
+
 
 def connect(page: Page, tab: CameraTab) -> Any:
     """Let the tab work. Returns what chains the warp to an event."""
@@ -192,6 +216,8 @@ def connect(page: Page, tab: CameraTab) -> Any:
     opened = [tab.file, tab.file_name, tab.file_unit, tab.editor], [tab.editor, tab.file_name, tab.status]
     for trigger in (tab.file.upload, tab.file_name.input, tab.file_unit.submit):
         then_warp(trigger(handlers.open, *opened, **QUIET))
+    of_clip = [tab.other_clip, *page.inputs], [tab.editor, tab.status]
+    then_warp(tab.other_clip.upload(handlers.open_clip, *of_clip, **QUIET))
     return then_warp
 
 

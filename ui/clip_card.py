@@ -28,7 +28,7 @@ from ui.words import analysis_words
 
 PHOTOGRAPHS = [".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff"]
 OTHER_KINDS = [*PHOTOGRAPHS, ".gif", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
-UNPLAYABLE = "Your browser may not play this kind of file. This is what is read of it:"
+UNPLAYABLE = "No browser plays this kind of file as a film. This is what is read of it:"
 AWAY = ["rc-away"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 EMPTY_DEPTH = "Depth of the clip"

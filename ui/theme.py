@@ -148,6 +148,7 @@ footer { opacity: .7; }
 .dark .rc-card input[type=range] { --neutral-200: #33404d; }
 #amount { padding-bottom: 4px; }
 .rc-card input[type=range]:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 4px; }
+.rc-card:has(.rc-seen:not(.rc-away)) .rc-clip { flex-basis: 96px !important; min-height: 96px; height: 96px; }
 .rc-clip video { background: var(--well); }
 .rc-clip, .rc-clip .wrap { border-radius: 8px; }
 /* trimming in the page would fetch a converter from another server */

@@ -40,6 +40,7 @@ TIMINGS = {  # (time of the result, moment of the clip), both from 0 to 1; named
 }
 MAX_KEYFRAMES = 512
 MAX_TIMING = 64
+MAX_WORDS = 400
 MAX_REACH = 100.0  # subject distances; a camera farther off sees a dot
 SUBJECT: Point = (0.0, 0.0, 1.0)
 
@@ -66,11 +67,13 @@ class Move:
     speed: a name of `SPEEDS`; the times of the keyframes count for "keyframes" alone.
     timing: (time of the result, moment of the clip) pairs in [0, 1], in the order of their times; straight between
         them, and at rest before the first and after the last. None: the clip plays as filmed. One: it stands still.
+    origin: where a path is from that was not drawn here, and in which unit, in words for the report.
     """
 
     keyframes: tuple[Keyframe, ...]
     speed: str = "keyframes"
     timing: tuple[tuple[float, float], ...] = ()
+    origin: str = ""
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -130,6 +133,8 @@ def _validate(move: Move) -> None:
     if move.speed not in tuple(SPEEDS):
         raise InputError(f"speed must be one of {', '.join(SPEEDS)}; it is {move.speed!r}.")
     _check_timing(move.timing)
+    if not isinstance(move.origin, str) or len(move.origin) > MAX_WORDS:
+        raise InputError(f"origin must be a text of at most {MAX_WORDS} letters; it is {str(move.origin)[:80]!r}.")
     last = -math.inf
     for number, keyframe in enumerate(move.keyframes, 1):
 
@@ -325,7 +330,7 @@ def keyframe_from_pose(pose: np.ndarray, time: float, fov: float | None) -> Keyf
     return Keyframe(time, _point(eye), _point(target), 0.0 if abs(roll) < 1e-9 else roll, fov)
 
 
-def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] | None = None) -> Move:
+def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] | None = None, origin: str = "") -> Move:
     """A move with a keyframe for each pose (source_cam_from_target_cam, subject distances), evenly in time.
 
     Raises `InputError` where there are no poses, too many, or not rigid ones.
@@ -343,7 +348,7 @@ def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] |
         keyframe = keyframe_from_pose(pose, float(time), None if fov is None else fov[number - 1])
         rolls = keyframe.roll + 360 * round((rolls - keyframe.roll) / 360)  # the short way from one to the next
         keyframes.append(Keyframe(keyframe.time, keyframe.eye, keyframe.target, rolls, keyframe.fov))
-    return Move(tuple(keyframes))
+    return Move(tuple(keyframes), origin=origin[:MAX_WORDS])
 
 
 def _point(values: Sequence[float] | np.ndarray) -> Point:

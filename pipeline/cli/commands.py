@@ -249,7 +249,7 @@ def _request(options: argparse.Namespace) -> Any:
     if "backbone" not in given:
         given["backbone"], why = hub.default_backbone()
         print(why)
-    if move := _move(options):
+    if move := _move(options, given["backbone"]):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
     return RenderRequest.of(**given)
@@ -261,8 +261,27 @@ def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
-def _move(options: argparse.Namespace) -> Any:
-    """The move in the file that --camera names, or a named one that is to go otherwise; None for a named one as is."""
+def _clip_move(options: argparse.Namespace, backbone: str) -> Any:
+    """The move of the clip that --camera-from-clip names."""
+    from pipeline.render.analysis import analyse
+    from pipeline.render.events import StageEvent
+    from pipeline.render.filmed import move_of_clip
+    from pipeline.render.request import RenderRequest
+
+    asked = {name: value for name, value in vars(options).items() if name in ("frames", "depth_model", "memory")}
+    if options.run is convert:  # there the frames are those of the file
+        asked.pop("frames", None)
+    request = RenderRequest.of(
+        options.camera_from_clip, **asked, backbone=backbone, accepted=_accepted(options), camera="still"
+    )
+    with Progress() as progress:
+        show = lambda event: isinstance(event, StageEvent) and progress.show(event.message, event.fraction)
+        return result_of(move_of_clip(request, analyse(request)), show)
+
+
+def _move(options: argparse.Namespace, backbone: str) -> Any:
+    """The move in the file or of the clip that is named, or a named one that is to go otherwise; None for a named one
+    as is. backbone: with whose depth that clip is looked at."""
     from pipeline.camera.files import read_move
     from pipeline.camera.geometry import DEFAULT_FOV
     from pipeline.camera.moves import preset_move, standing_at, timing_of
@@ -276,6 +295,10 @@ def _move(options: argparse.Namespace) -> Any:
         its_own["timing"] = timing_of(given["time"])
     if "frozen" in given:
         its_own["timing"] = standing_at(given["frozen"])
+    if "camera_from_clip" in given:
+        if {"amount", "camera_name", "camera_unit"} & set(given):
+            raise InputError("--camera-from-clip says how far the camera goes: leave out what is for --camera.")
+        return replace(_clip_move(options, backbone), **its_own)
     if Path(camera).suffix or Path(camera).exists():
         if "amount" in given:
             raise InputError("--amount is for a named camera move; the path in a file says how far it goes.")
@@ -296,7 +319,7 @@ def convert(options: argparse.Namespace) -> None:
 
     output = Path(options.output)
     fov = vars(options).get("fov", DEFAULT_FOV)
-    move = _move(options) or preset_move(options.camera, vars(options).get("amount"), fov)
+    move = _move(options, "nano") or preset_move(options.camera, vars(options).get("amount"), fov)
     content = write_move(options.format, move, frames=options.frames, own_fov=fov, size=options.size)
     if output.suffix.lower() != FORMATS[options.format][1]:
         raise InputError(

@@ -60,6 +60,7 @@ def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     words = f"how the clip plays: {', '.join(TIMINGS)}, or pairs of the result's time and the clip's moment, 0 to 1"
     add("--time", metavar="CURVE", help=f"{words}, such as 0:0,0.5:1,1:0")
     add("--frozen", type=float, metavar="MOMENT", help="time stands still at that moment of the clip, 0 to 1")
+    add("--camera-from-clip", metavar="CLIP", help="move as the camera of this clip does, instead of --camera")
     add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
     add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
 
