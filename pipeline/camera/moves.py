@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -235,6 +235,19 @@ def target_path(move: Move, source: CameraPath, distance: float, size: tuple[int
     focal = 0.5 * max(size) / torch.tan(torch.deg2rad(fov) / 2)
     K[:, 0, 0] = K[:, 1, 1] = focal.to(K)
     return CameraPath(path.world_from_cam, K)
+
+
+def scaled(move: Move, times: float) -> Move:
+    """The move that goes so many times as far, and turns and zooms as before. Raises `InputError`."""
+    if not _number(times, 0, 1000):
+        raise InputError(f"The scale of a camera path must be a number from 0 to 1000; it is {times!r}.")
+    if times == 1:
+        return move
+    keyframes = []
+    for keyframe in move.keyframes:
+        eye, target = np.array(keyframe.eye), np.array(keyframe.target)
+        keyframes.append(replace(keyframe, eye=_point(times * eye), target=_point(times * eye + target - eye)))
+    return replace(move, keyframes=tuple(keyframes), origin=f"{move.origin} It goes {times:g} times as far.".strip())
 
 
 def surely_moves(move: Move) -> bool:

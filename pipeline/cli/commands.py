@@ -284,10 +284,10 @@ def _move(options: argparse.Namespace, backbone: str) -> Any:
     as is. backbone: with whose depth that clip is looked at."""
     from pipeline.camera.files import read_move
     from pipeline.camera.geometry import DEFAULT_FOV
-    from pipeline.camera.moves import preset_move, standing_at, timing_of
+    from pipeline.camera.moves import preset_move, scaled, standing_at, timing_of
 
     given = vars(options)
-    camera = given.get("camera", "orbit-left")
+    camera, scale = given.get("camera", "orbit-left"), given.get("camera_scale", 1.0)
     its_own = {"speed": given["speed"]} if "speed" in given else {}
     if "time" in given and "frozen" in given:
         raise InputError("--frozen is a --time that stands still: give one of the two.")
@@ -298,13 +298,14 @@ def _move(options: argparse.Namespace, backbone: str) -> Any:
     if "camera_from_clip" in given:
         if {"amount", "camera_name", "camera_unit"} & set(given):
             raise InputError("--camera-from-clip says how far the camera goes: leave out what is for --camera.")
-        return replace(_clip_move(options, backbone), **its_own)
+        return replace(scaled(_clip_move(options, backbone), scale), **its_own)
     if Path(camera).suffix or Path(camera).exists():
         if "amount" in given:
             raise InputError("--amount is for a named camera move; the path in a file says how far it goes.")
-        return replace(read_move(camera, name=given.get("camera_name"), unit=given.get("camera_unit")), **its_own)
-    if "camera_name" in given or "camera_unit" in given:
-        raise InputError("--camera-name and --camera-unit are for a camera path from a file.")
+        move = read_move(camera, name=given.get("camera_name"), unit=given.get("camera_unit"))
+        return replace(scaled(move, scale), **its_own)
+    if {"camera_name", "camera_unit", "camera_scale"} & set(given):
+        raise InputError("--camera-name, --camera-unit and --camera-scale are for a camera path from elsewhere.")
     return (
         replace(preset_move(camera, given.get("amount"), given.get("fov", DEFAULT_FOV)), **its_own) if its_own else None
     )

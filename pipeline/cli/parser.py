@@ -63,6 +63,7 @@ def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     add("--camera-from-clip", metavar="CLIP", help="move as the camera of this clip does, instead of --camera")
     add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
     add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
+    add("--camera-scale", type=float, metavar="N", help="go N times as far: a path from a file or of a clip")
 
 
 def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
