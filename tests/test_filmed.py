@@ -1,9 +1,10 @@
-"""The paths that clips were filmed along: of another clip."""
+"""The paths that clips were filmed along: of another clip, and a clip's own, smoothed."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_gather import WALKING, H, T, W, film, path_of
 
@@ -14,7 +15,7 @@ from pipeline.cli.parser import parser
 from pipeline.media.quality import psnr
 from pipeline.media.video import to_uint8
 from pipeline.render.analysis import analyse
-from pipeline.render.filmed import move_of_clip
+from pipeline.render.filmed import move_of_clip, smoothed, stabilised
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import measure
 
@@ -86,3 +87,44 @@ def test_on_the_command_line(tmp_path, tiny_backbone_folder, capsys):
     options = parser().parse_args([*words, "--amount", "3"])
     with pytest.raises(InputError, match="says how far"):
         options.run(options)
+
+
+def jerk(poses: torch.Tensor) -> float:
+    """How much the places of cameras differ from the middle of their neighbours."""
+    place = poses[:, :3, 3]
+    return (place[2:] - 2 * place[1:-1] + place[:-2]).norm(dim=-1).mean().item()
+
+
+def test_smoothing_keeps_what_is_smooth():
+    poses = WALKING.world_from_cam.double()
+    assert torch.equal(smoothed(poses, 0), poses)
+    still = torch.eye(4).repeat(T, 1, 1).double()
+    assert torch.allclose(smoothed(still, 5), still)
+    assert jerk(smoothed(poses, 4)) < 0.6 * jerk(poses)
+    assert torch.allclose(smoothed(poses, 4)[:, :3, :3].det(), torch.ones(T).double())
+
+
+def test_a_stabilised_clip_is_filmed_along_its_own_path_smoothed(tmp_path, tiny_backbone_folder):
+    analysis = result_of(analyse(filmed(tmp_path / "clip", WALKING, tiny_backbone_folder)))
+    own, distance = WALKING.world_from_cam.double(), analysis.distance
+    for seconds in (0.0, 0.2):
+        motion, _ = sample_move(stabilised(analysis, seconds), T, 55.0)
+        motion[:, :3, 3] *= distance
+        wanted = smoothed(own, 24 * seconds)
+        assert (own @ motion - wanted).abs().max() < 0.02 * distance
+    assert jerk(own @ motion) < 0.5 * jerk(own)
+    with pytest.raises(InputError, match="60 seconds"):
+        stabilised(analysis, 61)
+
+
+def test_stabilise_on_the_command_line(tmp_path, tiny_backbone_folder):
+    request = filmed(tmp_path / "clip", WALKING, tiny_backbone_folder)
+    given = ["--depth", request.depth, "--depth-kind", "metric", "--backbone", request.backbone, "--size", f"{H}x{W}"]
+    words = ["warp", request.clip, *given, "--stabilise", "0.3", "--output", str(tmp_path / "out.mp4")]
+    options = parser().parse_args(words)
+    options.run(options)
+    assert (tmp_path / "out.mp4").is_file()
+    for more, message in ((["--camera", "truck"], "of its own"), (["--time", "reverse"], "as it was filmed")):
+        options = parser().parse_args([*words, *more])
+        with pytest.raises(InputError, match=message):
+            options.run(options)

@@ -14,7 +14,7 @@ from pipeline.camera.files import FORMATS, READ_ALONE, SUFFIXES, read_moves, wri
 from pipeline.camera.moves import MOVES, fov_of, scaled
 from pipeline.media.video import size_of, to_uint8
 from pipeline.render.analysis import Analysis
-from pipeline.render.filmed import move_of_clip
+from pipeline.render.filmed import move_of_clip, stabilised
 from pipeline.render.request import DEFAULTS, RenderRequest
 from pipeline.render.view import measure, move_of, path_warnings, preview, retimed, show_holes, wants_other_frames
 from ui import media, widgets
@@ -43,6 +43,8 @@ class CameraTab:
     file_unit: gr.Textbox
     scale: gr.Textbox
     other_clip: gr.UploadButton
+    seconds: gr.Slider
+    steady: gr.Button
     editor: Any
 
 
@@ -78,10 +80,14 @@ def camera_tab(page: Page) -> CameraTab:
             other_clip = gr.UploadButton(
                 "Move as the camera of another clip", file_types=["video"], size="sm", elem_id="camera-clip"
             )
+        with gr.Accordion("Stabilise", open=False, elem_classes="rc-advanced", elem_id="stabilise"):
+            gr.HTML('<p class="rc-caption">The clip\'s own camera path, smoothed. What is lacking is filled in.</p>')
+            seconds = gr.Slider(0.1, 5.0, value=1.0, step=0.1, label="Smoothed over, in seconds", buttons=[])
+            steady = gr.Button("Smooth the path", size="sm", elem_id="stabilise-go")
     with gr.Column(min_width=320, scale=3):
         # the path lives in the page, so that whatever is asked for next has the latest
         editor = page.controls["move"] = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
-    return CameraTab(camera, amount, warp, status, file, name, unit, scale, other_clip, editor)
+    return CameraTab(camera, amount, warp, status, file, name, unit, scale, other_clip, seconds, steady, editor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +216,19 @@ class Warping:
         except Exception as error:
             yield self.failed(error)
 
+    def stabilise(self, seconds, *values):
+        """The clip's own path, smoothed, for the editor."""
+        tab, page = self.tab, self.page
+        try:
+            yield {tab.status: widgets.status_html("Finding how the camera moves …", "busy")}
+            move = stabilised(page.analysis_at_hand(values), float(seconds))
+            yield {
+                tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
+                tab.status: widgets.status_html(move.origin, "done"),
+            }
+        except Exception as error:
+            yield self.failed(error)
+
 
 def connect(page: Page, tab: CameraTab) -> Any:
     """Let the tab work. Returns what chains the warp to an event."""
@@ -229,6 +248,7 @@ def connect(page: Page, tab: CameraTab) -> Any:
         then_warp(trigger(handlers.open, *opened, **QUIET))
     of_clip = [tab.other_clip, tab.scale, *page.inputs], [tab.editor, tab.status]
     then_warp(tab.other_clip.upload(handlers.open_clip, *of_clip, **QUIET))
+    then_warp(tab.steady.click(handlers.stabilise, [tab.seconds, *page.inputs], of_clip[1], **QUIET))
     return then_warp
 
 

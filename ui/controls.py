@@ -52,6 +52,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "width": ("Working width", int),
     "fov": ("Field of view (degrees)", float),
     "seam": ("Soft seam (percent)", float),
+    "stereo": ("Stereo: right eye (percent)", float),
 }
 CHOICES: dict[str, dict[str, str]] = {
     "method": {"inversecrafter": "InverseCrafter", "lavr": "LaVR", "recammaster": "ReCamMaster", "both": "Both"},
@@ -247,6 +248,7 @@ def advanced_settings(backbone: str = "nano") -> tuple[dict[str, Any], list[Term
     terms.append(ask_terms(controls["fast"], "fast"))
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
+    numbers("stereo", placeholder="One eye")
     own = [
         ("The video model's own", ""),
         *((f"Inpainted by {spec.title}", spec.name) for spec in table.of_role("first frame")),

@@ -252,7 +252,24 @@ def _request(options: argparse.Namespace) -> Any:
     if move := _move(options, given["backbone"]):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
-    return RenderRequest.of(**given)
+    request = RenderRequest.of(**given)
+    if "stabilise" not in vars(options):
+        return request
+    from pipeline.render.filmed import stabilised
+
+    if clash := {"speed", "time", "frozen"} & set(vars(options)):
+        raise InputError(f"--stabilise follows the clip as it was filmed: leave out --{min(clash)}.")
+    return request.changed(move=stabilised(_analysed(request), options.stabilise))  # its depth is kept for the render
+
+
+def _analysed(request: Any) -> Any:
+    """The analysis of a request's clip, with a bar."""
+    from pipeline.render.analysis import analyse
+    from pipeline.render.events import StageEvent
+
+    with Progress() as progress:
+        show = lambda event: isinstance(event, StageEvent) and progress.show(event.message, event.fraction)
+        return result_of(analyse(request), show)
 
 
 def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
@@ -287,6 +304,12 @@ def _move(options: argparse.Namespace, backbone: str) -> Any:
     from pipeline.camera.moves import preset_move, scaled, standing_at, timing_of
 
     given = vars(options)
+    if "stabilise" in given:
+        if options.run is convert:
+            raise InputError("--stabilise is for a clip: recapture it, or replace something in it.")
+        if given.get("camera", "still") != "still" or {"camera_from_clip", "amount", "camera_scale"} & set(given):
+            raise InputError("--stabilise is a camera path of its own: leave out --camera and what belongs to it.")
+        return None
     camera, scale = given.get("camera", "orbit-left"), given.get("camera_scale", 1.0)
     its_own = {"speed": given["speed"]} if "speed" in given else {}
     if "time" in given and "frozen" in given:

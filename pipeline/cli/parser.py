@@ -61,6 +61,8 @@ def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     add("--time", metavar="CURVE", help=f"{words}, such as 0:0,0.5:1,1:0")
     add("--frozen", type=float, metavar="MOMENT", help="time stands still at that moment of the clip, 0 to 1")
     add("--camera-from-clip", metavar="CLIP", help="move as the camera of this clip does, instead of --camera")
+    words = "the clip's own path, smoothed over so many seconds, instead of --camera"
+    add("--stabilise", type=float, metavar="SECONDS", help=words)
     add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
     add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
     add("--camera-scale", type=float, metavar="N", help="go N times as far: a path from a file or of a clip")
@@ -146,6 +148,8 @@ def _sampling(added: argparse.ArgumentParser, prompt: str) -> None:
     add("--guide-until", type=float, help="noise level until which it acts (default 0)")
     add("--condition", help="what the model is shown: warp (default), first-frame or none")
     add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+    words = "for two eyes, side by side: how far the right one stands, in percent of the distance to the subject"
+    add("--stereo", type=float, metavar="PERCENT", help=words)
     add("--no-grain", dest="grain", action="store_false", help="leave what is painted smooth at the clip's size")
     words = "off (default); cache: skip what changes little from step to step; lora: few steps by causvid-lora"
     add("--fast", help=words)

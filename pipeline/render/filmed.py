@@ -1,12 +1,15 @@
-"""Camera paths that clips were filmed along: that of another clip, taken over."""
+"""Camera paths that clips were filmed along: that of another clip, taken over; a clip's own, smoothed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from pipeline import InputError
 from pipeline.camera.geometry import CameraPath, scale_intrinsics
@@ -55,3 +58,35 @@ def move_of_clip(
         origin=f"The camera moves as in {name}, over {len(poses)} of its frames: what was one distance to the subject "
         "there is one distance to the subject here.",
     )
+
+
+def stabilised(analysis: Analysis, seconds: float) -> Move:
+    """The move that leads the camera of a clip along its own path, smoothed over so many seconds. Raises `InputError`.
+
+    A clip whose camera stands still is left as it is. The move is of these very frames, each with a keyframe.
+    """
+    if not (math.isfinite(seconds) and 0 <= seconds <= 60):
+        raise InputError(f"A clip is stabilised over 0 to 60 seconds; {seconds:g} were asked for.")
+    frames = len(analysis.clip.frames)
+    if analysis.info.still or not 2 <= frames <= MAX_KEYFRAMES:
+        raise InputError(f"From 2 to {MAX_KEYFRAMES} frames of a video can be stabilised; there are {frames}.")
+    own = filmed_path(analysis).world_from_cam.double()
+    poses = torch.linalg.inv(own) @ smoothed(own, seconds * analysis.fps)
+    poses[:, :3, 3] /= analysis.distance
+    return move_from_poses(poses, origin=f"The clip's own camera path, smoothed over {seconds:g} seconds.")
+
+
+def smoothed(poses: Float[Tensor, "T 4 4"], frames: float) -> Float[Tensor, "T 4 4"]:
+    """Poses in one world, each the mean of those around it by a Gaussian, so many frames wide at half height."""
+    from scipy.spatial.transform import Rotation
+
+    if frames <= 0:
+        return poses.clone()
+    time = np.arange(len(poses))
+    weights = np.exp(-0.5 * ((time[:, None] - time) / (frames / 2.355)) ** 2)
+    weights /= weights.sum(1, keepdims=True)
+    matrices = poses.double().numpy()
+    turned, result = Rotation.from_matrix(matrices[:, :3, :3]), matrices.copy()
+    result[:, :3, :3] = [turned.mean(row).as_matrix() for row in weights]
+    result[:, :3, 3] = weights @ matrices[:, :3, 3]
+    return torch.from_numpy(result)

@@ -66,6 +66,8 @@ class RenderRequest:
     seam: percent of the shorter side over which they fade into the model's, inside of what is known; 0 is a hard cut.
     grain: there, what is painted gets grain like that of what is filmed around it, see `finish.grain`; not something
         new in the place of an object.
+    stereo: percent of the distance to the subject by which a second eye stands farther right, see `render.stereo`; None
+        for one eye.
     """
 
     clip: str
@@ -97,6 +99,7 @@ class RenderRequest:
     composite: bool = True
     seam: float = 1.0
     grain: bool = True
+    stereo: float | None = None
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -216,6 +219,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.other_frames, bool), "other_frames", "true or false")
     need(isinstance(request.grain, bool), "grain", "true or false")
     need(isinstance(request.composite, bool), "composite", "true or false")
+    optional("stereo", lambda value: is_number(value) and 0 <= value <= 20, "from 0 to 20 percent")
     need(is_number(request.seam) and 0 <= request.seam <= 20, "seam", "from 0 to 20 percent")
 
 
