@@ -45,6 +45,7 @@ class CameraTab:
     other_clip: gr.UploadButton
     seconds: gr.Slider
     steady: gr.Button
+    said: gr.HTML
     editor: Any
 
 
@@ -84,10 +85,12 @@ def camera_tab(page: Page) -> CameraTab:
             gr.HTML('<p class="rc-caption">The clip\'s own camera path, smoothed. What is lacking is filled in.</p>')
             seconds = gr.Slider(0.1, 5.0, value=1.0, step=0.1, label="Smoothed over, in seconds", buttons=[])
             steady = gr.Button("Smooth the path", size="sm", elem_id="stabilise-go")
+        # what is said of a path from elsewhere stays, while the warp says its own
+        said = gr.HTML("", elem_id="camera-said")
     with gr.Column(min_width=320, scale=3):
         # the path lives in the page, so that whatever is asked for next has the latest
         editor = page.controls["move"] = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
-    return CameraTab(camera, amount, warp, status, file, name, unit, scale, other_clip, seconds, steady, editor)
+    return CameraTab(camera, amount, warp, status, file, name, unit, scale, other_clip, seconds, steady, said, editor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,40 +197,41 @@ class Warping:
             return {
                 tab.editor: editor_value(standing or {"empty": EMPTY_CLOUD}, move, own=True),
                 tab.file_name: gr.Dropdown(list(moves), value=name),
+                tab.said: widgets.status_html(move.origin, "done") if move.origin else "",
             }
         except Exception as error:
-            return self.failed(error)
+            return {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
 
     def open_clip(self, clip, scale, *values):
         """The move of another clip's camera, for the editor."""
         tab, page = self.tab, self.page
         try:
-            yield {tab.status: widgets.status_html("Reading the other clip …", "busy")}
+            yield {tab.said: widgets.status_html("Reading the other clip …", "busy")}
             own = page.camera_request(values)
             kept = {name: getattr(own, name) for name in ("frames", "depth_model", "accepted", "memory")}
             request = RenderRequest.of(clip, **kept, backbone=own.backbone, camera="still")
-            say = lambda event: {tab.status: widgets.status_html(f"{event.message} …", "busy")}
+            say = lambda event: {tab.said: widgets.status_html(f"{event.message} …", "busy")}
             move = yield from relayed(move_of_clip(request, page.analyses.find(request)), say)
             move = scaled(move, scale_from(scale))
             yield {
                 tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
-                tab.status: widgets.status_html(move.origin, "done"),
+                tab.said: widgets.status_html(move.origin, "done"),
             }
         except Exception as error:
-            yield self.failed(error)
+            yield {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
 
     def stabilise(self, seconds, *values):
         """The clip's own path, smoothed, for the editor."""
         tab, page = self.tab, self.page
         try:
-            yield {tab.status: widgets.status_html("Finding how the camera moves …", "busy")}
+            yield {tab.said: widgets.status_html("Finding how the camera moves …", "busy")}
             move = stabilised(page.analysis_at_hand(values), float(seconds))
             yield {
                 tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
-                tab.status: widgets.status_html(move.origin, "done"),
+                tab.said: widgets.status_html(move.origin, "done"),
             }
         except Exception as error:
-            yield self.failed(error)
+            yield {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
 
 
 def connect(page: Page, tab: CameraTab) -> Any:
@@ -243,10 +247,10 @@ def connect(page: Page, tab: CameraTab) -> Any:
     page.controls["change"].input(handlers.show, known, shown, **LATEST)
     tab.editor.edit(handlers.show_edited, known, shown, **LATEST)
     tab.editor.save(handlers.save, known, [tab.editor, tab.status], **QUIET)
-    opened = [tab.file, tab.file_name, tab.file_unit, tab.scale, tab.editor], [tab.editor, tab.file_name, tab.status]
+    opened = [tab.file, tab.file_name, tab.file_unit, tab.scale, tab.editor], [tab.editor, tab.file_name, tab.said]
     for trigger in (tab.file.upload, tab.file_name.input, tab.file_unit.submit, tab.scale.submit):
         then_warp(trigger(handlers.open, *opened, **QUIET))
-    of_clip = [tab.other_clip, tab.scale, *page.inputs], [tab.editor, tab.status]
+    of_clip = [tab.other_clip, tab.scale, *page.inputs], [tab.editor, tab.said]
     then_warp(tab.other_clip.upload(handlers.open_clip, *of_clip, **QUIET))
     then_warp(tab.steady.click(handlers.stabilise, [tab.seconds, *page.inputs], of_clip[1], **QUIET))
     return then_warp

@@ -176,7 +176,7 @@ def test_a_camera_file_is_opened(page, tmp_path):
     before = keyframes(page)
     page.click("#camera-file button[aria-label='Clear']")
     page.set_input_files("#camera-file input[type=file]", str(tmp_path / "broken.json"))
-    assert "broken.json" in wait_words(page, "warp-status", "neither keyframes nor frames")
+    assert "broken.json" in wait_words(page, "camera-said", "neither keyframes nor frames")
     answered(page)
     assert keyframes(page) == before
 
