@@ -29,6 +29,12 @@ SPEEDS = {
     "eased": "Slow start and end",
     "constant": "The same speed throughout",
 }
+EASES = {  # how the camera goes on from a keyframe to the next, where each has its own time
+    "": "As the path goes",
+    "in": "Slow start",
+    "out": "Slow end",
+    "in-out": "Slow start and end",
+}
 TIMINGS = {  # (time of the result, moment of the clip), both from 0 to 1; named for people
     "as-filmed": ("As filmed", ()),
     "slow": ("Half as fast", ((0.0, 0.0), (1.0, 0.5))),
@@ -50,7 +56,8 @@ class Keyframe:
     """Where the camera stands and looks at one moment.
 
     time: in [0, 1] of the result. eye, target: positions in subject distances. roll: degrees, clockwise as the camera
-    turns. fov: degrees along the longer side of the picture, None for the clip's own.
+    turns. fov: degrees along the longer side of the picture, None for the clip's own. ease: a name of `EASES`, for the
+    way to the next keyframe.
     """
 
     time: float
@@ -58,6 +65,7 @@ class Keyframe:
     target: Point = SUBJECT
     roll: float = 0.0
     fov: float | None = None
+    ease: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ def _validate(move: Move) -> None:
             need(ok, name, f"three numbers from {-MAX_REACH:g} to {MAX_REACH:g} subject distances")
         need(_number(keyframe.roll, -3600, 3600), "roll", "an angle from -3600 to 3600 degrees")
         need(keyframe.fov is None or _number(keyframe.fov, 5, 150), "fov", "from 5 to 150 degrees, or nothing")
+        need(keyframe.ease in tuple(EASES), "ease", f"one of {', '.join(filter(None, EASES))}, or nothing")
         _look(np.array([keyframe.eye]), np.array([keyframe.target]), np.zeros(1), f"Keyframe {number}: the camera")
 
 
@@ -275,7 +284,9 @@ def sample_move(move: Move, frames: int, own_fov: float) -> tuple[Float[Tensor, 
     times = np.array([k.time for k in move.keyframes])
     spline = spline_through(times, values)
     at = np.linspace(0, 1, frames) if frames > 1 else np.ones(1)
-    if move.speed != "keyframes":
+    if move.speed == "keyframes":
+        at = _eased(move.keyframes, times, at)
+    else:
         at = _even(spline, 3 * at**2 - 2 * at**3 if move.speed == "eased" else at)
     rows = spline(at)
     poses = np.tile(np.eye(4), (frames, 1, 1))
@@ -296,6 +307,19 @@ def spline_through(times: np.ndarray, values: np.ndarray):
     slopes[np.append(rests, False) | np.append(False, rests)] = 0.0
     inner = CubicHermiteSpline(times, values, slopes)
     return lambda at: inner(np.clip(at, times[0], times[-1]))
+
+
+def _eased(keyframes: tuple[Keyframe, ...], times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Times at which the spline is where an eased camera is at the times `at`."""
+    if len(times) < 2 or not any(keyframe.ease for keyframe in keyframes):
+        return at
+    ways = {"in": lambda u: u**2, "out": lambda u: 1 - (1 - u) ** 2, "in-out": lambda u: u**2 * (3 - 2 * u)}
+    eased = at.copy()
+    for keyframe, begins, ends in zip(keyframes[:-1], times[:-1], times[1:], strict=True):
+        inside = (at > begins) & (at < ends)
+        if keyframe.ease:
+            eased[inside] = begins + (ends - begins) * ways[keyframe.ease]((at[inside] - begins) / (ends - begins))
+    return eased
 
 
 def _even(spline, share: np.ndarray) -> np.ndarray:

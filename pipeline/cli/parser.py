@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import Any, NoReturn
 
@@ -34,6 +35,16 @@ def _size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 128x208")
     return int(found[1]), int(found[2])
+
+
+def _fov(text: str) -> float:
+    """Degrees, or the millimetres of a lens before a picture 36 mm wide, as degrees."""
+    try:
+        if text.endswith("mm"):
+            return math.degrees(2 * math.atan(18 / float(text[:-2])))
+        return float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no field of view; give degrees, or a lens as 35mm") from error
 
 
 def _outputs(added: argparse.ArgumentParser, kept: str) -> None:
@@ -75,7 +86,8 @@ def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     add = added.add_argument
     add("clip", metavar="CLIP", help="a video, a picture, or a folder of numbered pictures")
     _camera(added, default)
-    add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
+    words = "field of view of the clip in degrees, longer side, or its lens, such as 35mm (default: the file's, or 55)"
+    add("--fov", type=_fov, help=words)
     add("--frames", type=int, help="number of frames, any (default: all, up to 49 or what the model was made for)")
     add("--start", type=int, help="first frame (default 0)")
     add("--stride", type=int, help="use every n-th frame (default 1)")
@@ -252,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     add = added.add_argument
     add("--format", default="recapture", help="recapture (default), trajectorycrafter, recammaster, nerfstudio or npz")
     add("--frames", type=int, default=49, help="cameras to write where the format has no keyframes (default 49)")
-    add("--fov", type=float, help="field of view of the clip in degrees, longer side (default 55)")
+    add("--fov", type=_fov, help="field of view of the clip in degrees, longer side, or its lens as 35mm (default 55)")
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
 
