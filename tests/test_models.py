@@ -37,6 +37,9 @@ PUBLISHED = {
     "wan2.1-vae": (194, 126_892_531, 507_591_892, 4),
     # Wan-AI/Wan2.2-TI2V-5B-Diffusers, text_encoder: three files
     "umt5-xxl-encoder": (242, 5_680_910_336, 4_935_812_536 + 4_983_103_192 + 1_442_935_480, 2),
+    # as counted by the Wan team: 5.0 and 0.7 billion
+    "wan2.2-ti2v-5b-transformer": (825, 4_999_787_712, None, 4),
+    "wan2.2-vae": (196, 704_688_668, None, 4),
     "clip-vit-h-vision": (519, 630_766_080, None, 2),
     # stabilityai/stable-video-diffusion-img2vid-xt, each .fp16.safetensors
     "svd-image-encoder": (520, 632_076_800, 1_264_217_240, 2),
@@ -461,11 +464,12 @@ def test_download_sizes_are_those_of_the_weights():
         "wan2.1-fun-1.3b-inp": (("wan2.1-fun-1.3b-inp-transformer", 2),),
         "wan2.1-fun-14b-inp": (("wan2.1-i2v-14b-transformer", 2),),
         "wan2.1-i2v-14b-480p": (("wan2.1-i2v-14b-transformer", 4),),
+        "wan2.2-ti2v-5b": (("wan2.2-ti2v-5b-transformer", 4), ("wan2.2-vae", 4), ("umt5-xxl-encoder", 2)),
         "depthcrafter": (("depthcrafter-unet", 2), ("svd-vae", 2), ("svd-image-encoder", 2)),
         "depth-anything-v2-small": (("depth-anything-v2-small", 4),),
         "sam2-hiera-tiny": (("sam2-hiera-tiny", 4),),
     }.items():
-        if name.startswith("wan"):
+        if name.startswith("wan2.1"):
             parts += (("umt5-xxl-encoder", 2), ("wan2.1-vae", 4), ("svd-image-encoder", 2))
         weights = sum(PUBLISHED[config][1] * each for config, each in parts)
         assert math.isclose(table.MODELS[name].download_bytes, weights, rel_tol=0.01)
@@ -484,11 +488,19 @@ def test_the_configurations_of_the_table_are_the_published_ones(name):
         assert (len(found), sum(found)) == PUBLISHED[config][:2]
 
 
+def test_the_configuration_of_ti2v_is_the_published_one():
+    parts = skeleton(table.MODELS["wan2.2-ti2v-5b"])
+    for part, config in (("transformer", "wan2.2-ti2v-5b-transformer"), ("vae", "wan2.2-vae")):
+        found = {name: value.shape for name, value in parts[part].named_parameters()}
+        assert found == {name: value.shape for name, value in on_meta(config).named_parameters()}
+    assert set(parts) == {"transformer", "vae", "text_encoder"}
+
+
 def test_models_of_wan_2_2_say_why_not(tmp_path):
     for ref, reason in {
         "Wan-AI/Wan2.2-I2V-A14B-Diffusers": "two transformers",
         "alibaba-pai/Wan2.2-Fun-A14B-InP": "two transformers",
-        "Wan-AI/Wan2.2-TI2V-5B-Diffusers": "first frame clean",
+        "Wan-AI/Wan2.2-TI2V-5B": "diffusers layout is, as wan2.2-ti2v-5b",
     }.items():
         with pytest.raises(InputError, match=f"not served: .*{reason}.*wan2.1-fun-1.3b-inp"):
             hub.resolve(ref)

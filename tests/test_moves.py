@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from pipeline import InputError
 from pipeline.camera.geometry import PRESETS, default_intrinsics, invert_rigid, project, static_path, transform
 from pipeline.camera.moves import (
+    EASES,
     MOVES,
     SPEEDS,
     TIMINGS,
@@ -23,6 +25,7 @@ from pipeline.camera.moves import (
     target_path,
     timing_of,
 )
+from pipeline.cli.parser import parser
 from pipeline.world.cameras import preset_motion
 
 FOV = 55.0
@@ -231,3 +234,28 @@ def test_a_timing_is_written_by_name_or_in_pairs():
     for text in ("fast", "0:0:1", "0:0,0.5", "1:0,0:1", "0:nan", ""):
         with pytest.raises(InputError):
             timing_of(text)
+
+
+@pytest.mark.parametrize("ease", EASES)
+def test_easing_changes_when_not_where(ease):
+    """An eased camera is on the same path, at the keyframes in time, and goes on as its name says."""
+    plain = preset_move("truck", 50)
+    eased = replace(plain, keyframes=(replace(plain.keyframes[0], ease=ease), plain.keyframes[1]))
+    way = sample_move(eased, 101, 55.0)[0][:, 0, 3].numpy()
+    assert (way[0], way[-1]) == (0, 0.5) and (np.diff(way) >= 0).all()
+    assert sample_move(eased, 101, 55.0)[0][:, 1:3, 3].abs().max() < 1e-12
+    begins, ends = way[1] < 0.25 * 0.005, way[-1] - way[-2] < 0.25 * 0.005
+    assert (begins, ends) == (ease in ("in", "in-out"), ease in ("out", "in-out"))
+
+
+def test_easing_is_kept_in_json_and_checked():
+    move = Move((Keyframe(0.0, ease="in"), Keyframe(1.0, (0.1, 0, 0))))
+    assert Move.from_dict(move.to_dict()) == move
+    with pytest.raises(InputError, match="ease must be one of in, out, in-out"):
+        Move((Keyframe(0.0, ease="bounce"),))
+
+
+def test_a_lens_in_millimetres():
+    given = parser().parse_args(["warp", "a.mp4", "--fov", "50mm", "--output", "b.mp4"]).fov
+    assert given == pytest.approx(39.6, abs=0.05)
+    assert parser().parse_args(["warp", "a.mp4", "--fov", "50", "--output", "b.mp4"]).fov == 50

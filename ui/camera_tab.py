@@ -10,11 +10,12 @@ from typing import Any
 import gradio as gr
 
 from pipeline import InputError, relayed
-from pipeline.camera.files import FORMATS, read_moves, write_move
-from pipeline.camera.moves import MOVES, fov_of
+from pipeline.camera.files import FORMATS, READ_ALONE, SUFFIXES, read_moves, write_move
+from pipeline.camera.moves import MOVES, fov_of, scaled
 from pipeline.media.video import size_of, to_uint8
 from pipeline.render.analysis import Analysis
-from pipeline.render.request import DEFAULTS
+from pipeline.render.filmed import move_of_clip, stabilised
+from pipeline.render.request import DEFAULTS, RenderRequest
 from pipeline.render.view import measure, move_of, path_warnings, preview, retimed, show_holes, wants_other_frames
 from ui import media, widgets
 from ui.controls import EMPTY_CLOUD, amount_slider, editor_value, number_from
@@ -22,6 +23,11 @@ from ui.page import LATEST, QUIET, Page
 from ui.words import share_words
 
 EMPTY_WARP = "Your clip, seen from the new camera path, appears here."
+
+
+def scale_from(given: str | None) -> float:
+    """How many times as far a path from elsewhere goes. Raises `InputError`."""
+    return float(number_from(given, "Times as far", float)) if given else 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +41,11 @@ class CameraTab:
     file: gr.File
     file_name: gr.Dropdown
     file_unit: gr.Textbox
+    scale: gr.Textbox
+    other_clip: gr.UploadButton
+    seconds: gr.Slider
+    steady: gr.Button
+    said: gr.HTML
     editor: Any
 
 
@@ -50,22 +61,36 @@ def camera_tab(page: Page) -> CameraTab:
         )
         warp = widgets.loop_view("Your clip from the new path", EMPTY_WARP, elem_id="warp", elem_classes=["rc-warp"])
         status = gr.HTML(widgets.status_html(""), elem_id="warp-status")
-        with gr.Accordion("Open a camera file", open=False, elem_classes="rc-advanced", elem_id="open-path"):
-            formats = "; ".join(label for label, _ in FORMATS.values())
+        with gr.Accordion(
+            "A path from a file, or of another clip", open=False, elem_classes="rc-advanced", elem_id="open-path"
+        ):
+            formats = "; ".join((*(label for label, _ in FORMATS.values()), *READ_ALONE))
             gr.HTML(f'<p class="rc-caption">{escape(formats)}.</p>')
             file = gr.File(
-                label="Camera path", file_types=[".json", ".txt", ".npz"], type="filepath", height=120,
+                label="Camera path", file_types=SUFFIXES, type="filepath", height=120,
                 elem_id="camera-file",
             )  # fmt: skip
             with gr.Row(elem_classes="rc-fields"):
                 name = gr.Dropdown([], label="Camera in the file", min_width=130, interactive=True)
                 unit = gr.Textbox(
-                    label="Units to the subject", placeholder="1; ReCamMaster 5", max_length=20, min_width=130
+                    label="Units to the subject", placeholder="As the file says", max_length=20, min_width=130
                 )
+                scale = gr.Textbox(
+                    label="Times as far", placeholder="1", max_length=20, min_width=130, elem_id="camera-scale"
+                )
+            other_clip = gr.UploadButton(
+                "Move as the camera of another clip", file_types=["video"], size="sm", elem_id="camera-clip"
+            )
+        with gr.Accordion("Stabilise", open=False, elem_classes="rc-advanced", elem_id="stabilise"):
+            gr.HTML('<p class="rc-caption">The clip\'s own camera path, smoothed. What is lacking is filled in.</p>')
+            seconds = gr.Slider(0.1, 5.0, value=1.0, step=0.1, label="Smoothed over, in seconds", buttons=[])
+            steady = gr.Button("Smooth the path", size="sm", elem_id="stabilise-go")
+        # what is said of a path from elsewhere stays, while the warp says its own
+        said = gr.HTML("", elem_id="camera-said")
     with gr.Column(min_width=320, scale=3):
         # the path lives in the page, so that whatever is asked for next has the latest
         editor = page.controls["move"] = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
-    return CameraTab(camera, amount, warp, status, file, name, unit, editor)
+    return CameraTab(camera, amount, warp, status, file, name, unit, scale, other_clip, seconds, steady, said, editor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +185,7 @@ class Warping:
         except Exception as error:
             return gr.skip(), widgets.status_html(widgets.failure_words(error), "error")
 
-    def open(self, file, name, unit, standing):
+    def open(self, file, name, unit, scale, standing):
         """The move in a file: the names in it, and the path for the editor."""
         tab = self.tab
         if not file:
@@ -168,12 +193,45 @@ class Warping:
         try:
             moves = read_moves(file, unit=number_from(unit, "Units to the subject", float) if unit else None)
             name = name if name in moves else next(iter(moves))
+            move = scaled(moves[name], scale_from(scale))
             return {
-                tab.editor: editor_value(standing or {"empty": EMPTY_CLOUD}, moves[name], own=True),
+                tab.editor: editor_value(standing or {"empty": EMPTY_CLOUD}, move, own=True),
                 tab.file_name: gr.Dropdown(list(moves), value=name),
+                tab.said: widgets.status_html(move.origin, "done") if move.origin else "",
             }
         except Exception as error:
-            return self.failed(error)
+            return {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
+
+    def open_clip(self, clip, scale, *values):
+        """The move of another clip's camera, for the editor."""
+        tab, page = self.tab, self.page
+        try:
+            yield {tab.said: widgets.status_html("Reading the other clip …", "busy")}
+            own = page.camera_request(values)
+            kept = {name: getattr(own, name) for name in ("frames", "depth_model", "accepted", "memory")}
+            request = RenderRequest.of(clip, **kept, backbone=own.backbone, camera="still")
+            say = lambda event: {tab.said: widgets.status_html(f"{event.message} …", "busy")}
+            move = yield from relayed(move_of_clip(request, page.analyses.find(request)), say)
+            move = scaled(move, scale_from(scale))
+            yield {
+                tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
+                tab.said: widgets.status_html(move.origin, "done"),
+            }
+        except Exception as error:
+            yield {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
+
+    def stabilise(self, seconds, *values):
+        """The clip's own path, smoothed, for the editor."""
+        tab, page = self.tab, self.page
+        try:
+            yield {tab.said: widgets.status_html("Finding how the camera moves …", "busy")}
+            move = stabilised(page.analysis_at_hand(values), float(seconds))
+            yield {
+                tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
+                tab.said: widgets.status_html(move.origin, "done"),
+            }
+        except Exception as error:
+            yield {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
 
 
 def connect(page: Page, tab: CameraTab) -> Any:
@@ -189,9 +247,12 @@ def connect(page: Page, tab: CameraTab) -> Any:
     page.controls["change"].input(handlers.show, known, shown, **LATEST)
     tab.editor.edit(handlers.show_edited, known, shown, **LATEST)
     tab.editor.save(handlers.save, known, [tab.editor, tab.status], **QUIET)
-    opened = [tab.file, tab.file_name, tab.file_unit, tab.editor], [tab.editor, tab.file_name, tab.status]
-    for trigger in (tab.file.upload, tab.file_name.input, tab.file_unit.submit):
+    opened = [tab.file, tab.file_name, tab.file_unit, tab.scale, tab.editor], [tab.editor, tab.file_name, tab.said]
+    for trigger in (tab.file.upload, tab.file_name.input, tab.file_unit.submit, tab.scale.submit):
         then_warp(trigger(handlers.open, *opened, **QUIET))
+    of_clip = [tab.other_clip, tab.scale, *page.inputs], [tab.editor, tab.said]
+    then_warp(tab.other_clip.upload(handlers.open_clip, *of_clip, **QUIET))
+    then_warp(tab.steady.click(handlers.stabilise, [tab.seconds, *page.inputs], of_clip[1], **QUIET))
     return then_warp
 
 

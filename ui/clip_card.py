@@ -26,8 +26,9 @@ from ui.page import LATEST, QUIET, Page
 from ui.terms import Terms, accept, ask_terms, show_terms
 from ui.words import analysis_words
 
-OTHER_KINDS = [".gif", ".webp", ".png", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
-UNPLAYABLE = "Your browser may not play this kind of file. These are its frames as they are read:"
+PHOTOGRAPHS = [".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff"]
+OTHER_KINDS = [*PHOTOGRAPHS, ".gif", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
+UNPLAYABLE = "No browser plays this kind of file as a film. This is what is read of it:"
 AWAY = ["rc-away"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 EMPTY_DEPTH = "Depth of the clip"
@@ -57,13 +58,13 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
     """Both cards, side by side. depth_model: what is chosen at first."""
     with gr.Row(elem_classes="rc-row"):
         with gr.Column(elem_classes="rc-card", min_width=320):
-            widgets.heading(1, "Clip", f"Up to {limits().megabytes} MB; a few seconds are used, from its start")
+            widgets.heading(1, "Clip", f"A video or a photograph, up to {limits().megabytes} MB")
             clip = page.controls["clip"] = gr.Video(
                 label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
                 elem_classes="rc-clip",
             )  # fmt: skip
             other = gr.UploadButton(
-                "Another kind of file: GIF, WebP, PNG, TS, AVI …",
+                "A photograph, or another kind of film: JPEG, HEIC, GIF, AVI …",
                 file_types=OTHER_KINDS,
                 size="sm",
                 elem_id="clip-other",

@@ -30,7 +30,7 @@ from ui.terms import Terms, ask_terms
 
 DEPTH_SUFFIXES = [".npz", ".npy", ".exr"]
 NO_MASK = "Say first what is to be replaced: paint over it on the tab Replace an object, then press Follow."
-NO_CLIP = "Choose a clip first: upload a video or press an example."
+NO_CLIP = "Choose a clip first: upload a video or a photograph, or press an example."
 EMPTY_CLOUD = "Your clip appears here as a point cloud, with the camera path in it."
 CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}
 BEFORE_RENDER = {"first_frame_model": None, "fast": "off"}  # whose terms nobody has to accept for an analysis
@@ -52,6 +52,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "width": ("Working width", int),
     "fov": ("Field of view (degrees)", float),
     "seam": ("Soft seam (percent)", float),
+    "stereo": ("Stereo: right eye (percent)", float),
 }
 CHOICES: dict[str, dict[str, str]] = {
     "method": {"inversecrafter": "InverseCrafter", "lavr": "LaVR", "recammaster": "ReCamMaster", "both": "Both"},
@@ -247,6 +248,7 @@ def advanced_settings(backbone: str = "nano") -> tuple[dict[str, Any], list[Term
     terms.append(ask_terms(controls["fast"], "fast"))
     numbers("frames", "start", "stride")
     numbers("height", "width", "fov", "seam")
+    numbers("stereo", placeholder="One eye")
     own = [
         ("The video model's own", ""),
         *((f"Inpainted by {spec.title}", spec.name) for spec in table.of_role("first frame")),

@@ -254,7 +254,7 @@ class Painting:
             analysis = self.page.analysis_at_hand(values)
         except InputError:
             return self.nothing | {self.tab.editor: None, self.tab.editing: 0}
-        mask, frames = self.followed(values, analysis), len(analysis.clip.frames)
+        mask, frames = self.followed(values, analysis), 1 if analysis.info.still else len(analysis.clip.frames)
         update = {
             self.tab.frame: gr.Slider(minimum=1, maximum=max(2, frames), value=1, interactive=frames > 1),
             self.tab.editing: 0,
@@ -301,6 +301,8 @@ class Painting:
     def follow_from(self, paint: dict[int, np.ndarray], values: tuple, analysis: Analysis):
         yield {self.tab.status: widgets.status_html("Following the object …", "busy", 0.0)}
         masks = {frame: torch.from_numpy(mask) for frame, mask in paint.items()}
+        if analysis.info.still:
+            masks = dict.fromkeys(range(len(analysis.full.frames)), masks[min(masks)])
         say = lambda done: {
             self.tab.status: widgets.status_html(
                 f"Following the object: frame {done[0]} of {done[1]}", "busy", done[0] / done[1]

@@ -148,6 +148,7 @@ footer { opacity: .7; }
 .dark .rc-card input[type=range] { --neutral-200: #33404d; }
 #amount { padding-bottom: 4px; }
 .rc-card input[type=range]:focus-visible { outline: 2px solid var(--primary-500); outline-offset: 4px; }
+.rc-card:has(.rc-seen:not(.rc-away)) .rc-clip { flex-basis: 96px !important; min-height: 96px; height: 96px; }
 .rc-clip video { background: var(--well); }
 .rc-clip, .rc-clip .wrap { border-radius: 8px; }
 /* trimming in the page would fetch a converter from another server */
@@ -204,6 +205,7 @@ footer { opacity: .7; }
 .rc-overlay { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; z-index: 2; }
 .rc-overlay path { fill: none; stroke-linejoin: round; stroke-linecap: round; vector-effect: non-scaling-stroke; }
 .rc-path-under { stroke: #ffffffcc; stroke-width: 5; }
+.rc-path-kept { stroke: #7a5af8aa; stroke-width: 2; stroke-dasharray: 5 4; }
 .rc-path { stroke: #0f8a7e; stroke-width: 2.5; }
 .rc-source { stroke: #1b2530; stroke-width: 1.5; stroke-dasharray: 3 3; }
 .dark .rc-source { stroke: #e3e8ee; }

@@ -19,7 +19,7 @@ import gradio as gr
 
 from pipeline import InputError
 from pipeline.camera.files import FORMATS
-from pipeline.camera.moves import SPEEDS, TIMINGS
+from pipeline.camera.moves import EASES, SPEEDS, TIMINGS
 from pipeline.media.files import is_full
 
 log = logging.getLogger(__name__)
@@ -132,6 +132,7 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
         return f'<div class="rc-place"><span>{escape(title)}</span>{fields}</div>'
 
     speeds = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words in SPEEDS.items())
+    eases = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words in EASES.items())
     kinds = {name: words for name, (words, _) in TIMINGS.items()}
     kinds |= {"frozen": "Stands still at this moment", "own": "Your own curve"}
     timings = "".join(f'<option value="{name}">{escape(words)}</option>' for name, words in kinds.items())
@@ -143,6 +144,8 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
   {button("split", "Add on path", "Add a keyframe on the path, at the moment of the slider")}
   {button("set", "Set to this view", "Put the chosen keyframe where you look from")}
   {button("target", "Look at …", "Click the point that the chosen keyframe looks at (T)")}
+  {button("sketch", "Draw from above", "Draw the path over the clip, seen from above")}
+  {button("keep", "Keep", "Keep this path, to compare others with it")}
   {button("remove", "Delete", "Delete the chosen keyframe (Del)")}{button("clear", "Clear", "Start anew")}
   {button("reset", "Reset", "Back to the named move")}
 </div>
@@ -162,6 +165,8 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
   {button("through", "Through the camera", "Look through the camera that travels the path")}
 </div>
 <p class="rc-editor-words" role="status" aria-live="polite"></p>
+<div class="rc-keys-row rc-kept-row" hidden><span class="rc-which">Kept paths</span><span class="rc-keys rc-kept"
+  role="group" aria-label="Kept paths"></span>{button("forget", "Forget", "Forget the kept path that is shown")}</div>
 <div class="rc-keys-row"><span class="rc-which">Keyframe 1</span><span class="rc-keys" role="group"
   aria-label="Keyframes"></span>{button("earlier", "Earlier", "Swap with the keyframe before")}{
         button("later", "Later", "Swap with the keyframe after")
@@ -170,7 +175,9 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
   {place("eye", "Stands")}{place("target", "Looks at")}
   <div class="rc-numbers">{number("time", "Time %", "1")}{number("roll", "Roll °", "1")}{
         number("fov", "Field of view °", "1")
-    }</div>
+    }{number("lens", "Lens mm", "1")}
+  <label>To the next<select data-field="ease" aria-label="How the camera goes on to the next keyframe">{eases}</select>
+  </label></div>
 </div>
 <div class="rc-travel">
   <label>Travel<select data-field="speed" aria-label="How the camera travels">{speeds}</select></label>

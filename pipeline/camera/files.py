@@ -1,8 +1,11 @@
 """Camera paths in files: ours, TrajectoryCrafter's text, ReCamMaster's JSON, nerfstudio's transforms.json, and npz.
 
+What COLMAP and ViPE solved (`solved`) is read, too, and not written.
+
 Each is read into a `Move`, that is into keyframes relative to the camera that filmed the clip, with the distance to the
 subject as the unit (see `pipeline.moves`). Files of others know neither that camera nor that unit: their first camera
 is taken to be the one that filmed, unless we wrote the file, and `unit` says how many of their units make one distance.
+Both are said in the move's `origin`.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.camera.moves import MAX_KEYFRAMES, Move, move_from_poses, sample_move, spline_through
+from pipeline.camera.solved import Solved, by_numbers, is_colmap, read_colmap, read_vipe
 from pipeline.media import arrays
 from pipeline.media.arrays import guarded
 
@@ -32,40 +37,58 @@ FORMATS: dict[str, tuple[str, str]] = {
     "nerfstudio": ("nerfstudio, instant-ngp (transforms.json)", ".json"),
     "npz": ("OpenCV matrices (npz: K, world_from_cam)", ".npz"),
 }
+READ_ALONE = (
+    "COLMAP (images.txt, its folder, or a zip of that)",
+    "ViPE (pose npz)",
+    "Blender (docs/blender_camera.py)",
+)
+SUFFIXES = [".json", ".txt", ".npz", ".zip"]
 MAX_BYTES = 20_000_000
 _MAX_POSES = 100_000
 _SHEARED = 0.02  # how far rows of a rotation may be from unit length and right angles: files round
 RECAMMASTER_UNIT = 5.0  # metres from its cameras to its people are 3, 5, 7 or 10 (the README of its data set)
+SUBJECT_KEY = "subject_distance"  # of transforms.json: that of the first camera, in the file's unit
 _OURS = "recapture_world"  # marks files of ours: the world is the filming camera, the unit the subject's distance
+_FIRST = "The first camera is taken for the one that filmed, and one distance to the subject for"
 _GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL axes (y up, z back) to OpenCV axes
 
 
 def read_moves(path: str | Path, *, unit: float | None = None) -> dict[str, Move]:
     """The camera moves in a file, by name; most files hold one. Raises `InputError`.
 
-    unit: how many of the file's units make one distance to the subject; None for 1, or 5 for ReCamMaster's metres.
+    path: a file, or the folder of a text model of COLMAP.
+    unit: how many of the file's units make one distance to the subject; None for what the file tells of it (COLMAP's
+    points, Blender's focus), else 1, or 5 for ReCamMaster's metres.
     Of others' cameras only the field of view is used of the intrinsics: the principal point stays the clip's.
     """
     path = Path(path)
     if unit is not None and not (math.isfinite(unit) and unit > 0):
         raise InputError(f"The unit of a camera file must be a positive number; it is {unit!r}.")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path.name} is larger than {MAX_BYTES // 10**6} MB: it can't be a camera path.")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"Cannot read the camera path {path.name}: {error.strerror or error}.") from error
-    formats = "; ".join(label for label, _ in FORMATS.values())
+    formats = "; ".join((*(label for label, _ in FORMATS.values()), *READ_ALONE))
     with guarded(f"{path.name} is not a camera path that can be read", f"give one of: {formats}."):
         try:
-            if path.suffix.lower() == ".npz":
-                return {path.stem: _from_npz(content, unit or 1.0)}
-            text = _decoded(content)
-            if path.suffix.lower() == ".txt":
-                return {path.stem: _from_angles(text)}
-            return _from_json(text, path.stem, unit)
+            moves = _read(path, unit)
         except InputError as error:
             raise InputError(f"{path.name}: {error}") from error
+    named = lambda words: f"{path.name}: {words}" if words.startswith(_FIRST) else words
+    return {name: replace(move, origin=named(move.origin)) for name, move in moves.items()}
+
+
+def _read(path: Path, unit: float | None) -> dict[str, Move]:
+    if is_colmap(path):
+        return {path.stem: _from_solved(read_colmap(path), unit)}
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"it is larger than {MAX_BYTES // 10**6} MB: it can't be a camera path.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"it cannot be read: {error.strerror or error}.") from error
+    if path.suffix.lower() == ".npz":
+        return {path.stem: _from_npz(content, unit, path)}
+    text = _decoded(content)
+    if path.suffix.lower() == ".txt":
+        return {path.stem: _from_angles(text)}
+    return _from_json(text, path.stem, unit)
 
 
 def _decoded(content: bytes) -> str:
@@ -131,7 +154,7 @@ def _move(poses: np.ndarray, fov: list[float | None] | None, *, unit: float, our
         poses = np.linalg.inv(poses[0]) @ poses
     poses = poses.copy()
     poses[:, :3, 3] /= 1.0 if ours else unit
-    return move_from_poses(torch.from_numpy(poses), fov)
+    return move_from_poses(torch.from_numpy(poses), fov, "" if ours else f"{_FIRST} {unit:.4g} of its units.")
 
 
 def _rigid(poses: np.ndarray) -> np.ndarray:
@@ -166,10 +189,21 @@ def _fov(focal: float, side: float) -> float:
 # --- npz --------------------------------------------------------------------------------------------------------------
 
 
-def _from_npz(content: bytes, unit: float) -> Move:
+def _from_solved(solved: Solved, unit: float | None) -> Move:
+    """A missing frame's camera lies between its neighbours; where more than half are missing, what there is, evenly."""
+    poses, fov, numbers = solved.world_from_cam, solved.fov, np.array(solved.numbers)
+    if numbers[-1] < 2 * len(numbers):
+        fov = [fov[np.searchsorted(numbers, number, side="right") - 1] for number in range(numbers[-1] + 1)]
+        poses = _without_gaps(poses, numbers.tolist())
+    return _move(poses, fov, unit=unit or solved.distance or 1.0, ours=False)
+
+
+def _from_npz(content: bytes, unit: float | None, path: Path) -> Move:
     """world_from_cam N 4 4 in OpenCV axes, as is; K N 3 3 or 3 3, with size (h, w), or the principal point doubled."""
     file = io.BytesIO(content)
     found = arrays.headers(file)
+    if "data" in found and "world_from_cam" not in found:
+        return _from_solved(read_vipe(file, found, path), unit)
     if "world_from_cam" not in found:
         raise InputError(f"there is no world_from_cam in it, only {', '.join(found) or 'nothing'}.")
     given = {}
@@ -188,7 +222,7 @@ def _from_npz(content: bytes, unit: float) -> Move:
         sizes = [given["size"]] * len(K) if "size" in given else [(2 * k[1, 2], 2 * k[0, 2]) for k in K]
         fov = [_fov(k[0, 0] if w >= h else k[1, 1], max(h, w)) for k, (h, w) in zip(K, sizes, strict=True)]
     poses = poses.copy()
-    poses[:, :3, 3] /= unit
+    poses[:, :3, 3] /= unit or 1.0
     return _move(poses, fov, unit=1.0, ours=True)
 
 
@@ -208,7 +242,10 @@ def _from_json(text: str, name: str, unit: float | None) -> dict[str, Move]:
         return {name: Move.from_dict(given)}
     ours = given.get(_OURS) is True
     if isinstance(given.get("frames"), list):
-        return {name: _from_nerfstudio(given, unit or 1.0, ours)}
+        told = given.get(SUBJECT_KEY)
+        if told is not None and not (isinstance(told, (int, float)) and math.isfinite(told) and told > 0):
+            raise InputError(f"{SUBJECT_KEY} must be a positive number; it is {told!r}.")
+        return {name: _from_nerfstudio(given, unit or told or 1.0, ours)}
     if isinstance(given.get("frame0"), dict):
         return _from_recammaster(given, unit or RECAMMASTER_UNIT, ours)
     raise InputError("there are neither keyframes nor frames in it.")
@@ -239,8 +276,7 @@ def _in_order(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
     names = [str(frame.get("file_path", "")) for frame in frames]
     if len(set(names)) < len(names):
         return frames
-    parts = lambda name: [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
-    return [frame for _, frame in sorted(zip(names, frames, strict=True), key=lambda pair: parts(pair[0]))]
+    return [frame for _, frame in sorted(zip(names, frames, strict=True), key=lambda pair: by_numbers(pair[0]))]
 
 
 def _from_viewer(given: dict[str, Any], unit: float) -> Move:

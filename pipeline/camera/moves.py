@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,12 @@ SPEEDS = {
     "eased": "Slow start and end",
     "constant": "The same speed throughout",
 }
+EASES = {  # how the camera goes on from a keyframe to the next, where each has its own time
+    "": "As the path goes",
+    "in": "Slow start",
+    "out": "Slow end",
+    "in-out": "Slow start and end",
+}
 TIMINGS = {  # (time of the result, moment of the clip), both from 0 to 1; named for people
     "as-filmed": ("As filmed", ()),
     "slow": ("Half as fast", ((0.0, 0.0), (1.0, 0.5))),
@@ -40,6 +46,7 @@ TIMINGS = {  # (time of the result, moment of the clip), both from 0 to 1; named
 }
 MAX_KEYFRAMES = 512
 MAX_TIMING = 64
+MAX_WORDS = 400
 MAX_REACH = 100.0  # subject distances; a camera farther off sees a dot
 SUBJECT: Point = (0.0, 0.0, 1.0)
 
@@ -49,7 +56,8 @@ class Keyframe:
     """Where the camera stands and looks at one moment.
 
     time: in [0, 1] of the result. eye, target: positions in subject distances. roll: degrees, clockwise as the camera
-    turns. fov: degrees along the longer side of the picture, None for the clip's own.
+    turns. fov: degrees along the longer side of the picture, None for the clip's own. ease: a name of `EASES`, for the
+    way to the next keyframe.
     """
 
     time: float
@@ -57,6 +65,7 @@ class Keyframe:
     target: Point = SUBJECT
     roll: float = 0.0
     fov: float | None = None
+    ease: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,13 @@ class Move:
     speed: a name of `SPEEDS`; the times of the keyframes count for "keyframes" alone.
     timing: (time of the result, moment of the clip) pairs in [0, 1], in the order of their times; straight between
         them, and at rest before the first and after the last. None: the clip plays as filmed. One: it stands still.
+    origin: where a path is from that was not drawn here, and in which unit, in words for the report.
     """
 
     keyframes: tuple[Keyframe, ...]
     speed: str = "keyframes"
     timing: tuple[tuple[float, float], ...] = ()
+    origin: str = ""
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -130,6 +141,8 @@ def _validate(move: Move) -> None:
     if move.speed not in tuple(SPEEDS):
         raise InputError(f"speed must be one of {', '.join(SPEEDS)}; it is {move.speed!r}.")
     _check_timing(move.timing)
+    if not isinstance(move.origin, str) or len(move.origin) > MAX_WORDS:
+        raise InputError(f"origin must be a text of at most {MAX_WORDS} letters; it is {str(move.origin)[:80]!r}.")
     last = -math.inf
     for number, keyframe in enumerate(move.keyframes, 1):
 
@@ -146,6 +159,7 @@ def _validate(move: Move) -> None:
             need(ok, name, f"three numbers from {-MAX_REACH:g} to {MAX_REACH:g} subject distances")
         need(_number(keyframe.roll, -3600, 3600), "roll", "an angle from -3600 to 3600 degrees")
         need(keyframe.fov is None or _number(keyframe.fov, 5, 150), "fov", "from 5 to 150 degrees, or nothing")
+        need(keyframe.ease in tuple(EASES), "ease", f"one of {', '.join(filter(None, EASES))}, or nothing")
         _look(np.array([keyframe.eye]), np.array([keyframe.target]), np.zeros(1), f"Keyframe {number}: the camera")
 
 
@@ -232,6 +246,19 @@ def target_path(move: Move, source: CameraPath, distance: float, size: tuple[int
     return CameraPath(path.world_from_cam, K)
 
 
+def scaled(move: Move, times: float) -> Move:
+    """The move that goes so many times as far, and turns and zooms as before. Raises `InputError`."""
+    if not _number(times, 0, 1000):
+        raise InputError(f"The scale of a camera path must be a number from 0 to 1000; it is {times!r}.")
+    if times == 1:
+        return move
+    keyframes = []
+    for keyframe in move.keyframes:
+        eye, target = np.array(keyframe.eye), np.array(keyframe.target)
+        keyframes.append(replace(keyframe, eye=_point(times * eye), target=_point(times * eye + target - eye)))
+    return replace(move, keyframes=tuple(keyframes), origin=f"{move.origin} It goes {times:g} times as far.".strip())
+
+
 def surely_moves(move: Move) -> bool:
     """Whether the camera of a move moves, whatever clip it is of. (Whether it zooms depends on the clip's own lens.)"""
     poses, _ = sample_move(move, 33, 55.0)
@@ -257,7 +284,9 @@ def sample_move(move: Move, frames: int, own_fov: float) -> tuple[Float[Tensor, 
     times = np.array([k.time for k in move.keyframes])
     spline = spline_through(times, values)
     at = np.linspace(0, 1, frames) if frames > 1 else np.ones(1)
-    if move.speed != "keyframes":
+    if move.speed == "keyframes":
+        at = _eased(move.keyframes, times, at)
+    else:
         at = _even(spline, 3 * at**2 - 2 * at**3 if move.speed == "eased" else at)
     rows = spline(at)
     poses = np.tile(np.eye(4), (frames, 1, 1))
@@ -278,6 +307,19 @@ def spline_through(times: np.ndarray, values: np.ndarray):
     slopes[np.append(rests, False) | np.append(False, rests)] = 0.0
     inner = CubicHermiteSpline(times, values, slopes)
     return lambda at: inner(np.clip(at, times[0], times[-1]))
+
+
+def _eased(keyframes: tuple[Keyframe, ...], times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Times at which the spline is where an eased camera is at the times `at`."""
+    if len(times) < 2 or not any(keyframe.ease for keyframe in keyframes):
+        return at
+    ways = {"in": lambda u: u**2, "out": lambda u: 1 - (1 - u) ** 2, "in-out": lambda u: u**2 * (3 - 2 * u)}
+    eased = at.copy()
+    for keyframe, begins, ends in zip(keyframes[:-1], times[:-1], times[1:], strict=True):
+        inside = (at > begins) & (at < ends)
+        if keyframe.ease:
+            eased[inside] = begins + (ends - begins) * ways[keyframe.ease]((at[inside] - begins) / (ends - begins))
+    return eased
 
 
 def _even(spline, share: np.ndarray) -> np.ndarray:
@@ -325,7 +367,7 @@ def keyframe_from_pose(pose: np.ndarray, time: float, fov: float | None) -> Keyf
     return Keyframe(time, _point(eye), _point(target), 0.0 if abs(roll) < 1e-9 else roll, fov)
 
 
-def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] | None = None) -> Move:
+def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] | None = None, origin: str = "") -> Move:
     """A move with a keyframe for each pose (source_cam_from_target_cam, subject distances), evenly in time.
 
     Raises `InputError` where there are no poses, too many, or not rigid ones.
@@ -343,7 +385,7 @@ def move_from_poses(poses: Float[Tensor, "N 4 4"], fov: Sequence[float | None] |
         keyframe = keyframe_from_pose(pose, float(time), None if fov is None else fov[number - 1])
         rolls = keyframe.roll + 360 * round((rolls - keyframe.roll) / 360)  # the short way from one to the next
         keyframes.append(Keyframe(keyframe.time, keyframe.eye, keyframe.target, rolls, keyframe.fov))
-    return Move(tuple(keyframes))
+    return Move(tuple(keyframes), origin=origin[:MAX_WORDS])
 
 
 def _point(values: Sequence[float] | np.ndarray) -> Point:

@@ -249,10 +249,27 @@ def _request(options: argparse.Namespace) -> Any:
     if "backbone" not in given:
         given["backbone"], why = hub.default_backbone()
         print(why)
-    if move := _move(options):
+    if move := _move(options, given["backbone"]):
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
-    return RenderRequest.of(**given)
+    request = RenderRequest.of(**given)
+    if "stabilise" not in vars(options):
+        return request
+    from pipeline.render.filmed import stabilised
+
+    if clash := {"speed", "time", "frozen"} & set(vars(options)):
+        raise InputError(f"--stabilise follows the clip as it was filmed: leave out --{min(clash)}.")
+    return request.changed(move=stabilised(_analysed(request), options.stabilise))  # its depth is kept for the render
+
+
+def _analysed(request: Any) -> Any:
+    """The analysis of a request's clip, with a bar."""
+    from pipeline.render.analysis import analyse
+    from pipeline.render.events import StageEvent
+
+    with Progress() as progress:
+        show = lambda event: isinstance(event, StageEvent) and progress.show(event.message, event.fraction)
+        return result_of(analyse(request), show)
 
 
 def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
@@ -261,14 +278,39 @@ def _accepted(options: argparse.Namespace) -> tuple[str, ...]:
     return tuple(name.strip() for name in names if name.strip())
 
 
-def _move(options: argparse.Namespace) -> Any:
-    """The move in the file that --camera names, or a named one that is to go otherwise; None for a named one as is."""
+def _clip_move(options: argparse.Namespace, backbone: str) -> Any:
+    """The move of the clip that --camera-from-clip names."""
+    from pipeline.render.analysis import analyse
+    from pipeline.render.events import StageEvent
+    from pipeline.render.filmed import move_of_clip
+    from pipeline.render.request import RenderRequest
+
+    asked = {name: value for name, value in vars(options).items() if name in ("frames", "depth_model", "memory")}
+    if options.run is convert:  # there the frames are those of the file
+        asked.pop("frames", None)
+    request = RenderRequest.of(
+        options.camera_from_clip, **asked, backbone=backbone, accepted=_accepted(options), camera="still"
+    )
+    with Progress() as progress:
+        show = lambda event: isinstance(event, StageEvent) and progress.show(event.message, event.fraction)
+        return result_of(move_of_clip(request, analyse(request)), show)
+
+
+def _move(options: argparse.Namespace, backbone: str) -> Any:
+    """The move in the file or of the clip that is named, or a named one that is to go otherwise; None for a named one
+    as is. backbone: with whose depth that clip is looked at."""
     from pipeline.camera.files import read_move
     from pipeline.camera.geometry import DEFAULT_FOV
-    from pipeline.camera.moves import preset_move, standing_at, timing_of
+    from pipeline.camera.moves import preset_move, scaled, standing_at, timing_of
 
     given = vars(options)
-    camera = given.get("camera", "orbit-left")
+    if "stabilise" in given:
+        if options.run is convert:
+            raise InputError("--stabilise is for a clip: recapture it, or replace something in it.")
+        if given.get("camera", "still") != "still" or {"camera_from_clip", "amount", "camera_scale"} & set(given):
+            raise InputError("--stabilise is a camera path of its own: leave out --camera and what belongs to it.")
+        return None
+    camera, scale = given.get("camera", "orbit-left"), given.get("camera_scale", 1.0)
     its_own = {"speed": given["speed"]} if "speed" in given else {}
     if "time" in given and "frozen" in given:
         raise InputError("--frozen is a --time that stands still: give one of the two.")
@@ -276,12 +318,17 @@ def _move(options: argparse.Namespace) -> Any:
         its_own["timing"] = timing_of(given["time"])
     if "frozen" in given:
         its_own["timing"] = standing_at(given["frozen"])
+    if "camera_from_clip" in given:
+        if {"amount", "camera_name", "camera_unit"} & set(given):
+            raise InputError("--camera-from-clip says how far the camera goes: leave out what is for --camera.")
+        return replace(scaled(_clip_move(options, backbone), scale), **its_own)
     if Path(camera).suffix or Path(camera).exists():
         if "amount" in given:
             raise InputError("--amount is for a named camera move; the path in a file says how far it goes.")
-        return replace(read_move(camera, name=given.get("camera_name"), unit=given.get("camera_unit")), **its_own)
-    if "camera_name" in given or "camera_unit" in given:
-        raise InputError("--camera-name and --camera-unit are for a camera path from a file.")
+        move = read_move(camera, name=given.get("camera_name"), unit=given.get("camera_unit"))
+        return replace(scaled(move, scale), **its_own)
+    if {"camera_name", "camera_unit", "camera_scale"} & set(given):
+        raise InputError("--camera-name, --camera-unit and --camera-scale are for a camera path from elsewhere.")
     return (
         replace(preset_move(camera, given.get("amount"), given.get("fov", DEFAULT_FOV)), **its_own) if its_own else None
     )
@@ -296,7 +343,7 @@ def convert(options: argparse.Namespace) -> None:
 
     output = Path(options.output)
     fov = vars(options).get("fov", DEFAULT_FOV)
-    move = _move(options) or preset_move(options.camera, vars(options).get("amount"), fov)
+    move = _move(options, "nano") or preset_move(options.camera, vars(options).get("amount"), fov)
     content = write_move(options.format, move, frames=options.frames, own_fov=fov, size=options.size)
     if output.suffix.lower() != FORMATS[options.format][1]:
         raise InputError(

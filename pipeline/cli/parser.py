@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from typing import Any, NoReturn
 
@@ -36,6 +37,16 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def _fov(text: str) -> float:
+    """Degrees, or the millimetres of a lens before a picture 36 mm wide, as degrees."""
+    try:
+        if text.endswith("mm"):
+            return math.degrees(2 * math.atan(18 / float(text[:-2])))
+        return float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no field of view; give degrees, or a lens as 35mm") from error
+
+
 def _outputs(added: argparse.ArgumentParser, kept: str) -> None:
     added.add_argument("--output", required=True, metavar="FILE", help="the video to write, .mp4")
     added.add_argument("--keep", default=None, metavar="DIR", help=f"also write {kept} there, at working size")
@@ -60,8 +71,12 @@ def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     words = f"how the clip plays: {', '.join(TIMINGS)}, or pairs of the result's time and the clip's moment, 0 to 1"
     add("--time", metavar="CURVE", help=f"{words}, such as 0:0,0.5:1,1:0")
     add("--frozen", type=float, metavar="MOMENT", help="time stands still at that moment of the clip, 0 to 1")
+    add("--camera-from-clip", metavar="CLIP", help="move as the camera of this clip does, instead of --camera")
+    words = "the clip's own path, smoothed over so many seconds, instead of --camera"
+    add("--stabilise", type=float, metavar="SECONDS", help=words)
     add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
     add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
+    add("--camera-scale", type=float, metavar="N", help="go N times as far: a path from a file or of a clip")
 
 
 def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None:
@@ -69,9 +84,10 @@ def _source(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     from pipeline.models.table import of_role
 
     add = added.add_argument
-    add("clip", metavar="CLIP", help="a video file")
+    add("clip", metavar="CLIP", help="a video, a picture, or a folder of numbered pictures")
     _camera(added, default)
-    add("--fov", type=float, help="field of view of the clip in degrees, longer side (default: the file's, or 55)")
+    words = "field of view of the clip in degrees, longer side, or its lens, such as 35mm (default: the file's, or 55)"
+    add("--fov", type=_fov, help=words)
     add("--frames", type=int, help="number of frames, any (default: all, up to 49 or what the model was made for)")
     add("--start", type=int, help="first frame (default 0)")
     add("--stride", type=int, help="use every n-th frame (default 1)")
@@ -144,6 +160,8 @@ def _sampling(added: argparse.ArgumentParser, prompt: str) -> None:
     add("--guide-until", type=float, help="noise level until which it acts (default 0)")
     add("--condition", help="what the model is shown: warp (default), first-frame or none")
     add("--no-composite", dest="composite", action="store_false", help="leave the model's pixels, at working size")
+    words = "for two eyes, side by side: how far the right one stands, in percent of the distance to the subject"
+    add("--stereo", type=float, metavar="PERCENT", help=words)
     add("--no-grain", dest="grain", action="store_false", help="leave what is painted smooth at the clip's size")
     words = "off (default); cache: skip what changes little from step to step; lora: few steps by causvid-lora"
     add("--fast", help=words)
@@ -246,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     add = added.add_argument
     add("--format", default="recapture", help="recapture (default), trajectorycrafter, recammaster, nerfstudio or npz")
     add("--frames", type=int, default=49, help="cameras to write where the format has no keyframes (default 49)")
-    add("--fov", type=float, help="field of view of the clip in degrees, longer side (default 55)")
+    add("--fov", type=_fov, help="field of view of the clip in degrees, longer side, or its lens as 35mm (default 55)")
     add("--size", type=_size, default=(480, 832), metavar="HxW", help="picture that K is for (default 480x832)")
     add("--output", required=True, metavar="FILE", help="the file to write")
 

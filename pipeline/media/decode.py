@@ -21,7 +21,7 @@ from av.stream import Disposition
 from pipeline import InputError
 from pipeline.media import colour, pictures
 from pipeline.media.child import Message
-from pipeline.media.times import Times, times_of
+from pipeline.media.times import PICTURES_RATE, Times, times_of
 
 # What may be opened. Without the list a text file that is a playlist could make FFmpeg open other files or addresses.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,mxf,dv,3gp,webm,mp4,y4m,yuv4mpegpipe"
@@ -32,7 +32,7 @@ Image = Callable[[], np.ndarray]  # H W 3 uint8, upright; converted only where i
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """A file that was opened: its times and its frames, each with the index into the times."""
+    """A file that was opened: its times and its frames, each with the index into the times. still: a single picture."""
 
     times: Times
     frames: Callable[[int], Iterator[tuple[int, Image]]]  # from at most this index on
@@ -40,18 +40,19 @@ class Film:
     notes: tuple[str, ...] = ()
     has_audio: bool = False
     codec: tuple[str, str] = ("", "")  # its name, and the pixel format
+    still: bool = False
 
 
 def probe_video(path: Path) -> Iterator[Message]:
     """One message: width, height, frames, fps, has_audio, lens (metadata that may name it), codec (its name, and the
-    pixel format), notes.
+    pixel format), notes, still.
     """
     film = opened(path, 1 << 15, False)
     found = next(film.frames(0), None)
     if found is None:
         raise _no_picture(path)
     height, width = found[1]().shape[:2]
-    about = {"width": width, "height": height, "frames": film.times.total, "fps": film.times.fps}
+    about = {"width": width, "height": height, "frames": film.times.total, "fps": film.times.fps, "still": film.still}
     yield about | {"has_audio": film.has_audio, "lens": film.lens, "codec": film.codec, "notes": film.notes}, []
 
 
@@ -101,8 +102,10 @@ def _no_picture(path: Path) -> InputError:
 
 
 def opened(path: Path, max_side: int, mask: bool) -> Film:
-    """A video, or an animated picture."""
-    return (_animation if path.suffix.lower() in pictures.SUFFIXES else _film)(path, max_side, mask)
+    """A video, an animated picture, or a single one."""
+    if path.suffix.lower() not in pictures.SUFFIXES:
+        return _film(path, max_side, mask)
+    return _photograph(path, max_side) or _animation(path, max_side)
 
 
 @contextlib.contextmanager
@@ -282,14 +285,23 @@ def _deinterlaced(frames: Iterator[Any], stream: Any) -> Iterator[Any]:
     yield from ready()
 
 
-# --- animated pictures ------------------------------------------------------------------------------------------------
+# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _animation(path: Path, max_side: int, mask: bool) -> Film:
-    """An animated WebP or PNG. A single picture is refused. Transparency does not count as a mask here."""
+def _photograph(path: Path, max_side: int) -> Film | None:
+    """A single picture as a film of one frame; None for an animated one."""
+    found = pictures.read_photograph(path, max_side)
+    if found is None:
+        return None
+    picture, lens, clear = found
+    times = Times(np.zeros(1), 0.0, np.zeros(1, np.int64), PICTURES_RATE, 1, by_order=True)
+    notes = ("The picture has transparent parts: they are shown as a neutral grey.",) if clear else ()
+    return Film(times, lambda first: iter([(0, lambda: picture)]), lens, notes, still=True)
+
+
+def _animation(path: Path, max_side: int) -> Film:
+    """An animated WebP or PNG. Transparency does not count as a mask here."""
     durations = pictures.durations_of(path)
-    if len(durations) < 2:
-        raise InputError(f"{path.name} is a single picture: give a video, or a folder of numbered pictures")
     milliseconds = np.concatenate([[0], np.cumsum([max(1, d) for d in durations])])
     stamps = [(int(at), int(at), int(d)) for at, d in zip(milliseconds, durations, strict=False)]
     times = times_of(stamps, pictures.MILLISECOND, [], False)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+import pi_heif
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline import InputError
 from pipeline.media.child import Message
@@ -22,7 +23,9 @@ MAX_PAINT = 4096  # pixels of what is painted in a browser
 MILLISECOND = Fraction(1, 1000)
 # Pillow would also try rare formats whose readers are less trusted.
 Image.init()
-_FORMATS = [kind for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "MPO") if kind in Image.OPEN]
+pi_heif.register_heif_opener()
+_FORMATS = [kind for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "MPO", "HEIF") if kind in Image.OPEN]
+_SINGLE = ("JPEG", "MPO", "HEIF", "BMP")  # what else these hold are maps of brightness or depth, and thumbnails
 
 
 def too_many_pixels(path: Path, width: int, height: int) -> InputError:
@@ -75,8 +78,22 @@ def read_depth_picture(path: Path) -> Iterator[Message]:
     yield {"channel": channel}, [values]
 
 
+def read_photograph(path: Path, max_side: int) -> tuple[np.ndarray, dict[str, str], bool] | None:
+    """A single picture H W 3 uint8, upright, no side above max_side; what it says of its lens; whether it has
+    transparent parts, which are neutral grey. None for an animated one."""
+    with _opened(path) as image:
+        if image.format not in _SINGLE and getattr(image, "n_frames", 1) > 1:
+            return None
+        focal = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
+        lens = {"exif.focal_length.35mm_equivalent": str(focal)} if focal else {}
+        clear = image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
+        shown = Image.fromarray(_rgb(ImageOps.exif_transpose(image)))
+        shown.thumbnail((max_side, max_side), Image.Resampling.BOX)
+        return np.asarray(shown), lens, clear
+
+
 def durations_of(path: Path) -> list[float]:
-    """Milliseconds that each frame of an animated picture stays; one number for a single picture."""
+    """Milliseconds that each frame of an animated picture stays."""
     with _opened(path) as image:
         durations = []
         for index in range(getattr(image, "n_frames", 1)):
@@ -99,7 +116,7 @@ def frames_of(path: Path, max_side: int) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _opened(path: Path, formats: list[str] = _FORMATS) -> Iterator[Any]:
-    kind = f"{path.name} is not a picture that can be read: give a PNG, JPEG or WebP."
+    kind = f"{path.name} is not a picture that can be read: give a PNG, JPEG, WebP or HEIC."
     if path.is_dir():
         raise InputError(f"{path.name} is a folder: give a picture.")
     try:

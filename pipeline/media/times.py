@@ -15,7 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 MAX_RATE = 1000.0  # Hz; containers with broken time bases claim 90000
-UNKNOWN_RATE = 25.0  # of a single picture
+UNKNOWN_RATE = 25.0  # of a video of one frame
+PICTURES_RATE = 24.0  # frames per second of pictures, which say nothing of it; DAVIS was filmed so
 _STANDARD = [24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 90, 100, 120, 240]
 _ALIKE = 1.2  # intervals up to this factor above the shortest are the same one with jitter
 _COMMON = 0.1  # share of the intervals that must be alike to set the rate

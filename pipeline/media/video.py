@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.media import child
+from pipeline.media.times import PICTURES_RATE
 from pipeline.stop import checked
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
@@ -33,7 +34,6 @@ _MAX_BYTES = 12 * 2**30  # of float frames; more is a mistake, or needs a choice
 _MAX_COUNT = 2**31
 _MAX_RATE = 1000  # Hz
 PACES = 0.5, 2.0  # how much slower and faster sound can be played and still be followed
-PICTURES_RATE = 24.0  # frames per second of a folder of pictures, which says nothing of it; DAVIS was filmed so
 _PICTURE_SECONDS = 60.0  # that reading one picture may take
 
 
@@ -50,7 +50,7 @@ class VideoInfo:
     """Size in pixels as shown (after rotation), frames on the uniform time grid, Hz, seconds.
 
     fov: field of view in degrees along the longer side, where the file says what lens it was filmed with.
-    playable: whether browsers play the file as it is.
+    playable: whether browsers play the file as it is. still: it is a single picture, which stands for one frame.
     notes: what was done to show it as meant (HDR, interlaced, transparent), and what cannot be used of it.
     """
 
@@ -63,6 +63,7 @@ class VideoInfo:
     fov: float | None = None
     notes: tuple[str, ...] = ()
     playable: bool = True
+    still: bool = False
 
 
 def probe(path: str | os.PathLike) -> VideoInfo:
@@ -86,7 +87,7 @@ def probe(path: str | os.PathLike) -> VideoInfo:
     fov = _lens_fov(found["lens"], width, height)
     codec, pixels = found["codec"]
     playable = codec in _PLAYED.get(Path(path).suffix.lower(), ()) and pixels in ("yuv420p", "yuvj420p", "yuva420p")
-    return VideoInfo(width, height, frames, fps, frames / fps, has_audio, fov, notes, playable)
+    return VideoInfo(width, height, frames, fps, frames / fps, has_audio, fov, notes, playable, found["still"])
 
 
 def _lens_fov(metadata: dict[str, str], width: int, height: int) -> float | None:
@@ -118,7 +119,7 @@ def read_video(
     the end. Longer sides than `max_side` pixels are scaled down while decoding. `Clip.fps` = grid rate / stride, so
     motion keeps its speed. HDR becomes BT.709, interlaced fields become whole pictures, what is transparent becomes
     neutral grey; mask: what is opaque becomes white instead, and the rest black. A folder of numbered pictures, as data
-    sets have them, counts as a video of `PICTURES_RATE`.
+    sets have them, counts as a video of `PICTURES_RATE`, and a single picture as one frame of such a video.
 
     Raises InputError if the file cannot be decoded, `start` lies past its end, or a number makes no sense.
     """

@@ -132,6 +132,17 @@ _WAN_SMALL, _WAN_LARGE = _wan_configs(12, 30, 8960), _wan_configs(40, 40, 13824)
 _WAN_TEXT_ONLY = {name: config for name, config in _WAN_SMALL.items() if name != "image_encoder"} | {
     "transformer": _WAN_SMALL["transformer"] | {"in_channels": 16, "image_dim": None, "added_kv_proj_dim": None}
 }
+# Wan 2.2 TI2V-5B: wan/configs/wan_ti2v_5B.py and wan/modules/vae2_2.py of Wan-Video/Wan2.2.
+_WAN_TOKENS = {"text_encoder": _WAN_SMALL["text_encoder"]} | {
+    "transformer": {
+        "num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48,
+        "out_channels": 48, "text_dim": 4096, "image_dim": None,
+    },
+    "vae": {
+        "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "is_residual": True, "in_channels": 12,
+        "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16,
+    },
+}  # fmt: skip
 
 SPECS = (
     ModelSpec(
@@ -194,6 +205,30 @@ SPECS = (
                 ("transformer",),
             ),
             *WAN_ENCODERS,
+        ),
+    ),
+    ModelSpec(
+        name="wan2.2-ti2v-5b",
+        role="backbone",
+        classes=_WAN_CLASSES[:3],
+        licence="Apache-2.0",
+        note="704x1280, 121 frames; a quarter of the tokens. Trained on complete first frames. Not run here so far.",
+        configs=_WAN_TOKENS,
+        parts=(
+            Part(
+                _WAN_TEXT.repo,
+                (
+                    "model_index.json",
+                    "tokenizer/*",
+                    *(f"{n}/*.json" for n in ("transformer", "vae", "scheduler")),
+                    "transformer/*.safetensors",
+                    "vae/*.safetensors",
+                ),
+                22_818_000_000,  # counted as 32 bits
+                _WAN_TEXT.revision,
+                ("transformer", "vae", "tokenizer", "scheduler"),
+            ),
+            _WAN_TEXT,
         ),
     ),
     ModelSpec(
@@ -520,9 +555,7 @@ MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in SPECS}
 # Asked for by name, and not served: they differ in how the sampler has to go.
 NOT_SERVED = {
     re.compile(r"wan2[._]?2.*a14b", re.I): "it has two transformers, one for each half of the noise levels",
-    re.compile(
-        r"wan2[._]?2.*(ti2v|5b)", re.I
-    ): "it keeps the first frame clean inside the noise (a time for each token)",
+    re.compile(r"wan2[._]?2.*(ti2v|5b)(?!.*diffusers)", re.I): "of it the diffusers layout is, as wan2.2-ti2v-5b",
 }
 
 

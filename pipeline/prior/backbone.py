@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pipeline import InputError
 from pipeline.models import hub, memory, table
+from pipeline.prior import token_times
 from pipeline.prior.fast import FEW_STEPS, Passes, check_fast, check_lora
 from pipeline.prior.posed import Beside, posed, remember
 from pipeline.prior.preview import WAN21_MEAN, WAN21_RGB, fit_latent_rgb
@@ -58,7 +59,7 @@ def _frozen(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Conditions:
     """What the model is told besides the noisy latents.
 
-    channels: of `Backbone.condition`.
+    channels: of `Backbone.condition`: those of inpainting, or of `token_times`.
     prompt, negative: of `Backbone.embed`; negative may be None where the scale is 1, which costs one pass, not two.
     scale: of classifier-free guidance; it may differ from place to place.
     image: of `Backbone.embed_image`; None for no image.
@@ -132,8 +133,9 @@ class Backbone:
         if soft is not None:
             self.soft = soft
         wanted = 2 * self.latent_channels + self.temporal
-        self.inpaints: bool = transformer.config["in_channels"] == wanted
         alone = transformer.config["in_channels"] == self.latent_channels  # the noisy video, and what stands beside it
+        self.token_times: bool = settings.token_times and alone and soft is None and settings.soft is None
+        self.inpaints: bool = transformer.config["in_channels"] == wanted or self.token_times
         if not self.inpaints and not (alone and (soft is not None or settings.soft is not None)):
             raise InputError(
                 f"The model {name!r} takes {transformer.config['in_channels']} input channels; an image-to-video "
@@ -409,16 +411,21 @@ class Backbone:
         video: Float[Tensor, "T 3 H W"],
         mask: Float[Tensor, "T 1 H W"],
         latents: Float[Tensor, "C t h w"] | None = None,
-    ) -> Float[Tensor, "4+C t h w"]:
+    ) -> Float[Tensor, "m+C t h w"]:
         """The inpainting channels of the transformer: the mask, then the encoded video with its unknown pixels grey.
 
         video: in [0, 1]. mask: 1 (or True) = known; one that is 1 on the first frame alone is image-to-video.
         latents: in place of the encoded video, for a model whose unknown pixels are filled, see `Settings`.
-        A text-to-video model, whose `inpaints` is False, has none of these channels: 0 t h w.
+        A text-to-video model, whose `inpaints` is False, has none of these channels: 0 t h w. One with a time for each
+        token has those of `token_times.channels_of`.
         """
         _, t, h, w = self.latent_shape(len(video), *video.shape[-2:])
         if not self.inpaints:
             return torch.zeros(0, t, h, w, device=self.device)
+        if self.token_times:
+            sure = mask[0].to(self.device) > 0.5
+            first = self.encode(torch.where(sure, video[:1].to(self.device), 0.5))
+            return token_times.channels_of(token_times.clean_cells(sure, self.multiple, self.spatial), first, t)
         known = mask.to(video.device) > 0.5  # pixels of a long clip stay where they are until they are encoded
         grouped = group_mask(known.float(), self.temporal, self.spatial).to(self.device)
         return torch.cat([grouped, self.encode(torch.where(known, video, 0.5)) if latents is None else latents])
@@ -434,8 +441,14 @@ class Backbone:
         if conditions.beside is not None and self.soft is None:
             raise ValueError("a model without soft parts is shown something beside the noisy video")
         image = self.embed_image(None) if conditions.image is None else conditions.image
-        packed = torch.cat([z_t, conditions.channels])[None].to(self.dtype)
-        timestep = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=self.device)
+        if self.token_times:
+            patch = self.transformer.config["patch_size"]
+            packed, timestep = token_times.shown(z_t, conditions.channels, sigma * TRAIN_TIMESTEPS, patch)
+        else:
+            packed = torch.cat([z_t, conditions.channels])
+            timestep = torch.full((1,), sigma * TRAIN_TIMESTEPS, device=self.device)
+        packed = packed[None].to(self.dtype)
+        lead = lambda v: token_times.towards(v, z_t, conditions.channels, sigma) if self.token_times else v
         image = None if image is None else image[None].to(self.dtype)
 
         transformer = self._use("transformer")
@@ -464,11 +477,11 @@ class Backbone:
         scale, context = conditions.scale, conditions.context
         conditional = predict(conditions.prompt, f"cond{context}")
         if not isinstance(scale, Tensor) and scale == 1:
-            return conditional
+            return lead(conditional)
         if conditions.negative is None:
             raise ValueError("Classifier-free guidance needs a negative prompt embedding; an empty prompt will do.")
         unconditional = predict(conditions.negative, f"uncond{context}")
-        return unconditional + scale * (conditional - unconditional)
+        return lead(unconditional + scale * (conditional - unconditional))
 
     def padded(self, frames: int) -> int:
         """The least number of frames that the model takes and that is not below this one."""

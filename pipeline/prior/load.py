@@ -177,10 +177,8 @@ def _check_index(ref: str, folder: Path) -> None:
         found = (index.get(component) or [None, None])[1]
         if found != cls:
             raise InputError(f"The model {ref!r} is not a Wan image-to-video model: its {component} is {found}.")
-    if (index.get("transformer_2") or [None, None])[1] is not None or index.get("expand_timesteps"):
-        raise InputError(
-            f"The model {ref!r} is a Wan 2.2 model with two transformers or a clean first frame: not served. {GIVE}"
-        )
+    if (index.get("transformer_2") or [None, None])[1] is not None:
+        raise InputError(f"The model {ref!r} is a Wan 2.2 model with two transformers: not served. {GIVE}")
 
 
 def _load_image_processor(folder: Path) -> Any:

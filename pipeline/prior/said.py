@@ -10,7 +10,7 @@ from pipeline.models import hub, table
 from pipeline.prior.settings import read_json, read_settings
 from pipeline.prior.soft import CONFIG
 
-RECAMMASTER = "recammaster-1.3b"  # of the table
+RECAMMASTER, TI2V = "recammaster-1.3b", "wan2.2-ti2v-5b"  # of the table
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Said:
     """What the table, or a folder on this machine, says of a backbone.
 
     soft: it has soft parts. encoder: the folder of the scene encoder that they were trained for, None for none.
-    inpaints: it has inpainting channels.
+    inpaints: it is shown what is known, by inpainting channels or by a time for each token.
     width, layers: of its transformer; None where no configuration says them.
     mask_encoder: the folder of its mask encoder, None for none.
     """
@@ -35,7 +35,8 @@ def said_of(ref: str) -> Said | None:
     """What the table, or the folder of a backbone on this machine, says of it; None for what neither knows."""
     spec = table.find(ref)
     if spec is not None and not spec.local:
-        return _said(dict(spec.configs.get("transformer", {})), spec.name == RECAMMASTER, None, None)
+        given = dict(spec.configs.get("transformer", {}))
+        return _said(given, spec.name == RECAMMASTER, None, None, spec.name == TI2V)
     try:
         root = Path(hub.resolve(ref))
     except InputError:  # said when it is loaded
@@ -46,12 +47,12 @@ def said_of(ref: str) -> Said | None:
     folder = settings.soft
     encoder = None if folder is None else read_json(Path(folder) / CONFIG).get("encoder")
     encoder = None if encoder is None else str(Path(str(folder)) / encoder)
-    return _said(given, folder is not None, encoder, settings.mask_encoder)
+    return _said(given, folder is not None, encoder, settings.mask_encoder, settings.token_times)
 
 
-def _said(given: dict, soft: bool, encoder: str | None, mask_encoder: str | None) -> Said:
+def _said(given: dict, soft: bool, encoder: str | None, mask_encoder: str | None, token_times: bool) -> Said:
     """given: the configuration of the transformer, {} where there is none."""
     heads, each = given.get("num_attention_heads"), given.get("attention_head_dim")
-    inpaints = not given or given.get("in_channels") != given.get("out_channels")
+    inpaints = not given or token_times or given.get("in_channels") != given.get("out_channels")
     width = heads * each if heads and each else None
     return Said(soft, encoder, inpaints, width, given.get("num_layers"), mask_encoder)

@@ -42,6 +42,7 @@ class Settings:
     paints is made to agree, see `finish.steady`; 0 for a model whose frames agree by themselves. softness: how much
     softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`. texture: what is
     finer in its paint than so many pixels is its inpainter's, see `finish.texture`; 0 for a model that knows better.
+    token_times: it is shown what is known by a time for each token, see `prior.token_times`.
     """
 
     frames: int = 81
@@ -63,16 +64,22 @@ class Settings:
     steady: int = 0
     softness: float = 0.5
     texture: float = 0.0
+    token_times: bool = False
+
+
+TI2V = {"token_times": True, "frames": 121, "pixels": 704 * 1280}  # of Wan 2.2 TI2V-5B, and what it was made for
 
 
 def read_settings(folder: Path, scheduler: Path | None = None) -> Settings:
     """The settings of a backbone folder: recapture.json over the scheduler's shift over the defaults.
 
+    The defaults are those of `TI2V` where its model_index.json says `expand_timesteps`.
     scheduler: its folder, where it is another than the sub-folder of that name.
     """
     scheduling = read_json((scheduler or folder / "scheduler") / "scheduler_config.json")
     given = read_json(folder / "recapture.json")
-    values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
+    values: dict[str, Any] = TI2V.copy() if read_json(folder / "model_index.json").get("expand_timesteps") else {}
+    values |= {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     # diffusers' Euler scheduler calls it `shift`, its multistep ones `flow_shift`.
     shift = scheduling.get("shift", scheduling.get("flow_shift"))
     if shift is not None:

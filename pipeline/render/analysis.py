@@ -60,7 +60,8 @@ VISIBLE_AT_LEAST = 0.001  # share of pixels below which a camera path shows noth
 class Analysis:
     """What is known of the source before a camera is chosen. T is the number of frames the user gets.
 
-    clip: T 3 h w at working size. full: T 3 H W, the same crop at the clip's resolution. depth: T h w.
+    clip: T 3 h w at working size. full: T 3 H W, the same crop at the clip's resolution. depth: T h w. Of a single
+    picture (`info.still`) all frames are that picture; those of full share its memory.
     detail: T h' w', the same depth at the larger size at which it was found, None if there is none; see `depth_at`.
     source: camera path in pixels of the working size. distance: from the camera to the subject, in the depth's unit.
     fps: of clip, full and the result. info: of the file. first: the first frame that is used; why: why these frames
@@ -128,7 +129,7 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
     whole = read_video(request.clip, start=request.start, frames=wanted, stride=request.stride)
     frames, _, height, width = whole.frames.shape
     size = _checked_size(request, backbone, height, width)
-    full = crop_to_aspect(whole, size)
+    full = crop_to_aspect(whole, size)  # of a picture one frame until the end
     clip = Clip(resize(full.frames, size), whole.fps)
 
     fov = request.fov or info.fov or DEFAULT_FOV
@@ -160,8 +161,22 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
     elif request.fov is None:
         notes.append(f"The clip's field of view is taken to be {DEFAULT_FOV:g} degrees; give yours for exact motion.")
     distance = subject_distance(depth)
-    return Analysis(
+    found = Analysis(
         clip, full, depth, source, distance, whole.fps, info, request.start, why, tuple(notes), detail=detail
+    )
+    return _held(found, wanted) if info.still else found
+
+
+def _held(analysis: Analysis, frames: int) -> Analysis:
+    """The analysis of one picture as that of a clip of so many frames."""
+    held = lambda values: values.repeat(frames, *[1] * (values.ndim - 1))
+    return replace(
+        analysis,
+        clip=replace(analysis.clip, frames=held(analysis.clip.frames)),
+        full=replace(analysis.full, frames=analysis.full.frames.expand(frames, -1, -1, -1)),
+        depth=replace(analysis.depth, z=held(analysis.depth.z)),
+        detail=None if analysis.detail is None else held(analysis.detail),
+        source=CameraPath(held(analysis.source.world_from_cam), held(analysis.source.K)),
     )
 
 
@@ -218,12 +233,13 @@ def read_mask(
 ) -> dict[int, Bool[Tensor, "H W"]]:
     """A mask of the user's for the frames of an analysis that it shows, cut like its pictures; True is the object.
 
+    Of a single picture it shows all frames.
     start, stride: of the request; frame: of the clip, which a single picture shows, None for the first that is used;
     label: which of the file's counts, None for all.
     Raises `InputError`.
     """
     info, (height, width) = analysis.info, size_of(analysis.full.frames)
-    count = len(analysis.full.frames)
+    count = 1 if info.still else len(analysis.full.frames)
     at, beside = divmod((start if frame is None else frame) - start, stride)
     if beside or not 0 <= at < count:
         raise InputError(
@@ -232,7 +248,8 @@ def read_mask(
         )
     given = load_mask(path, count, (info.height, info.width), start=start, stride=stride, at=at, label=label)
     top, left = (info.height - height) // 2, (info.width - width) // 2
-    return {frame: mask[top : top + height, left : left + width] for frame, mask in given.items()}
+    found = {frame: mask[top : top + height, left : left + width] for frame, mask in given.items()}
+    return dict.fromkeys(range(len(analysis.full.frames)), found[0]) if info.still else found
 
 
 def _checked_size(request: RenderRequest, backbone: Backbone, height: int, width: int) -> tuple[int, int]:
@@ -249,6 +266,10 @@ def _checked_size(request: RenderRequest, backbone: Backbone, height: int, width
 
 
 def _frames_note(request: RenderRequest, backbone: Backbone, info: VideoInfo, frames: int) -> str:
+    if info.still:
+        how = "as asked" if request.frames else "as many as the model was made for; any other number can be asked for"
+        wanted = request.frames or backbone.length
+        return f"A picture is filmed for {wanted} frames, {info.fps / request.stride:g} a second: {how}."
     last = request.start + (frames - 1) * request.stride
     which = f"Frames {request.start} to {last} of {info.frames}"
     if request.stride > 1:

@@ -205,7 +205,7 @@ def report_of(
         amount=amount_of(request),
         frames=Frames(
             first=analysis.first,
-            last=analysis.first + (frames - 1) * request.stride,
+            last=analysis.first if analysis.info.still else analysis.first + (frames - 1) * request.stride,
             stride=request.stride,
             count=frames,
             in_clip=analysis.info.frames,
@@ -328,6 +328,8 @@ def _first_frame_from(view: View) -> str:
 
 def _notes(view: View, request: RenderRequest, backbone: Backbone) -> list[str]:
     notes, analysis, unknown, elsewhere = [], view.analysis, view.unknown, view.elsewhere
+    if request.move is not None and request.move.origin:
+        notes.append(request.move.origin)
     frames, worked_on = len(unknown), backbone.padded(len(unknown))
     if worked_on != frames:
         notes.append(f"The model works on {worked_on} frames: the last one was repeated, and cut off again.")

@@ -31,7 +31,7 @@ class RenderRequest:
 
     Its JSON and its command line are flat: the settings of `guidance` stand among the others, see `of` and `flat`.
 
-    clip: path of a video file, or of a folder of numbered pictures.
+    clip: path of a video file, of a folder of numbered pictures, or of a single picture, which is filmed for `frames`.
     camera: a name of `moves.MOVES`.
     amount: of the camera move, in its unit; None for its default.
     move: a camera move of one's own, which goes before `camera`; None for none.
@@ -66,6 +66,8 @@ class RenderRequest:
     seam: percent of the shorter side over which they fade into the model's, inside of what is known; 0 is a hard cut.
     grain: there, what is painted gets grain like that of what is filmed around it, see `finish.grain`; not something
         new in the place of an object.
+    stereo: percent of the distance to the subject by which a second eye stands farther right, see `render.stereo`; None
+        for one eye.
     """
 
     clip: str
@@ -97,6 +99,7 @@ class RenderRequest:
     composite: bool = True
     seam: float = 1.0
     grain: bool = True
+    stereo: float | None = None
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -152,7 +155,7 @@ class RenderRequest:
         if unknown := sorted(set(given) - set(DEFAULTS)):
             raise InputError(f"The request has unknown fields: {', '.join(unknown)}. Known are: {', '.join(DEFAULTS)}.")
         if "clip" not in given:
-            raise InputError('The request names no clip; give the path of a video file as "clip".')
+            raise InputError('The request names no clip; give the path of a video or a picture as "clip".')
         if isinstance(given.get("size"), list):
             given["size"] = tuple(given["size"])
         if given.get("move") is not None:
@@ -165,7 +168,7 @@ def _validate(request: RenderRequest) -> None:
     method = request.guidance.method
     if method not in METHODS:
         raise InputError(f"method must be one of {', '.join(METHODS)}; it is {method!r}.")
-    need(isinstance(request.clip, str) and bool(request.clip), "clip", "the path of a video file")
+    need(isinstance(request.clip, str) and bool(request.clip), "clip", "the path of a video or a picture")
     one_of("camera", MOVES)
     low, high = MOVES[request.camera].range
     unit = MOVES[request.camera].unit
@@ -216,6 +219,7 @@ def _validate(request: RenderRequest) -> None:
     need(isinstance(request.other_frames, bool), "other_frames", "true or false")
     need(isinstance(request.grain, bool), "grain", "true or false")
     need(isinstance(request.composite, bool), "composite", "true or false")
+    optional("stereo", lambda value: is_number(value) and 0 <= value <= 20, "from 0 to 20 percent")
     need(is_number(request.seam) and 0 <= request.seam <= 20, "seam", "from 0 to 20 percent")
 
 

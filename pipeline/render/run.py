@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ from pipeline.render.finish import Finished, finish
 from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, silence_of, sound_of
 from pipeline.render.request import RenderRequest, check_asked
+from pipeline.render.stereo import in_stereo
 from pipeline.render.view import Paint, View, cameras_of, look, show_holes
 from pipeline.render.worker import Fill, fill
 
@@ -47,6 +50,11 @@ def render(
     `DoneEvent` or a `FailedEvent`. Closing the generator stops the render at the next event,
     `stop.stoppable` inside of it.
     """
+    work: dict[str, Any] = {"find_depth": find_depth, "fill": fill, "paint": paint}
+    if request.stereo is not None:
+        left = partial(render, analysis=analysis, keep=keep, **work)
+        yield from in_stereo(request, Path(folder), left, partial(render, **work))
+        return
     clock, kept = Clock(), Path(keep) if keep is not None else None
     try:
         with closing(_render(request, Path(folder), analysis, kept, find_depth, fill, paint, clock)) as events:

@@ -129,7 +129,7 @@ def known_of(analysis: Analysis, request: RenderRequest, measurement: Measuremen
 def wants_other_frames(analysis: Analysis, request: RenderRequest, measurement: Measurement) -> bool:
     """Whether there is something for other frames to complete: not where time stands still, or where something new is
     all that the picture lacks."""
-    if pace_of(request.timing, len(analysis.clip.frames)) == 0:
+    if analysis.info.still or pace_of(request.timing, len(analysis.clip.frames)) == 0:
         return False
     still = stands_still(analysis.source, cameras_of(analysis, request))
     replaces_alone = analysis.hidden is not None and not request.remove and still
@@ -161,7 +161,7 @@ def retimed(analysis: Analysis, request: RenderRequest) -> Analysis:
     """The analysis with the clip's frames in the order of the request's timing, each as often as it is shown."""
     frames = len(analysis.clip.frames)
     order = frames_at(request.timing, frames)
-    if order == list(range(frames)):
+    if analysis.info.still or order == list(range(frames)):
         return analysis
     clip, full = (replace(video, frames=video.frames[order]) for video in (analysis.clip, analysis.full))
     hidden = None if analysis.hidden is None else analysis.hidden[order]

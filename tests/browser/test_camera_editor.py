@@ -176,7 +176,7 @@ def test_a_camera_file_is_opened(page, tmp_path):
     before = keyframes(page)
     page.click("#camera-file button[aria-label='Clear']")
     page.set_input_files("#camera-file input[type=file]", str(tmp_path / "broken.json"))
-    assert "broken.json" in wait_words(page, "warp-status", "neither keyframes nor frames")
+    assert "broken.json" in wait_words(page, "camera-said", "neither keyframes nor frames")
     answered(page)
     assert keyframes(page) == before
 
@@ -195,9 +195,10 @@ def test_a_path_into_the_scene_is_warned_of(page):
 def test_the_page_and_the_pipeline_travel_the_same_path(page):
     winding = Move(
         (
-            Keyframe(0.0, (0.1, 0.0, -0.2), fov=50.0),
+            Keyframe(0.0, (0.1, 0.0, -0.2), fov=50.0, ease="in"),
             Keyframe(0.3, (0.4, -0.1, 0.1), (0.1, 0.0, 1.0), roll=5.0),
-            Keyframe(0.5, (0.4, -0.1, 0.1), (0.1, 0.0, 1.0), roll=5.0),
+            Keyframe(0.5, (0.4, -0.1, 0.1), (0.1, 0.0, 1.0), roll=5.0, ease="in-out"),
+            Keyframe(0.8, (0.2, 0.1, 0.0), (0.1, 0.0, 1.0), ease="out"),
             Keyframe(1.0, (-0.3, 0.2, -0.2), (0.0, 0.1, 1.0), roll=-8.0, fov=70.0),
         )
     )
@@ -212,6 +213,33 @@ def test_the_page_and_the_pipeline_travel_the_same_path(page):
         poses, fov = sample_move(move, 33, 55.0)
         expected = torch.cat([poses[:, :3, 3], poses[:, :3, 0], poses[:, :3, 1], fov[:, None]], 1).numpy()
         assert np.abs(np.array(cameras) - expected).max() < (1e-9 if speed == "keyframes" else 1e-4)
+
+
+def test_a_path_is_drawn_from_above_eased_and_compared(page):
+    before = keyframes(page)
+    do(page, "keep")
+    do(page, "sketch")
+    box = page.locator("#editor .rc-cloud-view").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 60, y + 80)
+    page.mouse.down()
+    for step in range(1, 13):
+        page.mouse.move(x - 60 + 10 * step, y + 80 - 4 * step)
+    page.mouse.up()
+    answered(page)
+    drawn = keyframes(page)
+    assert len(drawn) >= 2 and all(k["eye"][1] == before[0]["eye"][1] for k in drawn), "at the height of the first"
+    steps = np.diff([k["eye"] for k in drawn], axis=0)
+    assert (steps[:, 0] > 0).all() and (steps[:, 2] > 0).all(), "to the right, and forward, which is up"
+    page.fill("#editor [data-field=lens]", "50")
+    page.press("#editor [data-field=lens]", "Tab")
+    assert float(page.input_value("#editor [data-field=fov]")) == pytest.approx(39.6, abs=0.1)
+    page.click("#editor [data-kept='0']")
+    assert keyframes(page) == before
+    page.click("#editor [data-key='0']")
+    page.select_option("#editor [data-field=ease]", "in-out")
+    answered(page)
+    assert keyframes(page)[0]["ease"] == "in-out"
 
 
 def test_capture_is_exact(page):

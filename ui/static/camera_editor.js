@@ -14,6 +14,7 @@ let move = { keyframes: [{ time: 0, eye: [0, 0, 0], target: [0, 0, 1], roll: 0, 
 let path = pathOf(move, 55);
 let selected = 0, moment = 0, through = false, picking = false, playing = 0, drag = null, viewFov = 55, serial = null;
 let past = [], future = [];
+let kept = [], sketching = false; // other paths, to be compared; a path is being drawn from above
 let shownCloud = -1, drawing = false, affine = null, armed = false;
 
 // --- the scene --------------------------------------------------------------------------------------------------------
@@ -192,6 +193,10 @@ function draw() {
     const steps = 24 * Math.max(2, move.keyframes.length);
     const eyes = Array.from({ length: steps + 1 }, (_, i) => path(i / steps).eye);
     out += frustum({ eye: [0, 0, 0], target: [0, 0, 1], roll: 0, fov: scene.fov }, 0.16, 'rc-source');
+    kept.forEach((other) => {
+      const along = pathOf(other, scene.fov), all = 24 * Math.max(2, other.keyframes.length);
+      out += `<path class="rc-path-kept" d="${line(Array.from({ length: all + 1 }, (_, i) => along(i / all).eye))}"/>`;
+    });
     out += `<path class="rc-path-under" d="${line(eyes)}"/><path class="rc-path" d="${line(eyes)}"/>`;
     move.keyframes.forEach((k, i) => { out += frustum(k, 0.11, i === selected ? 'rc-key on' : 'rc-key'); });
     const now = path(moment);
@@ -254,6 +259,35 @@ function travel(from, to) {
   changed();
 }
 
+const keptIndex = () => kept.findIndex((other) => JSON.stringify(other) === JSON.stringify(move));
+
+function fromAbove() {
+  // Over the middle between the path, what it looks at and the filming camera.
+  const points = [[0, 0, 0], [0, 0, 1], ...move.keyframes.map((k) => k.eye)];
+  const [low, high] = [Math.min, Math.max].map((most) => [0, 2].map((axis) => most(...points.map((p) => p[axis]))));
+  const [x, z] = [0, 1].map((k) => (low[k] + high[k]) / 2);
+  const away = 1.5 * Math.max(1, high[0] - low[0], high[1] - low[1]) / Math.tan(radians(scene.fov) / 2);
+  return lookFrom({ eye: [x, -away, z - 1e-3 * away], target: [x, 0, z], roll: 0, fov: scene.fov });
+}
+
+function sketched(strokes) {
+  // A keyframe at even distances along what was drawn, from its first point on, at the height of the first keyframe.
+  const way = [0];
+  for (let i = 1; i < strokes.length; i++) way.push(way[i - 1] + vec.length(vec.sub(strokes[i], strokes[i - 1])));
+  const length = way[way.length - 1], count = Math.min(9, Math.max(2, Math.round(length / 0.15) + 1));
+  const target = move.keyframes[selected].target;
+  const keyframes = Array.from({ length: count }, (_, n) => {
+    const at = length * n / (count - 1);
+    let i = 1;
+    while (i + 1 < way.length && way[i] < at) i++;
+    const share = way[i] > way[i - 1] ? (at - way[i - 1]) / (way[i] - way[i - 1]) : 0;
+    const eye = clean(vec.add(vec.scale(strokes[i - 1], 1 - share), vec.scale(strokes[i], share)));
+    return { time: n / (count - 1), eye, target: [...target], roll: 0, fov: null, ease: '' };
+  });
+  if (length < 0.02 || keyframes.some((k) => vec.length(vec.sub(k.eye, k.target)) < 0.05)) return null;
+  return keyframes;
+}
+
 const clean = (point) => point.map((v) => Math.max(-100, Math.min(100, Math.round(v * 1e4) / 1e4)));
 
 function insert(keyframe, after) {
@@ -290,6 +324,19 @@ const actions = {
     const { eye, target } = viewCamera();
     commit(() => Object.assign(move.keyframes[selected], { eye: clean(eye), target: clean(target) }));
     say(`Keyframe ${selected + 1} now stands where you look from.`);
+  },
+  keep() {
+    if (keptIndex() < 0) kept.push(copy(move));
+    refresh();
+    draw();
+    say(`Kept as path ${'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[keptIndex()]}. Change it, and press the letter to come back.`);
+  },
+  forget() { kept.splice(keptIndex(), 1); refresh(); draw(); },
+  sketch() {
+    sketching = !sketching;
+    if (sketching) { setThrough(false); fromAbove(); }
+    say(sketching ? 'Draw the path with the pointer: forward is up. The camera looks where the chosen keyframe looks.' : '');
+    refresh();
   },
   target() { picking = !picking; say(picking ? 'Click the point that the camera should look at.' : ''); refresh(); },
   remove() {
@@ -373,19 +420,25 @@ function refresh() {
   const chosen = move.keyframes[selected], ready = Boolean(scene && affine);
   find('.rc-keys').innerHTML = move.keyframes.map((k, i) =>
     `<button type="button" data-key="${i}" aria-pressed="${i === selected}" aria-label="Keyframe ${i + 1}, at ${Math.round(100 * k.time)} percent of the time">${i + 1}</button>`).join('');
-  const off = { undo: !past.length, redo: !future.length, remove: move.keyframes.length < 2, earlier: selected === 0, later: selected >= move.keyframes.length - 1 };
+  const off = { undo: !past.length, redo: !future.length, remove: move.keyframes.length < 2, earlier: selected === 0, later: selected >= move.keyframes.length - 1, forget: keptIndex() < 0 };
   for (const button of element.querySelectorAll('[data-do]')) {
     button.disabled = !ready || Boolean(off[button.dataset.do]);
     if (button.dataset.do === 'through') button.setAttribute('aria-pressed', through);
+    if (button.dataset.do === 'sketch') button.setAttribute('aria-pressed', sketching);
     if (button.dataset.do === 'target') button.setAttribute('aria-pressed', picking);
     if (button.dataset.do === 'play') button.textContent = playing ? 'Pause' : 'Play';
   }
   for (const input of element.querySelectorAll('[data-field]')) input.disabled = !ready;
-  well.classList.toggle('picking', picking);
+  well.classList.toggle('picking', picking || sketching);
+  find('.rc-kept-row').hidden = !kept.length;
+  find('.rc-kept').innerHTML = kept.map((_, i) =>
+    `<button type="button" data-kept="${i}" aria-pressed="${i === keptIndex()}" aria-label="Kept path ${i + 1}">${'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[i % 26]}</button>`).join('');
   const write = (name, value) => { const input = field(name); if (document.activeElement !== input) input.value = value; };
   find('.rc-which').textContent = `Keyframe ${selected + 1} of ${move.keyframes.length}`;
   write('time', Math.round(1000 * chosen.time) / 10);
   write('roll', Math.round(10 * (chosen.roll || 0)) / 10);
+  write('lens', Math.round(10 * 18 / Math.tan(radians(chosen.fov || (scene ? scene.fov : 55)) / 2)) / 10);
+  write('ease', chosen.ease || '');
   write('fov', Math.round(10 * (chosen.fov || (scene ? scene.fov : 55))) / 10);
   for (const place of PLACES) {
     const [x, y, z] = chosen[place];
@@ -393,6 +446,7 @@ function refresh() {
   }
   write('speed', move.speed);
   field('time').disabled ||= move.speed !== 'keyframes';
+  field('ease').disabled ||= move.speed !== 'keyframes' || selected === move.keyframes.length - 1;
   const named = Object.keys(TIMINGS).find((name) => JSON.stringify(TIMINGS[name]) === JSON.stringify(move.timing));
   write('timing', named || (move.timing.length === 1 ? 'frozen' : 'own'));
   find('.rc-curve').hidden = !move.timing.length;
@@ -407,6 +461,7 @@ const setters = {
     k.time = Math.min(high, Math.max(low, v / 100));
   },
   roll(k, v) { k.roll = Math.min(360, Math.max(-360, v)); },
+  lens(k, v) { if (v > 0) setters.fov(k, 2 * degrees(Math.atan(18 / v))); }, // of a picture 36 mm wide
   fov(k, v) { const fov = Math.min(150, Math.max(5, v)); k.fov = Math.abs(fov - scene.fov) < 0.05 ? null : fov; },
 };
 PLACES.forEach((place) => [0, 1, 2].forEach((axis) => {
@@ -416,11 +471,14 @@ PLACES.forEach((place) => [0, 1, 2].forEach((axis) => {
 element.addEventListener('click', (event) => {
   const button = event.target.closest('[data-do]'), key = event.target.closest('[data-key]');
   if (button && !button.disabled) actions[button.dataset.do]();
+  const other = event.target.closest('[data-kept]');
+  if (other) commit(() => { move = copy(kept[Number(other.dataset.kept)]); });
   if (key) { select(Number(key.dataset.key)); find(`[data-key="${selected}"]`).focus(); }
 });
 
 element.addEventListener('change', (event) => {
   const name = event.target.dataset.field;
+  if (name === 'ease') commit(() => { move.keyframes[selected].ease = event.target.value; });
   if (name === 'speed') commit(() => { move.speed = event.target.value; });
   if (name === 'timing') {
     const own = { frozen: [[0, Math.round(1000 * momentAt(move.timing, moment)) / 1000]], own: move.timing.length ? move.timing : [[0, 0], [1, 1]] };
@@ -439,6 +497,7 @@ element.addEventListener('keydown', (event) => {
   const command = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
   const action = command ? { z: event.shiftKey ? 'redo' : 'undo', y: 'redo' }[key]
     : { delete: 'remove', backspace: 'remove', k: 'add', t: 'target', h: 'home', p: 'play' }[key];
+  if (key === 'escape' && sketching) { actions.sketch(); return; }
   if (key === 'escape' && picking) { picking = false; say(''); refresh(); return; }
   const wanted = action && find(`[data-do="${action}"]`);
   if (wanted && !wanted.disabled) { event.preventDefault(); actions[action](); }
@@ -499,6 +558,33 @@ async function pick(x, y) {
   return best && best.point;
 }
 
+// While a path is drawn the pointer leaves the view alone.
+well.addEventListener('pointerdown', (event) => {
+  if (!sketching || event.target.closest('button')) return;
+  event.preventDefault();
+  event.stopPropagation();
+  const box = view.getBoundingClientRect(), { from, to } = projector(), height = move.keyframes[0].eye[1], strokes = [];
+  const ground = (now) => {
+    const [x, y] = [now.clientX - box.left, now.clientY - box.top], [a, b] = [from(x, y, 1), from(x, y, 2)];
+    if (Math.abs(b[1] - a[1]) < 1e-6) return;
+    strokes.push(vec.add(a, vec.scale(vec.sub(b, a), (height - a[1]) / (b[1] - a[1]))));
+    draw();
+    const points = strokes.map(to).filter(Boolean).map(([u, v]) => `${u.toFixed(1)} ${v.toFixed(1)}`);
+    overlay.insertAdjacentHTML('beforeend', `<path class="rc-path" d="M${points.join('L')}"/>`);
+  };
+  const end = () => {
+    ['pointermove', 'pointerup', 'pointercancel'].forEach((name, i) => window.removeEventListener(name, i ? end : ground));
+    const keyframes = strokes.length > 1 ? sketched(strokes) : null;
+    sketching = false;
+    if (keyframes) commit(() => { move = { ...move, keyframes, speed: 'constant' }; selected = keyframes.length - 1; });
+    else refresh();
+    draw();
+    say(keyframes ? 'The path as you drew it. Heights and what it looks at can be changed below.' : 'Too short a line; draw once more.');
+  };
+  ['pointermove', 'pointerup', 'pointercancel'].forEach((name, i) => window.addEventListener(name, i ? end : ground));
+  ground(event);
+}, { capture: true });
+
 let down = null;
 view.addEventListener('pointerdown', (event) => { down = event.button === 0 ? [event.clientX, event.clientY] : null; }, { capture: true });
 view.addEventListener('pointerup', async (event) => {
@@ -544,7 +630,7 @@ async function show() {
     future = [];
     move = copy(value.move);
     move.timing ??= [];
-    move.keyframes.forEach((k) => { k.fov ??= null; k.roll ??= 0; });
+    move.keyframes.forEach((k) => { k.fov ??= null; k.roll ??= 0; k.ease ??= ''; });
     selected = other ? move.keyframes.length - 1 : Math.min(selected, move.keyframes.length - 1);
   }
   path = pathOf(move, scene.fov);

@@ -48,11 +48,22 @@ function splineThrough(keyframes, ownFov) {
   };
 }
 
+const EASE_WAYS = { in: (u) => u * u, out: (u) => 1 - (1 - u) ** 2, 'in-out': (u) => u * u * (3 - 2 * u) };
+
+// The time at which the spline is where an eased camera is.
+function easedTime(keyframes, time) {
+  const i = keyframes.findIndex((k, n) => n + 1 < keyframes.length && time > k.time && time < keyframes[n + 1].time);
+  const way = i >= 0 && EASE_WAYS[keyframes[i].ease];
+  if (!way) return time;
+  const begins = keyframes[i].time, width = keyframes[i + 1].time - begins;
+  return begins + width * way((time - begins) / width);
+}
+
 // A function from the moment of the result, 0 to 1, to {eye, target, roll, fov} (degrees).
 function pathOf(move, ownFov) {
   const spline = splineThrough(move.keyframes, ownFov);
   const camera = (row) => ({ eye: row.slice(0, 3), target: row.slice(3, 6), roll: degrees(row[6]), fov: Math.exp(row[7]) });
-  if (move.speed === 'keyframes' || !move.speed) return (time) => camera(spline(time));
+  if (move.speed === 'keyframes' || !move.speed) return (time) => camera(spline(easedTime(move.keyframes, time)));
   const count = 2048, way = [0];
   const place = (row) => [...row.slice(0, 3), ...vec.unit(vec.sub(row.slice(3, 6), row.slice(0, 3))), row[6], row[7]];
   let last = place(spline(0));
