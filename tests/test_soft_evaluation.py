@@ -117,6 +117,17 @@ def test_parts_that_are_left_out_are_not_shown(folder, known):
     assert torch.equal(results[-1], soft.rendered(backbone, known, alone, "a red ball")[0])
 
 
+def test_whether_the_latents_of_scenes_differ(folder, sample):
+    backbone = load_backbone(str(folder), device="cpu", dtype=torch.float32)
+    frames = torch.cat([sample.source.frames, sample.source.frames[:2]])  # as many as two latent frames stand for
+    one = replace(sample, source=replace(sample.source, frames=frames))
+    other = replace(sample, source=replace(sample.source, frames=frames.flip(-1) * 0.5))
+    tokens, latents = soft.told_apart(backbone, [one, other])
+    assert 0 < tokens < 1 and 0 < latents <= 1
+    same, _ = soft.told_apart(backbone, [one, one])
+    assert same == pytest.approx(0, abs=1e-9)
+
+
 def test_an_evaluation_goes_on_where_its_file_ends(folder, tmp_path, capsys):
     output = tmp_path / "rows.jsonl"
     ask = {"frames": 5, "size": SIZE, "steps": 1, "output": output, "progress": lambda _: None}

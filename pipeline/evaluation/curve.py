@@ -29,7 +29,19 @@ from pipeline.depth.estimate import estimate_depth
 from pipeline.depth.load import load_depth_model
 from pipeline.evaluation import rows as store
 from pipeline.evaluation.scenes import known_of_sample, measure_sample, move_of
-from pipeline.evaluation.soft import HARD, HYBRID, LEAST, SOFT, WAYS, Way, at_unit, by_depth, compared, rendered
+from pipeline.evaluation.soft import (
+    HARD,
+    HYBRID,
+    LEAST,
+    SOFT,
+    WAYS,
+    Way,
+    at_unit,
+    by_depth,
+    compared,
+    rendered,
+    size_of_text,
+)
 from pipeline.known.known import Known
 from pipeline.method.lavr import distance_of
 from pipeline.prior.backbone import Backbone
@@ -239,11 +251,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=8000)
     parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--size", type=size_of_text, default=(128, 208), help="HxW, multiples of 16; default: 128x208")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--output", type=Path, help="a JSON line a render; goes on where it ends")
     options = parser.parse_args(arguments)
     say = lambda message: print(message, file=sys.stderr, flush=True)
-    given = {"frames": options.frames, "steps": options.steps, "output": options.output}
+    given = {"frames": options.frames, "size": options.size, "steps": options.steps, "output": options.output}
     try:
         found = evaluate(options.backbone, options.first_seed, options.scenes, progress=say, **given)
     except InputError as error:

@@ -4,7 +4,8 @@
 
 FOLDER is a backbone with soft parts. The true second view is known, and so is the true depth; noise, steps and seeds
 are the same for all, and results are raw. Figures are against the true view, in the holes of the warp and where it is
-observed. `pipeline.evaluation.curve` gives depth errors to the same methods.
+observed. `pipeline.evaluation.curve` gives depth errors to the same methods. `--latents` says instead whether what the
+adapter makes of a scene differs from scene to scene at all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -39,6 +41,7 @@ from pipeline.method.told import Told
 from pipeline.prior.backbone import Backbone
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
+from pipeline.scene.weights import load_encoder
 from pipeline.world.scenes import Sample, render_sample
 
 LEAST = 0.005  # share of unknown pixels below which a scene is passed over
@@ -261,19 +264,54 @@ def report(rows: Sequence[store.Row]) -> str:
     return "\n".join([*lines, "", f"{len({row['seed'] for row in rows})} scenes, {unknown:.1%} unknown."])
 
 
+def told_apart(backbone: Backbone, samples: Sequence[Sample]) -> tuple[float, float]:
+    """How far scenes differ for the soft parts, as shares of a variance: of the scene encoder's tokens from scene to
+    scene, and of the adapter's latents, what is left of them without the pattern of a query's latents that all scenes
+    and places have in common. Raises `InputError` for a backbone without an adapter."""
+    soft = backbone.soft
+    if soft is None or soft.adapter is None or soft.encoder is None:
+        raise InputError(f"The model {backbone.name!r} reads no scene.")
+    encoder = load_encoder(soft.encoder, str(backbone.device))
+    tokens = torch.stack([encoder.encode(sample.source.frames).tokens for sample in samples])
+    height, width = samples[0].source.frames.shape[-2:]
+    with torch.no_grad():
+        made = soft.adapter(tokens, (height // backbone.spatial, width // backbone.spatial))
+    cell = soft.adapter.cell
+    cells = rearrange(made, "n c t (h p) (w q) -> (n t h w) (c p q)", p=cell, q=cell)
+    return (tokens.var(0).mean() / tokens.var()).item(), (cells.var(0).mean() / cells.var()).item()
+
+
+def size_of_text(text: str) -> tuple[int, int]:
+    """HxW in words. Raises ValueError, which a parser tells as a wrong argument."""
+    height, width = (int(side) for side in text.split("x"))
+    return height, width
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", required=True, help="folder of a backbone with soft parts")
     parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--first-seed", type=int, default=7000)
     parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--size", type=size_of_text, default=(128, 208), help="HxW, multiples of 16; default: 128x208")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY", help=f"some of: {'; '.join(WAYS)}")
     parser.add_argument("--output", type=Path, help="a JSON line a scene and way; goes on where it ends")
+    parser.add_argument("--latents", action="store_true", help="how far the latents of the scenes differ, and no more")
     options = parser.parse_args(arguments)
     say = lambda message: print(message, file=sys.stderr, flush=True)
-    given = {"ways": options.ways, "frames": options.frames, "steps": options.steps}
+    given = {"ways": options.ways, "frames": options.frames, "size": options.size, "steps": options.steps}
     try:
+        if options.latents:
+            seeds = range(options.first_seed, options.first_seed + options.scenes)
+            samples = [
+                render_sample(seed, frames=options.frames, size=options.size, move=move_of(seed)) for seed in seeds
+            ]
+            tokens, latents = told_apart(get_backbone(options.backbone), samples)
+            print(
+                f"{len(samples)} scenes differ in {tokens:.1e} of the tokens' variance, {latents:.1e} of the latents'."
+            )
+            return
         found = evaluate(
             options.backbone, options.first_seed, options.scenes, output=options.output, progress=say, **given
         )
