@@ -147,6 +147,7 @@ def test_an_evaluation_goes_on_where_its_file_ends(folder, tmp_path, capsys):
 
 def test_the_curve_is_measured_told_and_drawn(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(curve, "KINDS", {"shift": replace(curve.KINDS["shift"], levels=(1.0,))})
+    monkeypatch.setattr(curve, "MOVED", 0.0)
     output = tmp_path / "curve.jsonl"
     ask = {"frames": 5, "size": SIZE, "steps": 1, "output": output, "progress": lambda _: None}
     rows = curve.evaluate(str(folder), 7002, 2, **ask)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -227,7 +228,10 @@ def difference(rows: Sequence[store.Row], name: str, other: str, key: str, *, ra
 
 
 def report(rows: Sequence[store.Row]) -> str:
-    """Markdown: closeness to the true view, the camera, what leaving out a part costs. ± is half a 95 % interval."""
+    """Markdown: closeness to the true view, the camera (medians in brackets), and what leaving out a part costs.
+
+    ± is half a 95 % interval.
+    """
     names = list(dict.fromkeys(row["method"] for row in rows))
     of = lambda name, key: [row[key] for row in rows if row["method"] == name and key in row]
     mean = lambda name, key, form: f"{store.mean(of(name, key)):{form}}" if of(name, key) else ""
@@ -250,7 +254,8 @@ def report(rows: Sequence[store.Row]) -> str:
     for name in names:
         cells = [name]
         for key in ("absolute", "step", "turn"):
-            cells.append(store.with_error(*store.interval(of(name, key)), ".2f"))
+            words = store.with_error(*store.interval(of(name, key)), ".2f")
+            cells.append(f"{words} ({median(of(name, key)):.2f})")
         follows = of(name, "follows")
         cells += [f"{sum(follows)} of {len(follows)}", mean(name, "psnr_source", ".2f")]
         lines.append(f"| {' | '.join(cells)} |")
