@@ -128,7 +128,7 @@ def evaluate(
     first_seed: int,
     count: int,
     *,
-    frames: int = 5,
+    frames: int = 9,
     size: tuple[int, int] = (128, 208),
     steps: int | None = None,
     output: Path | None = None,
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--backbone", required=True, help="folder of a backbone with soft parts")
     parser.add_argument("--scenes", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=8000)
-    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=9, help="of a scene; with 5 one latent spans the whole move")
     parser.add_argument("--size", type=size_of_text, default=(128, 208), help="HxW, multiples of 16; default: 128x208")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--output", type=Path, help="a JSON line a render; goes on where it ends")

@@ -167,7 +167,7 @@ def evaluate(
     count: int,
     *,
     ways: Sequence[str] = tuple(WAYS),
-    frames: int = 5,
+    frames: int = 9,
     size: tuple[int, int] = (128, 208),
     steps: int | None = None,
     output: Path | None = None,
@@ -297,7 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--backbone", required=True, help="folder of a backbone with soft parts")
     parser.add_argument("--scenes", type=int, default=32)
     parser.add_argument("--first-seed", type=int, default=7000)
-    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=9, help="of a scene; with 5 one latent spans the whole move")
     parser.add_argument("--size", type=size_of_text, default=(128, 208), help="HxW, multiples of 16; default: 128x208")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY", help=f"some of: {'; '.join(WAYS)}")
