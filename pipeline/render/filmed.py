@@ -86,7 +86,7 @@ def stabilised(analysis: Analysis, seconds: float) -> Move:
     own = filmed_path(analysis).world_from_cam.double()
     poses = torch.linalg.inv(own) @ smoothed(own, seconds * analysis.fps)
     poses[:, :3, 3] /= analysis.distance
-    return move_from_poses(poses, origin=f"The clip's own camera path, smoothed over {seconds:g} seconds.")
+    return move_from_poses(poses, origin=f"The clip's own camera path, smoothed over {seconds:g} s.")
 
 
 def looking_at(move: Move, analysis: Analysis, seen: Bool[Tensor, "T H W"]) -> Move:
