@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share, and how the tests are shared out to two processes."""
+"""Fixtures that several test modules share, and how the tests are shared out to three processes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Each process has a core: threads of PyTorch, which reads this when it is imported, would wait for one another.
+    # The processes fill the cores: PyTorch's threads would wait for one another. It reads this when it is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
 # What takes longest comes first, so that no process is left with it in the end. All browser tests go to one process,
-# which starts the app once; they wait a lot, and leave the other process its core.
+# which starts the app once; they wait a lot, and two other processes fill the cores meanwhile.
 LONGEST = (
     "browser", "test_nano.py", "test_zerogpu.py", "test_mask_encoder.py", "test_folders.py", "test_evaluation.py",
     "test_doctor.py", "test_render.py", "test_memory.py", "test_cli.py", "test_training.py", "test_depth.py",
@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("browser") or room_of(item.nodeid) in PROCESSES:
             item.add_marker(pytest.mark.flaky(reruns=2))  # why: docs/decisions.md. The summary names what ran again
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # A busy machine shifts the moments of a page: everything else makes way for the browser and its app.
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.get_closest_marker("browser") and hasattr(os, "nice"):
+        os.nice(10 - os.nice(0))
 
 
 @pytest.hookimpl(optionalhook=True)

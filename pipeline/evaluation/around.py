@@ -174,11 +174,12 @@ def print_costs(
             _row(f"{clip[0]}x{clip[1][0]}x{clip[1][1]}", whole, whole / begins)
         if len(chosen) > 1:
             amounts = [amount(clip) for clip in chosen]
-            whole, around = (
-                exponent(amounts, [value(costs[clip]) for clip in chosen])
-                for value in (lambda cost: sum(cost.stages.values()), lambda cost: cost.around)
-            )
-            print(f"  grows with the power {whole:.2f}, without the model {around:.2f}")
+            power = lambda value, chosen=chosen, amounts=amounts: exponent(amounts, [value(costs[c]) for c in chosen])
+            whole, around = power(lambda cost: sum(cost.stages.values())), power(lambda cost: cost.around)
+            print(f"  grows with the power {whole:.2f}, without the model {around:.2f}; its stages:")
+            for name in first.stages:
+                if all(costs[clip].stages.get(name, 0.0) > 0 for clip in chosen):
+                    print(f"  {name:<24}{power(lambda cost, name=name: cost.stages[name]):.2f}")
 
 
 def _of(

@@ -25,7 +25,7 @@ _MOST = 60  # windows along the shorter side, or there are too many to be compar
 _FILMED = 0.9  # share of a window that must be filmed for it to lend its spectrum
 # Which window lends: unlike colours count against it (0 to 1 a channel), and so do the way to it (in widths of the
 # picture) and the strength of its texture, since outlines of things are strong and are no texture.
-_WAY, _STRENGTH = 1.0, 1.5
+_WAY, _STRENGTH = 0.3, 4.0
 _UNLIKE = 0.15  # difference of colours at which only a third of the texture is taken
 _STRONGEST = 0.03  # standard deviation of luma above which noise no longer passes for what is strong by its shapes
 # The spectrum of one window is as rough as noise, and what is made after it ripples like cloth: several lend theirs,

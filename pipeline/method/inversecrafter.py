@@ -46,7 +46,7 @@ def tell(backbone: Backbone, problem: Problem, guidance: Guidance, *, spans: Seq
     if problem.y_full is not None:
         z = (1 - start) * problem.y_full + start * problem.noise
     if problem.y_full is None or problem.h is None:
-        return Told(z, sigmas, whole)
+        return Told(z, sigmas, whole, filled=problem.filled)
 
     solver, guided = SOLVERS[guidance.solver], {"guide_from": guidance.guide_from, "guide_until": guidance.guide_until}
     iterations = guidance.iterations or solver.iterations or 1
@@ -68,4 +68,5 @@ def tell(backbone: Backbone, problem: Problem, guidance: Guidance, *, spans: Seq
     )
     if solver.resamples:
         sigmas = time_travel(sigmas, iterations, max(1, round(JUMP * (len(sigmas) - 1))), **guided)
-    return Told(z, sigmas, whole, solver.hooks(given, **guided) | {"generator": generator})
+    hooks = solver.hooks(given, **guided) | {"generator": generator}
+    return Told(z, sigmas, whole, hooks, problem.filled)

@@ -33,6 +33,7 @@ class Problem:
     h: how far each latent is known; None without data consistency.
     conditions: what the model is told.
     noise: that sampling starts from.
+    filled: the measurement, padded, its holes filled; None where nothing is shown or imposed.
     video, mask: the padded measurement, for solvers that work on pixels.
     """
 
@@ -40,6 +41,7 @@ class Problem:
     h: Float[Tensor, "C t h w"] | None
     conditions: Conditions
     noise: Float[Tensor, "C t h w"]
+    filled: Float[Tensor, "T 3 H W"] | None = None
     video: Float[Tensor, "T 3 H W"] | None = None
     mask: Bool[Tensor, "T 1 H W"] | None = None
 
@@ -93,7 +95,8 @@ def prepare(backbone: Backbone, known: Known, guidance: Guidance) -> Problem:
         backbone.embed_image(filled()[0] if complete and backbone.has_image_branch else None),
     )
     noise = backbone.noise(len(video), *size_of(video), guidance.seed)
-    problem = Problem(y_full, h, conditions, noise)
+    used = guidance.condition == "warp" or y_full is not None
+    problem = Problem(y_full, h, conditions, noise, filled() if used else None)
     if SOLVERS[guidance.solver].pixels:
         problem = replace(problem, video=video.to(backbone.device), mask=mask.to(backbone.device))
     return problem

@@ -19,9 +19,11 @@ class Told:
     sigmas: the noise levels.
     velocity: (z_t, sigma) -> v of the model; what conditions it softly is in here.
     hooks: where data consistency acts, by the names of `sample`'s arguments.
+    filled: the measurement with its holes filled, padded as z is; None where nothing is filled.
     """
 
     z: Float[Tensor, "C t h w"]
     sigmas: Float[Tensor, " N+1"]
     velocity: Velocity
     hooks: dict[str, Any] = field(default_factory=dict)
+    filled: Float[Tensor, "T 3 H W"] | None = None

@@ -40,8 +40,9 @@ class Settings:
     replace_guidance_scale: in place of guidance_scale where an object is replaced, None for the same. vocabulary: what
     its prompts may say, in words for the user, if that is little. steady: over how many frames to either side what it
     paints is made to agree, see `finish.steady`; 0 for a model whose frames agree by themselves. softness: how much
-    softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`. token_times: it
-    is shown what is known by a time for each token, see `prior.token_times`.
+    softer than film its paint is, once enlarged, in pixels of the size at which it works, see `grain`. texture: what is
+    finer in its paint than so many pixels is its inpainter's, see `finish.texture`; 0 for a model that knows better.
+    token_times: it is shown what is known by a time for each token, see `prior.token_times`.
     """
 
     frames: int = 81
@@ -62,6 +63,7 @@ class Settings:
     vocabulary: str = ""
     steady: int = 0
     softness: float = 0.5
+    texture: float = 0.0
     token_times: bool = False
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.finish.texture import take_texture
 from pipeline.known.known import Known
 from pipeline.media.video import to_bytes
 from pipeline.method.guidance import Guidance, steps_of
@@ -63,7 +64,13 @@ def fill(backbone: str, known: Known, guidance: Guidance) -> Generator[StageEven
 
     notes = tuple(_speed_notes(guidance, model))
     yield stage("decode", "Decoding")
-    return Filled(model.decode(z)[:frames].cpu().numpy(), notes)
+    video = model.decode(z)[:frames].cpu()
+    if model.settings.texture and told.filled is not None:
+        holes = ~known.measurement.mask
+        if known.place is not None:  # what stands there is the model's alone
+            holes &= ~known.place[:, None]
+        video = take_texture(video, told.filled[:frames].cpu(), holes.cpu(), model.settings.texture)
+    return Filled(video.numpy(), notes)
 
 
 def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[Step, np.ndarray]]:
