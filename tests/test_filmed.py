@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,12 @@ from test_gather import WALKING, H, T, W, film, path_of
 
 from pipeline import InputError, result_of
 from pipeline.camera.files import read_move
-from pipeline.camera.moves import sample_move
+from pipeline.camera.moves import preset_move, sample_move
 from pipeline.cli.parser import parser
 from pipeline.media.quality import psnr
 from pipeline.media.video import to_uint8
 from pipeline.render.analysis import analyse
-from pipeline.render.filmed import move_of_clip, smoothed, stabilised
+from pipeline.render.filmed import looking_at, move_of_clip, smoothed, stabilised
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import measure
 
@@ -128,3 +130,38 @@ def test_stabilise_on_the_command_line(tmp_path, tiny_backbone_folder):
         options = parser().parse_args([*words, *more])
         with pytest.raises(InputError, match=message):
             options.run(options)
+
+
+def test_a_camera_looks_at_what_moves(tmp_path, tiny_backbone_folder):
+    """A card passes before the wall: along any path its middle stays in the picture's."""
+    frames, z, wall = film(path_of([([0, 0, 0], [0, 0, 0])] * T))
+    request = filmed(tmp_path / "clip", path_of([([0, 0, 0], [0, 0, 0])] * T), tiny_backbone_folder)
+    for number, picture in enumerate(to_uint8(frames)):
+        Image.fromarray(picture).save(tmp_path / "clip" / f"{number:03d}.png")
+    np.savez(tmp_path / "clip" / "z.npz", z=z.numpy())
+    analysis = result_of(analyse(request))
+    for move in (preset_move("still"), preset_move("truck", 30)):
+        found = looking_at(move, analysis, ~wall)
+        eyes, _ = sample_move(move, T, 55.0)
+        poses, _ = sample_move(found, T, 55.0)
+        assert torch.allclose(poses[:, :3, 3], eyes[:, :3, 3], atol=1e-6)
+        turned = replace(request, move=found)
+        seen = measure(analysis, turned).video
+        red = (seen[:, 0] > 0.7) & (seen[:, 1:].amax(1) < 0.3)
+        for t in (0, T // 2, T - 1):
+            middle = red[t].nonzero().double().mean(0) + 0.5
+            assert (middle - torch.tensor([H / 2, W / 2])).abs().max() < 0.08 * W, t
+    with pytest.raises(InputError, match="nowhere"):
+        looking_at(move, analysis, torch.zeros_like(wall))
+
+
+def test_look_at_on_the_command_line(tmp_path, tiny_backbone_folder):
+    request = filmed(tmp_path / "clip", path_of([([0, 0, 0], [0, 0, 0])] * T), tiny_backbone_folder)
+    mask = np.zeros((H, W), np.uint8)
+    mask[30:60, 80:120] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    given = ["--depth", request.depth, "--depth-kind", "metric", "--backbone", request.backbone, "--size", f"{H}x{W}"]
+    words = ["warp", request.clip, *given, "--camera", "still", "--look-at", str(tmp_path / "mask.png")]
+    options = parser().parse_args([*words, "--output", str(tmp_path / "out.mp4")])
+    options.run(options)
+    assert (tmp_path / "out.mp4").is_file()

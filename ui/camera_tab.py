@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
 from pipeline import InputError, relayed
 from pipeline.camera.files import FORMATS, READ_ALONE, SUFFIXES, read_moves, write_move
 from pipeline.camera.moves import MOVES, fov_of, scaled
 from pipeline.media.video import size_of, to_uint8
-from pipeline.render.analysis import Analysis
-from pipeline.render.filmed import move_of_clip, stabilised
+from pipeline.render.analysis import Analysis, read_mask
+from pipeline.render.filmed import looking_at, move_of_clip, stabilised
 from pipeline.render.request import DEFAULTS, RenderRequest
 from pipeline.render.view import measure, move_of, path_warnings, preview, retimed, show_holes, wants_other_frames
 from ui import media, widgets
@@ -45,6 +46,7 @@ class CameraTab:
     other_clip: gr.UploadButton
     seconds: gr.Slider
     steady: gr.Button
+    look: gr.Button
     said: gr.HTML
     editor: Any
 
@@ -85,12 +87,15 @@ def camera_tab(page: Page) -> CameraTab:
             gr.HTML('<p class="rc-caption">The clip\'s own camera path, smoothed. What is lacking is filled in.</p>')
             seconds = gr.Slider(0.1, 5.0, value=1.0, step=0.1, label="Smoothed over, in seconds", buttons=[])
             steady = gr.Button("Smooth the path", size="sm", elem_id="stabilise-go")
+        look = gr.Button("Look at the object that is followed", size="sm", elem_id="look-at")
         # what is said of a path from elsewhere stays, while the warp says its own
         said = gr.HTML("", elem_id="camera-said")
     with gr.Column(min_width=320, scale=3):
         # the path lives in the page, so that whatever is asked for next has the latest
         editor = page.controls["move"] = widgets.camera_editor(EMPTY_CLOUD, elem_id="editor", elem_classes="rc-editor")
-    return CameraTab(camera, amount, warp, status, file, name, unit, scale, other_clip, seconds, steady, said, editor)
+    return CameraTab(
+        camera, amount, warp, status, file, name, unit, scale, other_clip, seconds, steady, look, said, editor
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +238,24 @@ class Warping:
         except Exception as error:
             yield {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
 
+    def look_at(self, *values):
+        """The path as it stands, with the camera looking at the object of the mask, for the editor."""
+        tab, page = self.tab, self.page
+        try:
+            analysis, mask = page.analysis_at_hand(values), page.given(values)["mask"]
+            if mask is None or tuple(mask["of"]) != page.frames_of(values):
+                raise InputError("Follow an object first, on the tab Replace an object; it stays as it is.")
+            request = page.camera_request(values)
+            frames = read_mask(mask["path"], analysis, start=request.start, stride=request.stride)
+            seen = torch.stack([frames[t] for t in sorted(frames)])
+            move = looking_at(move_of(request, analysis), analysis, seen)
+            yield {
+                tab.editor: editor_value(page.given(values)["move"] or {"empty": EMPTY_CLOUD}, move, own=True),
+                tab.said: widgets.status_html(move.origin, "done"),
+            }
+        except Exception as error:
+            yield {tab.said: widgets.status_html(widgets.failure_words(error), "error")}
+
 
 def connect(page: Page, tab: CameraTab) -> Any:
     """Let the tab work. Returns what chains the warp to an event."""
@@ -253,6 +276,7 @@ def connect(page: Page, tab: CameraTab) -> Any:
     of_clip = [tab.other_clip, tab.scale, *page.inputs], [tab.editor, tab.said]
     then_warp(tab.other_clip.upload(handlers.open_clip, *of_clip, **QUIET))
     then_warp(tab.steady.click(handlers.stabilise, [tab.seconds, *page.inputs], of_clip[1], **QUIET))
+    then_warp(tab.look.click(handlers.look_at, page.inputs, of_clip[1], **QUIET))
     return then_warp
 
 

@@ -22,6 +22,7 @@ from pipeline.render.view import move_of
 from ui import media, widgets, zerogpu
 from ui.camera_tab import EMPTY_WARP, CameraTab, editor_scene
 from ui.controls import EMPTY_CLOUD, depth_choices, editor_value, limits
+from ui.gallery import gallery
 from ui.page import LATEST, QUIET, Page
 from ui.terms import Terms, accept, ask_terms, show_terms
 from ui.words import analysis_words
@@ -39,13 +40,13 @@ Then = Callable[[Any], Any]  # chains to an event
 
 @dataclass(frozen=True, eq=False)
 class ClipCard:
-    """The parts; strip is None where there are no examples."""
+    """The parts; picked: what is pressed to load an example."""
 
     clip: gr.Video
     other: gr.UploadButton
     seen: gr.Column
     loop: gr.HTML
-    strip: Any
+    picked: tuple[Any, ...]
     depth: gr.HTML
     status: gr.HTML
     button: gr.Button
@@ -55,7 +56,8 @@ class ClipCard:
 
 
 def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> ClipCard:
-    """Both cards, side by side. depth_model: what is chosen at first."""
+    """Both cards, side by side, below what was made of some examples. depth_model: what is chosen at first."""
+    shown = gallery(examples)
     with gr.Row(elem_classes="rc-row"):
         with gr.Column(elem_classes="rc-card", min_width=320):
             widgets.heading(1, "Clip", f"A video or a photograph, up to {limits().megabytes} MB")
@@ -93,7 +95,8 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
             larger = gr.Button(larger_words(), size="sm", visible=False, elem_id="larger-depth")
             page.controls["accepted"] = gr.State(())
             terms = ask_terms(choice, "depth")
-    return ClipCard(clip, other, seen, loop, strip, depth, status, button, notes, terms, larger)
+    picked = tuple(part.pick for part in (shown, strip) if part is not None)
+    return ClipCard(clip, other, seen, loop, picked, depth, status, button, notes, terms, larger)
 
 
 def larger_words() -> str:
@@ -231,7 +234,7 @@ def connect(
 
     analysed: Then = lambda event: then(event.then(handlers.show, page.inputs, outputs, **QUIET))
     analysed(card.other.upload(lambda file: file, card.other, card.clip, **QUIET))
-    if card.strip is not None:
+    if card.picked:
 
         def pick(event: gr.EventData):
             request, described = examples[int(event.index)][1:]
@@ -239,5 +242,6 @@ def connect(
             tab = gr.Tabs(selected="object" if request.mask else "camera")
             return [*(page.updates(request) if described else own.values()), tab]
 
-        analysed(card.strip.pick(pick, None, [*page.inputs, tabs], **QUIET))
+        for picked in card.picked:
+            analysed(picked(pick, None, [*page.inputs, tabs], **QUIET))
     return analysed

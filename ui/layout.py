@@ -63,8 +63,7 @@ def build(
 
         then_warp = camera_tab.connect(page, camera)
         then_paint = mask_editor.connect(page, replaced)
-        picked = () if clip.strip is None else (clip.strip.pick,)
-        rendering = render_card.connect(page, card, describe, picked)
+        rendering = render_card.connect(page, card, describe, clip.picked)
         # what follows an analysis: the warp, and the picture to paint on
         then_all = lambda event: then_paint(then_warp(event))
         analysed = clip_card.connect(page, clip, camera, tabs, found, card.terms, then_all)

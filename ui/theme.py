@@ -156,6 +156,13 @@ footer { opacity: .7; }
 .rc-clip { border: 1px dashed var(--input-border-color) !important; background: var(--well) !important; }
 
 /* Examples */
+.rc-gallery { display: flex; gap: 14px; overflow-x: auto; padding: 2px; }
+.rc-gallery button { flex: 1 0 270px; max-width: 400px; padding: 0; border: 1px solid var(--border-color-primary);
+  border-radius: 8px; background: var(--block-background-fill); overflow: hidden; text-align: left; cursor: pointer; }
+.rc-gallery button:hover, .rc-gallery button:focus-visible { border-color: var(--primary-500); }
+.rc-gallery img { display: block; width: 100%; height: auto; aspect-ratio: 10 / 3.6; object-fit: cover;
+  object-position: 50% 15%; }
+.rc-gallery span { display: flex; gap: 8px; padding: 6px 10px 7px; font-size: .8rem; color: var(--body-text-color); }
 .rc-strip { display: flex; gap: 10px; overflow-x: auto; padding: 2px; }
 .rc-strip button { flex: none; width: 112px; padding: 0; border: 1px solid var(--border-color-primary);
   border-radius: 8px; overflow: hidden; background: var(--card); cursor: pointer; text-align: left; }

@@ -165,12 +165,12 @@ def camera_editor(empty: str, **options: Any) -> gr.HTML:
   {button("through", "Through the camera", "Look through the camera that travels the path")}
 </div>
 <p class="rc-editor-words" role="status" aria-live="polite"></p>
-<div class="rc-keys-row rc-kept-row" hidden><span class="rc-which">Kept paths</span><span class="rc-keys rc-kept"
-  role="group" aria-label="Kept paths"></span>{button("forget", "Forget", "Forget the kept path that is shown")}</div>
 <div class="rc-keys-row"><span class="rc-which">Keyframe 1</span><span class="rc-keys" role="group"
   aria-label="Keyframes"></span>{button("earlier", "Earlier", "Swap with the keyframe before")}{
         button("later", "Later", "Swap with the keyframe after")
     }</div>
+<div class="rc-keys-row rc-kept-row" hidden><span class="rc-which">Kept paths</span><span class="rc-keys rc-kept"
+  role="group" aria-label="Kept paths"></span>{button("forget", "Forget", "Forget the kept path that is shown")}</div>
 <div class="rc-inspector">
   {place("eye", "Stands")}{place("target", "Looks at")}
   <div class="rc-numbers">{number("time", "Time %", "1")}{number("roll", "Roll °", "1")}{
@@ -237,4 +237,9 @@ def example_strip(examples: Sequence[tuple[str, str]], **options: Any) -> gr.HTM
         for i, (title, url) in enumerate(examples)
     )
     template = f'<div class="rc-label">Or start from an example</div><div class="rc-strip">{buttons}</div>'
+    return example_cards(template, **options)
+
+
+def example_cards(template: str, **options: Any) -> gr.HTML:
+    """Buttons with a data-index; a press triggers `pick` with {"index": i}."""
     return _scripted("examples.js", template, label="Example clips", **options)

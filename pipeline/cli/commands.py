@@ -253,6 +253,8 @@ def _request(options: argparse.Namespace) -> Any:
         given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
     request = RenderRequest.of(**given)
+    if "look_at" in vars(options):
+        request = _looking(request, options)
     if "stabilise" not in vars(options):
         return request
     from pipeline.render.filmed import stabilised
@@ -260,6 +262,21 @@ def _request(options: argparse.Namespace) -> Any:
     if clash := {"speed", "time", "frozen"} & set(vars(options)):
         raise InputError(f"--stabilise follows the clip as it was filmed: leave out --{min(clash)}.")
     return request.changed(move=stabilised(_analysed(request), options.stabilise))  # its depth is kept for the render
+
+
+def _looking(request: Any, options: argparse.Namespace) -> Any:
+    """The request whose camera looks at the object of --look-at."""
+    from pipeline.masks.follow import follow
+    from pipeline.render.analysis import read_mask
+    from pipeline.render.filmed import looking_at
+    from pipeline.render.view import move_of
+
+    if "stabilise" in vars(options):
+        raise InputError("--stabilise looks where the clip looked: leave out --look-at.")
+    analysis = _analysed(request)
+    given = read_mask(options.look_at, analysis, start=request.start, stride=request.stride)
+    seen = result_of(follow(analysis.full.frames, given))
+    return request.changed(move=looking_at(move_of(request, analysis), analysis, seen))
 
 
 def _analysed(request: Any) -> Any:
@@ -304,6 +321,8 @@ def _move(options: argparse.Namespace, backbone: str) -> Any:
     from pipeline.camera.moves import preset_move, scaled, standing_at, timing_of
 
     given = vars(options)
+    if "look_at" in given and options.run is convert:
+        raise InputError("--look-at is for a clip: recapture it, or replace something in it.")
     if "stabilise" in given:
         if options.run is convert:
             raise InputError("--stabilise is for a clip: recapture it, or replace something in it.")

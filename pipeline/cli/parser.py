@@ -74,6 +74,8 @@ def _camera(added: argparse.ArgumentParser, default: str = "orbit-left") -> None
     add("--camera-from-clip", metavar="CLIP", help="move as the camera of this clip does, instead of --camera")
     words = "the clip's own path, smoothed over so many seconds, instead of --camera"
     add("--stabilise", type=float, metavar="SECONDS", help=words)
+    words = "the camera looks at the object that this mask shows, wherever it goes (a file as --mask of replace)"
+    add("--look-at", metavar="MASK", help=words)
     add("--camera-name", metavar="NAME", help="which camera of a file that holds several (default: the first)")
     add("--camera-unit", type=float, metavar="N", help="how many of the file's units the subject is away")
     add("--camera-scale", type=float, metavar="N", help="go N times as far: a path from a file or of a clip")
