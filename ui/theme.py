@@ -157,8 +157,9 @@ footer { opacity: .7; }
 
 /* Examples */
 .rc-gallery { display: flex; gap: 14px; overflow-x: auto; padding: 2px; }
-.rc-gallery button { flex: 1 0 270px; max-width: 400px; padding: 0; border: 1px solid var(--border-color-primary);
-  border-radius: 8px; background: var(--block-background-fill); overflow: hidden; text-align: left; cursor: pointer; }
+.rc-gallery button { flex: 1 0 270px; max-width: 440px; display: flex; flex-direction: column; padding: 0;
+  border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--block-background-fill);
+  overflow: hidden; text-align: left; cursor: pointer; }
 .rc-gallery button:hover, .rc-gallery button:focus-visible { border-color: var(--primary-500); }
 .rc-gallery img { display: block; width: 100%; height: auto; aspect-ratio: 10 / 3.6; object-fit: cover;
   object-position: 50% 15%; }
