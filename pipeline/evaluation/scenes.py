@@ -37,6 +37,7 @@ from pipeline.prior.backbone import Backbone
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import show_holes
+from pipeline.render.worker import decoded
 from pipeline.world.scenes import Sample, render_sample
 
 BASE = RenderRequest(clip="(world)", other_frames=False)  # every method gets the same measurement
@@ -120,7 +121,7 @@ def recapture_sample(
     for step in solve(backbone, told, fast=guidance.fast):
         z = step.z
     sampled = _now(backbone)
-    video = settle(backbone.decode(z).cpu(), known, found, backbone.settings.steady)
+    video = settle(decoded(backbone, told, z, known), known, found, backbone.settings.steady)
     return video, known.measurement, {"sampling": sampled - ready, "seconds": _now(backbone) - began}
 
 

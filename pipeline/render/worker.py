@@ -18,6 +18,7 @@ from pipeline.method.guidance import Guidance, steps_of
 from pipeline.method.methods import METHODS, solve
 from pipeline.method.problem import windows_of
 from pipeline.method.sampler import Step
+from pipeline.method.told import Told
 from pipeline.models import table
 from pipeline.prior.backbone import Backbone
 from pipeline.prior.fast import FEW_STEPS
@@ -64,13 +65,19 @@ def fill(backbone: str, known: Known, guidance: Guidance) -> Generator[StageEven
 
     notes = tuple(_speed_notes(guidance, model))
     yield stage("decode", "Decoding")
-    video = model.decode(z)[:frames].cpu()
-    if model.settings.texture and told.filled is not None:
-        holes = ~known.measurement.mask
-        if known.place is not None:  # what stands there is the model's alone
-            holes &= ~known.place[:, None]
-        video = take_texture(video, told.filled[:frames].cpu(), holes.cpu(), model.settings.texture)
-    return Filled(video.numpy(), notes)
+    return Filled(decoded(model, told, z, known).numpy(), notes)
+
+
+def decoded(backbone: Backbone, told: Told, z: Float[Tensor, "C t h w"], known: Known) -> Float[Tensor, "T 3 h w"]:
+    """The raw result of a solution z, on the CPU, with the inpainter's texture where the backbone asks for it."""
+    frames = len(known.clip)
+    video = backbone.decode(z)[:frames].cpu()
+    if not backbone.settings.texture or told.filled is None:
+        return video
+    holes = ~known.measurement.mask
+    if known.place is not None:  # what stands there is the model's alone
+        holes &= ~known.place[:, None]
+    return take_texture(video, told.filled[:frames].cpu(), holes.cpu(), backbone.settings.texture)
 
 
 def with_previews(backbone: Backbone, steps: Iterable[Step]) -> Iterator[tuple[Step, np.ndarray]]:
