@@ -17,13 +17,21 @@ class SceneAdapter(nn.Module):
 
     tokens: their width d. channels: of the latents, C. grid: of the queries; layers, heads: of their transformer.
     cell: a query gives cell x cell latents. The latents are zero before any training.
+
+    The tokens of all scenes share one large part, beside which scenes hardly differ. So each channel is centred and
+    scaled first, by the fixed `centre` and `spread`, which `measure` takes from a few scenes (inferred).
     """
+
+    centre: Tensor  # d
+    spread: Tensor  # d
 
     def __init__(
         self, tokens: int, channels: int, grid: tuple[int, int], *, layers: int = 2, heads: int = 6, cell: int = 2
     ):
         super().__init__()
         self.cell, self.heads = cell, heads
+        self.register_buffer("centre", torch.zeros(tokens))
+        self.register_buffer("spread", torch.ones(tokens))
         self.mlp = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
         self.queries = nn.Parameter(torch.randn(1, tokens, *grid) * 0.02)
         self.layers = nn.ModuleList(
@@ -36,6 +44,11 @@ class SceneAdapter(nn.Module):
         self.out = nn.Linear(tokens, channels * cell**2)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+
+    def measure(self, tokens: Float[Tensor, "N G s d"]) -> None:
+        """Centre and scale each channel by these scenes from now on."""
+        self.centre.copy_(tokens.mean((0, 1, 2)))
+        self.spread.copy_(tokens.std((0, 1, 2)).clamp(min=1e-6))
 
     def forward(self, tokens: Float[Tensor, "B G s d"], size: tuple[int, int]) -> Float[Tensor, "B C G h w"]:
         """tokens: of every k-th state, one group a latent frame. size: h w of the latents, multiples of `cell`.
@@ -50,7 +63,7 @@ class SceneAdapter(nn.Module):
         queries = self.queries
         if tuple(queries.shape[-2:]) != grid:
             queries = F.interpolate(queries, grid, mode="bilinear", align_corners=False)
-        memory = self.mlp(rearrange(tokens, "b g s d -> (b g) s d"))
+        memory = self.mlp(rearrange((tokens - self.centre) / self.spread, "b g s d -> (b g) s d"))
         x = rearrange(queries, "1 d h w -> 1 (h w) d").expand(len(memory), -1, -1)
         for layer in self.layers:
             x = layer(x, memory)

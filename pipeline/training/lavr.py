@@ -41,6 +41,7 @@ from pipeline.training.lavr_examples import Example, Examples, scenes_of, togeth
 from pipeline.training.prior import noise_levels
 
 NO_SCENE, NO_SOURCE, NO_POSES = 0.15, 0.05, 0.1  # how often each is left out
+MEASURED = 32  # scenes by which tokens are centred and scaled
 KNOWN = 0.75  # by how much less what the model's own channels show counts in the loss
 
 
@@ -147,7 +148,8 @@ def save_soft(mean: dict[str, Tensor], trainee: Trainee, args: argparse.Namespac
         "encoder": os.path.relpath(args.encoder.resolve(), args.out.resolve()),
     }
     (args.out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file({name: value.half().contiguous().cpu() for name, value in mean.items()}, args.out / WEIGHTS)
+    fixed = {f"adapter.{name}": value for name, value in adapter.named_buffers()}
+    save_file({name: value.half().contiguous().cpu() for name, value in (mean | fixed).items()}, args.out / WEIGHTS)
 
 
 @torch.no_grad()
@@ -190,6 +192,8 @@ def train(args: argparse.Namespace) -> dict[str, float]:
     scenes = scenes_of(args.data, args.size, args.frames or backbone.frames, args.stride)
     examples = Examples(scenes, backbone, None if args.no_scene else encoder, args.held_out, args.cache)
     trainee = begin(backbone, encoder, args).to(device)
+    if examples.encoder is not None:
+        trainee.adapter.measure(examples.tokens(MEASURED).to(device))
     learned = trainee.learned()
     adapter = [value for name, value in learned.items() if name.startswith("adapter.")]
     rest = [value for name, value in learned.items() if not name.startswith("adapter.")]

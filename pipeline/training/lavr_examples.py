@@ -173,6 +173,13 @@ class Examples:
         return Example(*(part[None].float().cpu() for part in parts))
 
     @torch.no_grad()
+    def tokens(self, count: int) -> Float[Tensor, "N t s d"]:
+        """What the encoder makes of the first scenes that are drawn, at most `count` of them."""
+        assert self.encoder is not None
+        pairs = [self.scenes.pair(name, np.random.default_rng([9, n])) for n, name in enumerate(self.seen[:count])]
+        return torch.stack([self.encoder.encode(pair.source.frames).tokens.cpu() for pair in pairs])
+
+    @torch.no_grad()
     def _encode(self, video: Tensor) -> Tensor:
         if video.numel() > 3 * AT_ONCE:
             return self.backbone.encode(video)
