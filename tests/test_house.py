@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "models": {"media"},
     "camera": {"media"},
     "depth": {"media", "models"},
-    "masks": {"media", "models"},
+    "masks": {"media", "models", "depth"},
     "known": {"camera", "media", "models"},
     "prior": {"models", "media", "depth"},
     "method": {"known", "prior", "scene", "media", "camera"},

@@ -14,8 +14,8 @@ from pipeline import InputError, result_of
 from pipeline.masks.files import load_mask
 from pipeline.masks.flow import propagate
 from pipeline.masks.follow import follow, follower
-from pipeline.masks.sam2 import load_sam2, track_with_sam2
-from pipeline.masks.shape import complete, fill_holes, grow
+from pipeline.masks.sam2 import load_sam2, select_with_sam2, track_with_sam2
+from pipeline.masks.shape import Click, fill_holes, grow
 from pipeline.media.video import Clip, write_video
 from pipeline.models import hub
 
@@ -168,6 +168,14 @@ def test_sam2_runs_both_ways_and_keeps_what_was_painted():
     assert torch.equal(mask[1], truth[1]) and torch.equal(mask[3], truth[3])
 
 
+def test_sam2_finds_what_was_clicked():
+    clip, _ = moving_square(frames=1)
+    model = tiny_sam2()
+    found = [select_with_sam2(clip[0], clicks, model) for clicks in ([Click(20, 25)], [Click(4, 60)])]
+    assert all(mask.shape == clip.shape[-2:] and mask.dtype == torch.bool for mask in found)
+    assert not torch.equal(*found), "it sees where the click is"
+
+
 def test_sam2_is_read_from_a_folder_and_never_downloaded_unasked(tmp_path):
     made = tiny_sam2()
     made.save_pretrained(tmp_path)
@@ -308,20 +316,6 @@ def test_weights_that_are_fetched_while_the_app_runs_are_used(tmp_path, monkeypa
     tiny_sam2().save_pretrained(tmp_path)
     here.append(tmp_path)
     assert follower() == "SAM 2"
-
-
-def test_a_dot_is_completed_to_the_object():
-    y, x = np.mgrid[:96, :160]
-    disc = torch.from_numpy((x - 60) ** 2 + (y - 50) ** 2 < 28**2)
-    generator = torch.Generator().manual_seed(0)
-    ground = 0.45 + 0.1 * torch.rand(3, 96, 160, generator=generator)
-    frame = torch.where(disc, torch.tensor([0.8, 0.2, 0.2]).view(3, 1, 1) + 0.05 * ground, ground)
-    dot = torch.zeros(96, 160, dtype=torch.bool)
-    dot[48:52, 58:62] = True
-    found = complete(frame, dot)
-    assert (found & disc).sum() / (found | disc).sum() > 0.93
-    with pytest.raises(InputError, match="no mark"):
-        complete(frame, torch.zeros_like(dot))
 
 
 def test_without_weights_of_sam2_optical_flow_follows(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Painting over an object: what the picture editor shows and says, and the mask over the clip.
+"""Marking an object by clicks or a brush: what the pictures show and say, and the mask over the clip.
 
 Masks here: True is the object. They are as large as the part of the clip that is used, at its full resolution.
 """
@@ -6,7 +6,7 @@ Masks here: True is the object. They are as large as the part of the clip that i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from pipeline import InputError, relayed
+from pipeline.masks.click import select
 from pipeline.masks.follow import follow
-from pipeline.masks.shape import complete, grow
+from pipeline.masks.shape import Click, grow
 from pipeline.media.video import read_paint, resize, size_of, to_uint8
 from pipeline.render.analysis import Analysis, read_mask
 from ui import media, widgets
@@ -31,7 +32,8 @@ SUFFIXES = [
     ".npz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
     ".mp4", ".mov", ".webm", ".mkv", ".avi",
 ]  # fmt: skip
-LOADING = "The picture to paint on comes when the clip is analysed …"
+LOADING = "The picture to mark the object on comes when the clip is analysed …"
+DOTS = {True: (40, 200, 90), False: (255, 255, 255)}  # of clicks that add and that take away
 
 
 def mask_editor(**options: Any) -> gr.ImageEditor:
@@ -68,6 +70,20 @@ def editor_value(analysis: Analysis, frame: int, mask: np.ndarray | None) -> dic
     return {"background": picture, "layers": layers, "composite": None}
 
 
+def clicked_picture(analysis: Analysis, clicks: Clicks, mask: np.ndarray | None) -> np.ndarray:
+    """A frame of the clip with a mask H W in red and outlined, and a dot for each click: uint8 h w 3."""
+    height, width = size = _shown_size(analysis)
+    frame = to_uint8(resize(analysis.full.frames[clicks.frame : clicks.frame + 1], size).clamp(0, 1))[0]
+    shown = np.ascontiguousarray(_tinted(frame, np.zeros(size, bool) if mask is None else mask))
+    for click in clicks.made:
+        full = analysis.full.frames.shape
+        at = (click.column * width // full[3], click.row * height // full[2])
+        radius = max(4, max(size) // 120)
+        cv2.circle(shown, at, radius + 2, (20, 20, 20), -1, cv2.LINE_AA)
+        cv2.circle(shown, at, radius, DOTS[click.positive], -1, cv2.LINE_AA)
+    return shown
+
+
 def painted(value: dict[str, Any] | None, analysis: Analysis) -> np.ndarray:
     """Where there is paint in the editor's value: H W, all False if there is none."""
     height, width = size_of(analysis.full.frames)
@@ -81,16 +97,16 @@ def painted(value: dict[str, Any] | None, analysis: Analysis) -> np.ndarray:
 
 def overlay(analysis: Analysis, mask: np.ndarray) -> np.ndarray:
     """The clip with the mask T H W on it in colour and outlined, uint8 T h w 3 at working size."""
-    size = size_of(analysis.clip.frames)
     frames = to_uint8(analysis.clip.frames)
-    tinted = []
-    for frame, hidden in zip(frames, mask, strict=True):
-        small = cv2.resize(hidden.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_AREA)
-        colour = np.array(COLOUR, np.float32)
-        shown = np.where(small[..., None] > 0, 0.5 * frame + 0.5 * colour, frame).astype(np.uint8)
-        outline, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        tinted.append(cv2.drawContours(np.ascontiguousarray(shown), outline, -1, (255, 255, 255), 1))
-    return np.stack(tinted)
+    return np.stack([_tinted(frame, hidden) for frame, hidden in zip(frames, mask, strict=True)])
+
+
+def _tinted(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A frame uint8 h w 3 with a mask of any size on it."""
+    small = cv2.resize(mask.astype(np.uint8), (frame.shape[1], frame.shape[0]), interpolation=cv2.INTER_AREA)
+    shown = np.where(small[..., None] > 0, 0.5 * frame + 0.5 * np.array(COLOUR, np.float32), frame).astype(np.uint8)
+    outline, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.ascontiguousarray(shown), outline, -1, (255, 255, 255), 1)
 
 
 def write_mask(path: Path, mask: np.ndarray, analysis: Analysis) -> Path:
@@ -110,14 +126,26 @@ def _shown_size(analysis: Analysis) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
+class Clicks:
+    """Clicks on a frame of the clip (from 0), in pixels of its full size. base: the mask H W that they correct."""
+
+    frame: int = 0
+    base: np.ndarray | None = None
+    made: tuple[Click, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class ReplaceTab:
     """The parts of the tab; `controls` by their names in a RenderRequest. The mask among them is None, or
     {"path": of an npz with the whole clip's mask, "of": which frames it belongs to}."""
 
     controls: dict[str, Any]
+    how: gr.Radio
+    picture: gr.Image
+    adds: gr.Radio
+    undo: gr.Button
     editor: gr.ImageEditor
     frame: gr.Slider
-    complete: gr.Button
     follow: gr.Button
     clear: gr.Button
     view: gr.HTML
@@ -126,6 +154,7 @@ class ReplaceTab:
     file: gr.File
     painted: gr.State  # {frame: H W bool} of what the visitor painted
     editing: gr.State  # the frame in the editor, from 0
+    clicks: gr.State  # Clicks on that frame
 
 
 def replace_tab(grow: float) -> ReplaceTab:
@@ -134,15 +163,34 @@ def replace_tab(grow: float) -> ReplaceTab:
     with gr.Row(elem_classes="rc-camera"):
         with gr.Column(min_width=320, scale=3):
             gr.HTML(
-                '<p class="rc-caption">Paint over the object on one frame, or mark it with a dot and press Complete. '
-                "What is red will be replaced. Then follow it through the clip, and correct any frame where that went "
-                "wrong.</p>"
+                '<p class="rc-caption">Click on the object: it turns red, and what is red will be replaced. Click '
+                "again on what is missing, or take away what is too much. Then follow it through the clip, and correct "
+                "any frame where that went wrong.</p>"
             )
-            editor = mask_editor(elem_id="paint", elem_classes="rc-paint", height=430)
+            how = gr.Radio(
+                [("Click", "click"), ("Paint", "paint")], value="click", show_label=False, container=False,
+                elem_id="mask-how",
+            )  # fmt: skip
+            with gr.Column(elem_id="mask-by-click") as by_click:
+                picture = gr.Image(
+                    type="filepath", interactive=False, show_label=False, buttons=[], height=430, format="png",
+                    elem_id="mask-picture",
+                )  # fmt: skip
+                with gr.Row(elem_classes="rc-clicks"):
+                    adds = gr.Radio(
+                        [("A click adds", True), ("A click takes away", False)], value=True, show_label=False,
+                        container=False, elem_id="mask-adds", scale=3,
+                    )  # fmt: skip
+                    undo = gr.Button("Undo click", elem_id="mask-undo", scale=1)
+            with gr.Column(elem_id="mask-by-brush", visible=False) as by_brush:
+                editor = mask_editor(elem_id="paint", elem_classes="rc-paint", height=430)
+            how.change(
+                lambda chosen: [gr.Column(visible=chosen == "click"), gr.Column(visible=chosen == "paint")],
+                how, [by_click, by_brush], **QUIET,
+            )  # fmt: skip
             frame = gr.Slider(1, 2, value=1, step=1, label="Frame", buttons=[], elem_id="paint-frame")
             with gr.Row(elem_classes=["rc-buttons", "rc-paint-buttons"]):
                 follow = gr.Button("Follow through the clip", variant="primary", elem_id="paint-follow", scale=3)
-                complete = gr.Button("Complete", elem_id="paint-complete", scale=1)
                 clear = gr.Button("Clear", elem_id="paint-clear", scale=1)
         with gr.Column(min_width=300, scale=2):
             view = widgets.loop_view("What is replaced, in red", EMPTY, elem_id="mask", elem_classes=["rc-mask"])
@@ -169,8 +217,9 @@ def replace_tab(grow: float) -> ReplaceTab:
                     elem_id="first-frame",
                 )  # fmt: skip
                 widgets.takes(controls["first_frame"], lambda payload: None if payload is None else payload.path)
+    states = (gr.State({}), gr.State(0), gr.State(Clicks()))
     return ReplaceTab(
-        controls, editor, frame, complete, follow, clear, view, status, shown, file, gr.State({}), gr.State(0)
+        controls, how, picture, adds, undo, editor, frame, follow, clear, view, status, shown, file, *states
     )
 
 
@@ -192,8 +241,8 @@ class Painting:
     def outputs(self) -> list[Any]:
         tab, controls = self.tab, self.page.controls
         return [
-            tab.editor, tab.frame, tab.editing, tab.painted, tab.view, tab.status, tab.shown, controls["mask"],
-            controls["change"],
+            tab.picture, tab.editor, tab.frame, tab.editing, tab.clicks, tab.painted, tab.view, tab.status, tab.shown,
+            controls["mask"], controls["change"],
         ]  # fmt: skip
 
     @property
@@ -212,8 +261,24 @@ class Painting:
             np.stack([frames[t].numpy() for t in sorted(frames)]) if len(frames) == len(analysis.clip.frames) else None
         )
 
-    def with_paint(self, value, frame: int, paint: dict, mask: np.ndarray | None, analysis: Analysis) -> dict:
-        """What the visitor has painted, with what is new in the editor."""
+    def canvas(self, how: str, analysis: Analysis, frame: int, mask: np.ndarray | None) -> dict[Any, Any]:
+        """A frame to mark the object on, with the mask H W that it has."""
+        clicks = Clicks(frame, mask)
+        update = {self.tab.editing: frame, self.tab.clicks: clicks}
+        if how == "click":
+            return update | {self.tab.picture: self.drawn(clicked_picture(analysis, clicks, mask))}
+        return update | {self.tab.editor: editor_value(analysis, frame, mask)}
+
+    def drawn(self, picture: np.ndarray) -> str:
+        """A picture for the page as a file of the visitor's."""
+        path = self.page.store.new_folder() / "frame.webp"
+        cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_WEBP_QUALITY, 90])
+        return str(path)
+
+    def with_paint(self, how, value, frame: int, paint: dict, mask: np.ndarray | None, analysis: Analysis) -> dict:
+        """What the visitor has marked, with what is new in the editor."""
+        if how == "click":
+            return paint
         before = paint.get(frame, None if mask is None else mask[frame])
         stood = painted(editor_value(analysis, frame, before), analysis)
         marks = painted(value, analysis)
@@ -245,58 +310,89 @@ class Painting:
         except InputError:
             return widgets.status_html(LOADING if self.page.given(values)["clip"] else "", "busy")
 
-    def start(self, *values):
-        """The editor for a clip; a mask of these very frames is shown.
+    def start(self, how, *values):
+        """The first frame of a clip; a mask of these very frames is shown.
 
         The mask itself is left alone: what is followed here may be an older clip than the one that brought it.
         """
         try:
             analysis = self.page.analysis_at_hand(values)
         except InputError:
-            return self.nothing | {self.tab.editor: None, self.tab.editing: 0}
+            empty = {self.tab.editor: None, self.tab.picture: None}
+            return self.nothing | empty | {self.tab.editing: 0, self.tab.clicks: Clicks()}
         mask, frames = self.followed(values, analysis), 1 if analysis.info.still else len(analysis.clip.frames)
         update = {
             self.tab.frame: gr.Slider(minimum=1, maximum=max(2, frames), value=1, interactive=frames > 1),
-            self.tab.editing: 0,
             self.tab.painted: {},
-            self.tab.editor: editor_value(analysis, 0, None if mask is None else mask[0]),
-        }
+        } | self.canvas(how, analysis, 0, None if mask is None else mask[0])
         if mask is not None:
             return update | self.show(mask, values, analysis)
         return self.nothing | update
 
-    def show_frame(self, value, number, editing, paint, *values):
-        """Another frame in the editor; what was painted on the last one is kept."""
+    def show_frame(self, number, how, value, editing, paint, *values):
+        """Another frame; what was painted on the last one is kept."""
         try:
             analysis = self.page.analysis_at_hand(values)
             mask = self.followed(values, analysis)
-            paint = self.with_paint(value, editing, paint, mask, analysis)
+            paint = self.with_paint(how, value, editing, paint, mask, analysis)
             frame = min(max(int(number) - 1, 0), len(analysis.clip.frames) - 1)
             shown = paint.get(frame, None if mask is None else mask[frame])
-            return {
-                self.tab.editor: editor_value(analysis, frame, shown),
-                self.tab.editing: frame,
-                self.tab.painted: paint,
-            }
+            return self.canvas(how, analysis, frame, shown) | {self.tab.painted: paint}
         except Exception as error:
             return self.failed(error)
 
-    def complete_object(self, value, editing, paint, *values):
-        """The whole object from marks on it."""
+    def change_how(self, how, value, editing, paint, *values):
+        """The same frame to click on or to paint on."""
         try:
             analysis = self.page.analysis_at_hand(values)
-            marks = painted(value, analysis)
-            if not marks.any():
-                raise InputError("Mark the object first: a dot or a stroke on each of its parts.")
-            mask = complete(analysis.full.frames[editing], torch.from_numpy(marks)).numpy()
-            words = "Add or erase what is wrong, then follow it through the clip."
-            return {
-                self.tab.editor: editor_value(analysis, editing, mask),
-                self.tab.painted: paint | {editing: mask},
-                self.tab.status: widgets.status_html(words),
-            }
+            mask = self.followed(values, analysis)
+            paint = self.with_paint("paint" if how == "click" else "click", value, editing, paint, mask, analysis)
+            shown = paint.get(editing, None if mask is None else mask[editing])
+            return self.canvas(how, analysis, editing, shown) | {self.tab.painted: paint}
+        except InputError:
+            return {self.tab.status: gr.skip()}  # no clip yet
         except Exception as error:
             return self.failed(error)
+
+    def click(self, event: gr.SelectData, adds, clicks: Clicks, paint, *values):
+        """A click on the picture: the object that it is on, or that it is not."""
+        try:
+            analysis = self.page.analysis_at_hand(values)
+            height, width = size_of(analysis.full.frames)
+            shown_height, shown_width = _shown_size(analysis)
+            column, row = (float(at) + 0.5 for at in event.index)
+            at = Click(
+                min(max(int(row * height / shown_height), 0), height - 1),
+                min(max(int(column * width / shown_width), 0), width - 1),
+                adds,
+            )
+            return self.clicked(replace(clicks, made=(*clicks.made, at)), paint, analysis)
+        except Exception as error:
+            return self.failed(error)
+
+    def undo_click(self, clicks: Clicks, paint, *values):
+        """Without the last click."""
+        try:
+            if not clicks.made:
+                raise InputError("There is no click to undo on this frame.")
+            return self.clicked(replace(clicks, made=clicks.made[:-1]), paint, self.page.analysis_at_hand(values))
+        except Exception as error:
+            return self.failed(error)
+
+    def clicked(self, clicks: Clicks, paint: dict, analysis: Analysis) -> dict[Any, Any]:
+        """The mask of these clicks."""
+        mask = clicks.base
+        if clicks.made:
+            base = None if mask is None else torch.from_numpy(mask)
+            mask = select(analysis.full.frames[clicks.frame], clicks.made, base).numpy()
+        left = {frame: marks for frame, marks in paint.items() if frame != clicks.frame}
+        words = "Click again on what is missing, or take away what is too much; then follow it through the clip."
+        return {
+            self.tab.picture: self.drawn(clicked_picture(analysis, clicks, mask)),
+            self.tab.clicks: clicks,
+            self.tab.painted: left if mask is None else left | {clicks.frame: mask},
+            self.tab.status: widgets.status_html(words if clicks.made else ""),
+        }
 
     def follow_from(self, paint: dict[int, np.ndarray], values: tuple, analysis: Analysis):
         yield {self.tab.status: widgets.status_html("Following the object …", "busy", 0.0)}
@@ -314,19 +410,19 @@ class Painting:
         change = {self.page.controls["change"]: "object"} if self.page.given(values)["change"] == "camera" else {}
         yield {self.page.controls["mask"]: mask} | change | self.show(found, values, analysis)
 
-    def follow_object(self, value, editing, paint, *values):
-        """The object through the whole clip, from the frames that were painted."""
+    def follow_object(self, how, value, editing, paint, *values):
+        """The object through the whole clip, from the frames that it was marked on."""
         try:
             analysis = self.page.analysis_at_hand(values)
-            paint = self.with_paint(value, editing, paint, self.followed(values, analysis), analysis)
+            paint = self.with_paint(how, value, editing, paint, self.followed(values, analysis), analysis)
             if not any(mask.any() for mask in paint.values()):
-                raise InputError("Paint over the object first, on any frame.")
+                raise InputError("Click on the object first, or paint over it, on any frame.")
             yield from self.follow_from(paint, values, analysis)
             yield {self.tab.painted: paint}
         except Exception as error:
             yield self.failed(error)
 
-    def open_mask(self, file, *values):
+    def open_mask(self, file, how, *values):
         """A mask of the visitor's own, followed where it does not show all frames."""
         try:
             if not file:
@@ -339,17 +435,15 @@ class Painting:
             first = min(paint)
             yield {
                 self.tab.frame: first + 1,
-                self.tab.editing: first,
                 self.tab.painted: paint if len(paint) < len(analysis.clip.frames) else {},
-                self.tab.editor: editor_value(analysis, first, paint[first]),
-            }
+            } | self.canvas(how, analysis, first, paint[first])
         except Exception as error:
             yield self.failed(error)
 
-    def clear_mask(self, editing, *values):
+    def clear_mask(self, how, editing, *values):
         update = self.nothing | {self.page.controls["mask"]: None, self.page.controls["change"]: "camera"}
         try:
-            return update | {self.tab.editor: editor_value(self.page.analysis_at_hand(values), editing, None)}
+            return update | self.canvas(how, self.page.analysis_at_hand(values), editing, None)
         except InputError:
             return update
 
@@ -370,16 +464,17 @@ def connect(page: Page, tab: ReplaceTab) -> Callable[[Any], Any]:
     """Let the tab work. Returns a function that chains to an event: a new clip to paint on."""
     handlers = Painting(page, tab)
     inputs, outputs = page.inputs, handlers.outputs
-    painting = [tab.editor, tab.editing, tab.painted, *inputs]
-    tab.frame.release(
-        handlers.show_frame, [tab.editor, tab.frame, tab.editing, tab.painted, *inputs], outputs, **LATEST,
-    )  # fmt: skip
-    tab.complete.click(handlers.complete_object, painting, outputs, **QUIET)
+    painting = [tab.how, tab.editor, tab.editing, tab.painted, *inputs]
+    clicking = [tab.clicks, tab.painted, *inputs]
+    tab.picture.select(handlers.click, [tab.adds, *clicking], outputs, **QUIET)
+    tab.undo.click(handlers.undo_click, clicking, outputs, **QUIET)
+    tab.how.change(handlers.change_how, painting, outputs, **QUIET)
+    tab.frame.release(handlers.show_frame, [tab.frame, *painting], outputs, **LATEST)
     tab.follow.click(handlers.follow_object, painting, outputs, **QUIET, concurrency_limit=1)
-    tab.clear.click(handlers.clear_mask, [tab.editing, *inputs], outputs, **QUIET)
-    tab.file.upload(handlers.open_mask, [tab.file, *inputs], outputs, **QUIET, concurrency_limit=1)
+    tab.clear.click(handlers.clear_mask, [tab.how, tab.editing, *inputs], outputs, **QUIET)
+    tab.file.upload(handlers.open_mask, [tab.file, tab.how, *inputs], outputs, **QUIET, concurrency_limit=1)
     tab.shown.input(handlers.mask_or_clip, [tab.shown, tab.view], tab.view, **QUIET)
     for changed in (page.controls["grow"].release, page.controls["invert"].input):
         changed(handlers.refresh, inputs, outputs, **LATEST)
     page.controls["clip"].change(handlers.loading, inputs, tab.status, **QUIET)
-    return lambda event: event.then(handlers.start, inputs, outputs, **QUIET)
+    return lambda event: event.then(handlers.start, [tab.how, *inputs], outputs, **QUIET)

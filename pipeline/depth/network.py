@@ -214,12 +214,18 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
 
     def forward(self, frames: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T H W"]:
         """Disparity, >= 0, up to one factor for each clip, of frames in [0, 1]. 0 is infinity. Any T >= 1, H and W."""
+        return self.seen(frames)[1]
+
+    def seen(self, frames: Float[Tensor, "B T 3 H W"]) -> tuple[list[Tensor], Float[Tensor, "B T H W"]]:
+        """What the trunk sees of all frames, one after the other, padded to multiples of STRIDE: features at strides 2,
+        4, 8, 16 and 32; and the disparity of `forward`."""
         batch, count, _, height, width = frames.shape
         x = (frames.flatten(0, 1) - self.mean) / self.std
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         x = x.contiguous(memory_format=torch.channels_last)
         picture = F.pixel_unshuffle(x, 2)
-        features = [lateral(f) for lateral, f in zip(self.laterals, self.trunk(x, self.frozen), strict=True)]
+        taken = self.trunk(x, self.frozen)
+        features = [lateral(f) for lateral, f in zip(self.laterals, taken, strict=True)]
         x = self._attend(features[4], count, 1)
         for level in (3, 2, 1, 0):
             x = features[level] + F.interpolate(self.ups[level](x), scale_factor=2, mode="nearest")
@@ -231,11 +237,8 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
 
         weights = self.mixture(torch.cat([x, picture.to(x)], 1))
         with torch.autocast(x.device.type, enabled=False):  # disparity would be coarse in bfloat16
-            coarse = self.head(x.float())
-            weights = weights.float().unflatten(1, (9, 4)).softmax(1)
-            around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, coarse.shape[-2:])
-            fine = F.pixel_shuffle((around[:, :, None] * weights).sum(1), 2)[:, 0, :height, :width]
-            return F.softplus(fine).unflatten(0, (batch, count))
+            fine = mixed(self.head(x.float()), weights.float())[:, 0, :height, :width]
+            return taken, F.softplus(fine).unflatten(0, (batch, count))
 
     def features(self, pictures: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B c h w"]]:
         """What the trunk sees in pictures in [0, 1]: at strides 2, 4, 8, 16 and 32, rounded up."""
@@ -251,6 +254,13 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         tokens = self.attentions[level](tokens)
         x = rearrange(tokens, "b (t h w) c -> (b t) c h w", t=count, h=h)
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def mixed(coarse: Float[Tensor, "B 1 h w"], weights: Float[Tensor, "B 36 h w"]) -> Float[Tensor, "B 1 2h 2w"]:
+    """Twice as large: each pixel is a mixture of the 3x3 around it (RAFT, arXiv 2003.12039)."""
+    weights = weights.unflatten(1, (9, 4)).softmax(1)
+    around = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3).unflatten(2, coarse.shape[-2:])
+    return F.pixel_shuffle((around[:, :, None] * weights).sum(1), 2)
 
 
 def waves(height: int, width: int, like: Tensor) -> Float[Tensor, "N 10"]:

@@ -1,8 +1,8 @@
-"""An object followed by SAM 2."""
+"""An object found by clicks, and followed, by SAM 2."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipeline import InputError
-from pipeline.masks.shape import Painted, checked
+from pipeline.masks.shape import Click, Painted, checked
 from pipeline.media.video import resize
 from pipeline.models import hub, memory, table
 
@@ -44,23 +44,8 @@ def track_with_sam2(
 
     The model keeps the clip at its own size on the CPU, 12 MB a frame at 1024x1024.
     """
-    # Not by its processor, which asks for torchvision: scaling and these means and deviations are all that it does.
-    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
-
     T, H, W = checked(frames, painted)
-    side = model.config.image_size
-    size = (side, side) if isinstance(side, int) else (side[0], side[1])
-    mean, deviation = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    video = torch.cat([resize(frame[None].detach().cpu().float(), size) for frame in frames])
-    session = Sam2VideoInferenceSession(
-        video=video.sub_(mean).div_(deviation),
-        video_height=H,
-        video_width=W,
-        inference_device=model.device,
-        inference_state_device=model.device,
-        video_storage_device="cpu",
-        dtype=model.dtype,
-    )
+    size, session = _side(model), _session(frames, model)
     thing = session.obj_id_to_idx(1)
     times = sorted(painted)
     for t in times:
@@ -81,6 +66,42 @@ def track_with_sam2(
     for t in times:
         mask[t] = painted[t]
     return mask.to(frames.device)
+
+
+@torch.no_grad()
+def select_with_sam2(frame: Float[Tensor, "3 H W"], clicks: Sequence[Click], model: Any) -> Bool[Tensor, "H W"]:
+    """The object that was clicked (True), in a frame in [0, 1], by a model of `load_sam2`."""
+    height, width = frame.shape[-2:]
+    (h, w), session = _side(model), _session(frame[None], model)
+    thing = session.obj_id_to_idx(1)
+    at = [[(c.column + 0.5) * w / width, (c.row + 0.5) * h / height] for c in clicks]
+    labels = torch.tensor([[[int(c.positive) for c in clicks]]], dtype=torch.int32)
+    session.add_point_inputs(thing, 0, {"point_coords": torch.tensor([[at]]), "point_labels": labels})
+    session.obj_with_new_inputs = [1]
+    logits = model(session, frame_idx=0).pred_masks.float().cpu()
+    return resize(logits.view(1, 1, *logits.shape[-2:]), (height, width), mode="bilinear")[0, 0] > 0
+
+
+def _side(model: Any) -> tuple[int, int]:
+    side = model.config.image_size
+    return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+
+def _session(frames: Float[Tensor, "T 3 H W"], model: Any) -> Any:
+    # Not by its processor, which asks for torchvision: scaling and these means and deviations are all that it does.
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+    mean, deviation = (torch.tensor(c).view(3, 1, 1) for c in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    video = torch.cat([resize(frame[None].detach().cpu().float(), _side(model)) for frame in frames])
+    return Sam2VideoInferenceSession(
+        video=video.sub_(mean).div_(deviation),
+        video_height=frames.shape[2],
+        video_width=frames.shape[3],
+        inference_device=model.device,
+        inference_state_device=model.device,
+        video_storage_device="cpu",
+        dtype=model.dtype,
+    )
 
 
 _load_sam2 = lru_cache(maxsize=1)(load_sam2)
