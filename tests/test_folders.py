@@ -280,7 +280,17 @@ def test_ray_is_asked_for_in_plain_words(flat, tiny_backbone_folder, tmp_path, m
         evaluate("camera", sources_of(flat), str(tiny_backbone_folder), ray=True, **ask)
 
 
+@pytest.fixture
+def cluster():
+    """One of Ray with a single worker, which takes long enough to start."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_the_same_rows_come_from_ray(flat, tiny_backbone_folder, tmp_path):
     (flat / "broken.mp4").write_bytes(b"no video" * 99)
     rows: list[dict[str, dict]] = []

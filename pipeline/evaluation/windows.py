@@ -50,10 +50,15 @@ class Row:
 
 
 def recapture(
-    backbone: Backbone, sample: Sample, measurement: Measurement, spans: tuple[slice, ...], seed: int = 0
+    backbone: Backbone,
+    sample: Sample,
+    measurement: Measurement,
+    spans: tuple[slice, ...],
+    seed: int = 0,
+    steps: int | None = None,
 ) -> Float[Tensor, "T 3 H W"]:
     """The raw result of sampling in the windows of latents that are given."""
-    guidance = BASE.changed(prompt=sample.caption, seed=seed).guidance
+    guidance = BASE.changed(prompt=sample.caption, seed=seed, steps=steps).guidance
     known = replace(known_of_sample(sample, measurement), truth=None)
     told = tell(backbone, prepare(backbone, known, guidance), guidance, spans=spans)
     z = told.z
@@ -63,7 +68,7 @@ def recapture(
 
 
 def joined(
-    backbone: Backbone, sample: Sample, measurement: Measurement, spans: tuple[slice, ...]
+    backbone: Backbone, sample: Sample, measurement: Measurement, spans: tuple[slice, ...], steps: int | None = None
 ) -> Float[Tensor, "T 3 H W"]:
     """Each window as a clip by itself, with noise of its own, beginning with the frame at which the last one ended."""
     parts = []
@@ -73,7 +78,7 @@ def joined(
         known = Measurement(measurement.video[cut], measurement.mask[cut])
         part = replace(sample, source=replace(sample.source, frames=sample.source.frames[cut]))
         whole = (slice(0, (len(known.video) - 1) // backbone.temporal + 1),)
-        result = recapture(backbone, part, known, whole, seed)
+        result = recapture(backbone, part, known, whole, seed, steps)
         parts.append(result if seed == 0 else result[1:])
     return torch.cat(parts)
 
@@ -85,7 +90,13 @@ def seams_of(spans: tuple[slice, ...], temporal: int) -> list[int]:
 
 
 def evaluate(
-    backbone: Backbone, first_seed: int, count: int, frames: int, overlaps: list[int], say: Callable[[str], None]
+    backbone: Backbone,
+    first_seed: int,
+    count: int,
+    frames: int,
+    overlaps: list[int],
+    say: Callable[[str], None],
+    steps: int | None = None,
 ) -> dict[str, list[Row]]:
     """Rows per method, a scene each. Scenes without holes (fewer than 0.5 % of the pixels) are passed over."""
     latents, length = ((n - 1) // backbone.temporal + 1 for n in (frames, backbone.frames))
@@ -100,7 +111,7 @@ def evaluate(
         change_of_one = None
         for name, spans in ways.items():
             begun = time.perf_counter()
-            result = (joined if name == CUT else recapture)(backbone, sample, measurement, spans)
+            result = (joined if name == CUT else recapture)(backbone, sample, measurement, spans, steps=steps)
             seconds = time.perf_counter() - begun
             change, _ = flow_errors(result, view.z, view.path, counted)
             change_of_one = change if change_of_one is None else change_of_one
@@ -147,13 +158,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=33, help="4n + 1, more than the model's own (default 33)")
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="default: the model's own")
     parser.add_argument("--overlaps", type=int, nargs="+", default=[2], help="latents that windows share at least")
     args = parser.parse_args(arguments)
     backbone = get_backbone(args.backbone)
     if args.frames % backbone.temporal != 1 or args.frames <= backbone.frames:
         parser.error(f"--frames must be 4n + 1 and more than {backbone.frames}")
     say = lambda words: print(words, file=sys.stderr, flush=True)
-    print(table(evaluate(backbone, args.first_seed, args.scenes, args.frames, args.overlaps, say)))
+    print(table(evaluate(backbone, args.first_seed, args.scenes, args.frames, args.overlaps, say, args.steps)))
     print(
         f"\n{args.scenes} unseen scenes of {args.frames} frames. Changes are those of the clip sampled all at once = 1."
     )
