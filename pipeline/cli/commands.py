@@ -86,6 +86,38 @@ def warp(options: argparse.Namespace) -> None:
     print(f"Wrote {output}")
 
 
+def mask_of(options: argparse.Namespace) -> None:
+    """Write the mask of an object that is clicked on in a frame, as a picture for --mask of replace."""
+    import cv2
+
+    from pipeline.masks.click import select
+    from pipeline.masks.shape import Click
+    from pipeline.media.video import probe, read_video
+
+    output = Path(options.output)
+    if output.suffix.lower() != ".png":
+        raise InputError(f"The output {output} must end in .png.")
+    if options.frame < 0:
+        raise InputError("--frame must be 0 or more.")
+    make_writable(output.parent)
+    info, frame = probe(options.clip), read_video(options.clip, start=options.frame, frames=1).frames[0]
+    height, width = frame.shape[1:]  # that of a large clip is smaller than its pictures
+    clicks: list[Click] = vars(options).get("clicks", [])
+    if beside := [c for c in clicks if c.row >= info.height or c.column >= info.width]:
+        at = f"{beside[0].column},{beside[0].row}"
+        raise InputError(f"The click {at} is not on the picture, which is {info.width}x{info.height} pixels.")
+    moved = [Click(c.row * height // info.height, c.column * width // info.width, c.positive) for c in clicks]
+    mask = select(frame, moved).numpy()
+    whole = cv2.resize(mask.astype("uint8") * 255, (info.width, info.height), interpolation=cv2.INTER_LINEAR)
+    with writing(output):
+        found, data = cv2.imencode(".png", whole)
+        assert found
+        output.write_bytes(data.tobytes())
+    print(
+        f"Wrote {output}: {mask.mean():.1%} of frame {options.frame}. Use it as --mask {output} --frame {options.frame}"
+    )
+
+
 def benchmark(options: argparse.Namespace) -> None:
     """Print how long the parts take, as ratios within one run; of a real model with random weights, and its memory."""
     from pipeline.evaluation.benchmark import real, run

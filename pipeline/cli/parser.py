@@ -14,6 +14,7 @@ from pipeline.cli.commands import (
     doctor,
     evaluate,
     list_models,
+    mask_of,
     recapture,
     render_file,
     replace_object,
@@ -35,6 +36,19 @@ def _size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; give height x width, such as 128x208")
     return int(found[1]), int(found[2])
+
+
+def _click(text: str, positive: bool = True) -> Any:
+    from pipeline.masks.shape import Click
+
+    found = re.fullmatch(r"(\d+),(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pixel; give its column and row, such as 320,180")
+    return Click(int(found[2]), int(found[1]), positive)
+
+
+def _click_beside(text: str) -> Any:
+    return _click(text, False)
 
 
 def _fov(text: str) -> float:
@@ -253,6 +267,14 @@ def parser() -> argparse.ArgumentParser:
     _source(added)
     _masked(added, required=False)
     _outputs(added, "measurement.npz and depth.npz")
+
+    added = command("mask", mask_of)
+    added.add_argument("clip", metavar="CLIP", help="a video, a picture, or a folder of numbered pictures")
+    add = added.add_argument
+    add("--click", dest="clicks", action="append", type=_click, metavar="X,Y", help="a pixel of the object; several")
+    add("--not", dest="clicks", action="append", type=_click_beside, metavar="X,Y", help="a pixel that is not of it")
+    add("--frame", type=int, default=0, help="the frame of the clip that was clicked on (default 0)")
+    add("--output", required=True, metavar="FILE", help="the mask to write, .png")
 
     added = command("render", render_file)
     added.add_argument("request", metavar="REQUEST", help="a request as JSON, such as those in examples/")
