@@ -16,7 +16,7 @@ from pipeline.masks.click import ClickNet, first_click, held, load_clicker, next
 from pipeline.masks.shape import Click
 from pipeline.media.video import resize
 from pipeline.training import click as training
-from pipeline.training.click import Cutout, cropped, pasted, read_cutouts, spoilt
+from pipeline.training.click import Cutout, cropped, four_in_one, pasted, read_cutouts, spoilt
 from pipeline.training.cutouts import items_of, picture_of
 from pipeline.world.scenes import render_sample
 
@@ -138,6 +138,17 @@ def test_what_is_pasted_is_where_its_mask_says():
             shares.append((changed & mask).sum() / mask.sum())
     assert all(share > 0.9 or share < 0.15 for share in shares), "the thing itself, or what is left of one below"
     assert any(share > 0.9 for share in shares) and any(share < 0.15 for share in shares)
+
+
+def test_four_pictures_stand_in_one():
+    places = set()
+    for seed in range(8):
+        dark = Cutout(np.zeros((60, 90, 3), np.uint8), [])
+        image, mask = four_in_one([cutout(0), dark, dark, dark], random.Random(seed))
+        assert image.shape == (60, 90, 3) and mask.sum() == 12 * 15
+        assert (image.mean(-1) > 120)[mask].mean() > 0.9 and not (image.mean(-1) > 120)[~mask].mean() > 0.05
+        places.add(tuple(np.argwhere(mask)[0] // (30, 45)))
+    assert len(places) > 1
 
 
 def test_a_piece_keeps_picture_and_mask_together():

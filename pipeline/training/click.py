@@ -4,8 +4,8 @@
     python -m pipeline.training.click --cutouts CUTOUTS --stills STILLS --depth assets/nano --out assets/nano/click
 
 CUTOUTS has real pictures with the masks of what stands out in them, as a larger network found them. STILLS is a folder
-made by `pipeline.world.dataset`, whose objects are exact. Half of the pictures are as they are; onto some, things cut
-out of other pictures are pasted, whose masks are exact, too.
+made by `pipeline.world.dataset`, whose objects are exact. Onto a part of the pictures things cut out of others are
+pasted, whose masks are exact, too; of a part four stand in one, so that things are small.
 
 Clicks are drawn as in RITM (arXiv 2102.06583): the first anywhere inside, the next where the answer errs most. In a
 part of the batches the clicks correct a mask that is off. The trunk, of the depth network in DEPTH, does not learn. The
@@ -40,7 +40,7 @@ from pipeline.world.dataset import load
 SIZES = ((224, 384), (192, 320), (256, 320), (288, 288), (320, 224))
 LEAST = 0.004  # share of the picture that an object covers at least
 SURE = 0.35  # of a cut-out: the largest share of it that may be between object and surroundings
-WORLD, PASTED = 0.2, 0.4  # shares of the examples
+WORLD, PASTED, FOUR = 0.15, 0.35, 0.25  # shares of the examples
 CORRECTED = 0.2  # share of the batches in which a mask is corrected
 ROUNDS = (0.4, 0.25, 0.15, 0.1, 0.1)  # how often 1 to 5 clicks
 
@@ -111,7 +111,7 @@ def pasted(under: Cutout, over: Cutout, rng: random.Random) -> tuple[np.ndarray,
     box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
     thing, alpha = over.image[box], part[box].astype(np.float32)
     side = max(alpha.shape)
-    scale = rng.uniform(0.2, 0.8) * min(H, W) / side
+    scale = math.exp(rng.uniform(math.log(0.12), math.log(0.85))) * min(H, W) / side
     shape = (max(6, round(alpha.shape[1] * scale)), max(6, round(alpha.shape[0] * scale)))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     thing, alpha = cv2.resize(thing, shape, interpolation=how), cv2.resize(alpha, shape, interpolation=how)
@@ -133,6 +133,18 @@ def pasted(under: Cutout, over: Cutout, rng: random.Random) -> tuple[np.ndarray,
     return image, hides
 
 
+def four_in_one(cutouts: list[Cutout], rng: random.Random) -> tuple[np.ndarray, np.ndarray]:
+    """Four pictures, each at half its size, as one; and the largest thing of the first, which is in any of the four."""
+    H, W = cutouts[0].image.shape[:2]
+    half = (W // 2, H // 2)
+    tiles = [cv2.resize(cutout.image, half, interpolation=cv2.INTER_AREA) for cutout in cutouts]
+    part = max(cutouts[0].parts, key=np.sum).astype(np.float32)
+    masks = [cv2.resize(part, half, interpolation=cv2.INTER_AREA) > 0.5, *[np.zeros(half[::-1], bool)] * 3]
+    shift = rng.randrange(4)
+    together = lambda four: np.vstack([np.hstack(four[:2]), np.hstack(four[2:])])
+    return together(tiles[shift:] + tiles[:shift]), together(masks[shift:] + masks[:shift])
+
+
 def of_world(file: Path, rng: random.Random) -> tuple[np.ndarray, np.ndarray] | None:
     """A still of the procedural world and one of its objects; None where there is none that is large enough."""
     stored = load(file)
@@ -152,6 +164,8 @@ def draw(cutouts: list[Cutout], stills: list[Path], size: tuple[int, int], rng: 
             pair = of_world(rng.choice(stills), rng)
         elif kind < WORLD + PASTED:
             pair = pasted(one, rng.choice(cutouts), rng)
+        elif kind < WORLD + PASTED + FOUR:
+            pair = four_in_one([one, *rng.choices(cutouts, k=3)], rng)
         if pair is None:
             continue
         example = cropped(*pair, size, rng)
