@@ -120,7 +120,7 @@ def test_objects_beside_each_other_count_together(tmp_path):
 
 
 def test_an_array_for_each_object_counts_with_the_others(tmp_path):
-    both = {f"obj{n}": (LABELS == n)[None].repeat(3, 0) for n in (1, 3)}
+    both = {f"obj{n}": (n == LABELS)[None].repeat(3, 0) for n in (1, 3)}
     np.savez(tmp_path / "objects.npz", **both, scores=np.ones((3, *SIZE), bool)[:, :1])
     assert (mask(tmp_path / "objects.npz", 3) == ((LABELS == 1) | (LABELS == 3))).all()
 
