@@ -23,9 +23,9 @@ def connect(page: Page, blocks: gr.Blocks) -> Any:
     def find(wanted):
         """The clip of the visitor's own last job, as the page holds files."""
         job = page.store.get(wanted)
-        if job is None:
+        path = Path(job.request.clip) if job is not None else None
+        if path is None or not path.exists():
             return None
-        path = Path(job.request.clip)
         return FileData(path=str(path), orig_name=path.name).model_dump()
 
     def restore(wanted, taken):
