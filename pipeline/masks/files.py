@@ -39,9 +39,9 @@ def load_mask(
     """The frames of a clip, of `frames` frames of `size` = (H, W), whose masks a file gives; True = the object.
 
     path: an .npz or .npy of shape H W, T H W or T N H W, of which all N objects count (in an .npz the array `mask` or
-    `masks`, or the one that looks like a mask); a picture (.png, .jpg, .webp, .bmp, .tif): the object is painted on a
-    transparent ground, or in white or a colour on black; a folder of such pictures, one a frame (DAVIS); a video, white
-    on black or a cut-out.
+    `masks`, else all of truth values, else the one that looks like a mask); a picture (.png, .jpg, .webp, .bmp, .tif):
+    the object is painted on a transparent ground, or in white or a colour on black; a folder of such pictures, one a
+    frame (DAVIS); a video or an animated picture, white on black or a cut-out.
     Numbers count as object above 0.5, above 127 where they go to 255, above 0 where they go below. Label maps, as
     palette indices or as small numbers, count with all their labels but the void of PASCAL VOC (255); label: only
     this one.
