@@ -1,10 +1,9 @@
 """What the page says when something goes wrong around it."""
 
-import shutil
-
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.conftest import write_clip
 from tests.browser.page import analysed, answered, heard, listen, open_settings, set_number, upload, wait_words
 
 pytestmark = pytest.mark.browser
@@ -48,7 +47,7 @@ def held_back(page, place: str):
 
 
 def test_a_clip_that_is_chosen_while_the_last_one_is_asked_for_stays(visit, clip, tmp_path):
-    other = shutil.copyfile(clip, tmp_path / "other.mp4")
+    other = write_clip(tmp_path / "other.mp4", frames=12)
     page = visit()
     upload(page, clip)
     page.fill("#prompt textarea, #prompt input", "a red disc")
