@@ -16,6 +16,9 @@ from PIL import Image
 from synthetic import write_clip
 
 from pipeline import InputError
+from pipeline.__main__ import main
+from pipeline.camera.files import read_move
+from pipeline.camera.moves import Keyframe, Move
 from pipeline.media.video import read_paint
 from pipeline.render.events import FailedEvent
 from pipeline.render.request import RenderRequest, check_asked
@@ -91,6 +94,68 @@ def test_what_the_model_or_the_path_cannot_serve_is_refused_at_the_start(tmp_pat
     request = RenderRequest.of(clip, backbone=backbone(name, **given), **asked)
     (event,) = render(request, tmp_path / "job")
     assert isinstance(event, FailedEvent) and words in event.message
+
+
+def zoom(path, *focal: float, size=(64, 96)):
+    """A camera file of nerfstudio's in which nothing but the focal length may change."""
+    frames = [{"file_path": f"{n}.png", "fl_x": f, "transform_matrix": np.eye(4).tolist()} for n, f in enumerate(focal)]
+    path.write_text(json.dumps({"w": size[1], "h": size[0], "frames": frames}))
+    return path
+
+
+def test_a_zoom_is_refused_before_the_clip_is_read(tmp_path, capsys):
+    clip, path = str(write_clip(tmp_path / "clip.mp4")), zoom(tmp_path / "zoom.json", 80.0, 90.0)
+    arguments = ["recapture", clip, "--camera", str(path), "--latent-mask", "reference"]
+    assert main([*arguments, "--backbone", "nano", "--output", str(tmp_path / "out.mp4")]) == 2
+    said = capsys.readouterr()
+    assert "needs the clean target video" in said.err and "Reading" not in said.out
+    with pytest.raises(InputError, match="clean target video"):  # what the app asks before a render waits for its turn
+        check_asked(RenderRequest.of(clip, move=read_move(path), latent_mask="reference"))
+
+
+@pytest.mark.parametrize("still", [True, False], ids=["the clip's lens", "another lens"])
+@pytest.mark.parametrize("kind", ["clip", "picture"])
+def test_another_lens_is_refused_before_depth_is_estimated(tmp_path, tiny_backbone_folder, still, kind):
+    """Which lens the clip was filmed with is known only when it is read."""
+    clip = write_clip(tmp_path / "clip.mp4", height=64, width=96)
+    if kind == "picture":
+        clip = tmp_path / "picture.png"
+        Image.new("RGB", (96, 64), (90, 120, 60)).save(clip)
+    move = Move((Keyframe(0.0, fov=40.0 if still else 40.5),))
+    request = RenderRequest.of(
+        str(clip), move=move, fov=40.0, size=(64, 96), latent_mask="reference", backbone=str(tiny_backbone_folder)
+    )
+
+    def find_depth(*_):
+        yield from ()
+        raise InputError("depth was looked for")
+
+    *_, last = render(request, tmp_path / "job", find_depth=find_depth)
+    assert isinstance(last, FailedEvent)
+    assert ("depth was looked for" if still else "clean target video") in last.message
+
+
+def test_the_second_eye_is_refused_before_the_first_is_rendered(tmp_path):
+    request = RenderRequest.of(
+        str(write_clip(tmp_path / "clip.mp4")), camera="still", stereo=2.0, latent_mask="reference"
+    )
+    (event,) = render(request, tmp_path / "job")
+    assert isinstance(event, FailedEvent) and "clean target video" in event.message
+
+
+@pytest.mark.parametrize("wrong", ["output", "steps", "first frame", "mask"])
+def test_what_is_wrong_is_said_before_a_clip_is_analysed_for_its_path(tmp_path, tiny_backbone_folder, capsys, wrong):
+    clip, damaged = str(write_clip(tmp_path / "clip.mp4")), tmp_path / "cut.png"
+    damaged.write_bytes(BAD["cut.png"])
+    arguments = ["recapture", clip, "--backbone", str(tiny_backbone_folder)]
+    arguments += ["--look-at", str(damaged)] if wrong == "mask" else ["--stabilise", "1"]
+    arguments += ["--steps", "0"] if wrong == "steps" else []
+    arguments += ["--first-frame", str(damaged)] if wrong == "first frame" else []
+    output = tmp_path / ("out.avi" if wrong == "output" else "out.mp4")
+    assert main([*arguments, "--output", str(output)]) == 2
+    said = capsys.readouterr()
+    assert "Reading" not in said.out and said.err.startswith("error: ")
+    assert {"output": "must end in .mp4", "steps": "steps must be"}.get(wrong, "cut.png") in said.err
 
 
 def test_what_is_served_is_not_refused(tmp_path, tiny_backbone_folder):

@@ -145,7 +145,11 @@ def test_a_very_long_path_is_thinned(tmp_path):
         ("a.json", b"[1]", "no JSON object"),
         ("a.json", b"{}", "neither keyframes nor frames"),
         ("a.json", b'{"frames": [{}]}', "not a camera path"),
-        ("a.json", b'{"frames": []}', "N 4 4"),
+        ("a.json", b'{"frames": []}', "no cameras"),
+        ("a.json", b'{"frames": [{"transform_matrix": [1, 2]}]}', "not a camera path|N 4 4"),
+        ("a.json", b'{"frame1": {"cam01": "[1 2]"}}', "do not begin with frame0"),
+        ("a.fbx", b"Kaydara FBX Binary", "give one of: .*nerfstudio"),
+        ("images.bin", bytes(64), "export the model as text"),
         ("a.json", b'{"frame0": {"cam01": "[1 2]"}}', "not a camera path"),
         ("a.json", b'{"frames": [{"transform_matrix": [[0,0,0,0],[0,0,0,0],[0,0,0,0],[0,0,0,0]]}]}', "Pose 1"),
         ("a.txt", b"1 2\n3 4\n", "three lines"),
@@ -169,6 +173,8 @@ def test_other_arrays_and_missing_files(tmp_path):
     np.savez(tmp_path / "object.npz", world_from_cam=np.array([{}], dtype=object))
     with pytest.raises(InputError, match="not a camera path"):
         read_move(tmp_path / "object.npz")
+    with pytest.raises(InputError, match="export the model as text"):
+        read_move(tmp_path)
     with pytest.raises(InputError, match="it cannot be read"):
         read_move(tmp_path / "nowhere.json")
     with pytest.raises(InputError, match="positive number"):
@@ -199,6 +205,9 @@ STEPS = pytest.approx([0, 0.1, 0.2, 0.3, 0.4], abs=1e-6)
 def test_pictures_are_ordered_by_their_names(tmp_path):
     for order in ((0, 3, 1, 4, 2), (2, 0, 4, 1, 3)):
         assert sideways(tmp_path / "a.json", transforms(order)) == STEPS
+    some = transforms()
+    del some["frames"][2]["file_path"]
+    assert sideways(tmp_path / "a.json", some) == STEPS, "where not all have a name the file's order counts"
 
 
 def test_scale_is_no_part_of_a_rotation(tmp_path):

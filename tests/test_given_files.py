@@ -7,7 +7,7 @@ from PIL import Image
 
 from pipeline import InputError
 from pipeline.depth.files import load_depth
-from pipeline.masks.files import load_mask
+from pipeline.masks.files import check_mask_file, load_mask
 
 SIZE = H, W = 48, 80
 LABELS = np.zeros(SIZE, np.uint8)
@@ -117,6 +117,34 @@ def test_objects_beside_each_other_count_together(tmp_path):
     np.save(tmp_path / "logits.npy", np.where(masks, 8.0, -8.0))
     for name in ("objects.npz", "logits.npy"):
         assert (mask(tmp_path / name, 3) == ((LABELS == 1) | (LABELS == 3))).all(), name
+
+
+def test_an_array_for_each_object_counts_with_the_others(tmp_path):
+    both = {f"obj{n}": (n == LABELS)[None].repeat(3, 0) for n in (1, 3)}
+    np.savez(tmp_path / "objects.npz", **both, scores=np.ones((3, *SIZE), bool)[:, :1])
+    assert (mask(tmp_path / "objects.npz", 3) == ((LABELS == 1) | (LABELS == 3))).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_an_animated_picture_is_the_mask_of_each_frame(tmp_path, kind):
+    moving = np.stack([np.roll(LABELS == 1, 3 * n, 1) for n in range(4)])
+    pictures = [Image.fromarray((255 * picture).astype(np.uint8)) for picture in moving]
+    lossless = {"lossless": True} if kind == "webp" else {}
+    path = tmp_path / f"a.{kind}"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=40, **lossless)
+    check_mask_file(path)
+    found = load_mask(path, 4, SIZE)
+    assert [n for n in range(4) if (found[n].numpy() == moving[n]).all()] == [0, 1, 2, 3]
+
+
+def test_a_label_that_is_not_there_and_what_is_no_mask(tmp_path):
+    save_palette(tmp_path / "a.png", LABELS)
+    with pytest.raises(InputError, match="no label 9"):
+        load_mask(tmp_path / "a.png", 1, SIZE, label=9)
+    (tmp_path / "rle.json").write_text('{"size": [48, 80], "counts": "abc"}')
+    for read in (lambda path: load_mask(path, 1, SIZE), check_mask_file):
+        with pytest.raises(InputError, match=r"A mask may also be an \.npz"):
+            read(tmp_path / "rle.json")
 
 
 # --- depth ------------------------------------------------------------------------------------------------------------

@@ -1,21 +1,29 @@
 """Jobs and their results outlive the server that made them; visitors take turns; nobody loses words of a refusal."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from test_ui import Renders, report, wait_for
 
 from pipeline import InputError
+from pipeline.render.events import RenderResult
 from pipeline.render.report import Report
 from pipeline.render.request import RenderRequest
 from ui.book import Book, find_root
-from ui.jobs import INTERRUPTED, MAX_OWN, JobStore
+from ui.jobs import INTERRUPTED, MAX_OWN, JobStore, JobView
+from ui.page import Page
+from ui.render_card import Describe, RenderCard, Rendering
 
 ROOT = Path(__file__).parents[1]
 SERVER = """
@@ -57,6 +65,7 @@ def test_a_server_that_was_killed_loses_nothing(clip, place):
         done, running, queued, root = server.stdout.readline().split()
         assert find_root(str(place), 3600) != Path(root), "it is in use"
         server.send_signal(signal.SIGKILL)
+    Path(clip).unlink()  # the upload need not last as long as the job
     renders = Renders(steps=1)
     store = JobStore(renders)
     try:
@@ -68,7 +77,7 @@ def test_a_server_that_was_killed_loses_nothing(clip, place):
         (view,) = store.follow(running)
         assert view.state == "interrupted" and view.message == INTERRUPTED
         renders.go.release()
-        assert [*store.follow(queued)][-1].state == "done"
+        wait_for(lambda: store.get(queued).view.state == "done")
         (again,) = [request for request in renders.seen if request.guidance.seed == 2]
         assert Path(again.clip).read_bytes() == b"the bytes of a clip"
     finally:
@@ -77,15 +86,15 @@ def test_a_server_that_was_killed_loses_nothing(clip, place):
 
 
 def test_orphans_go_when_they_are_old(place):
-    ages = {"recapture-old": 9999, "recapture-new": 10, "recapture-used": 5}
+    ages = {"recapture-old": 9999, "recapture-young": 20, "recapture-new": 10, "recapture-used": 5}
     for name in ages:
         (place / name).mkdir()
-    # a server that has ended left two of the books, and this one has the third
+    # servers that have ended left three of the books, and this one has the fourth
     code = f"""
 import os
 from pathlib import Path
 from ui.book import Book
-books = [Book(Path({str(place)!r}) / name) for name in ("recapture-old", "recapture-new")]
+books = [Book(Path({str(place)!r}) / name) for name in ("recapture-old", "recapture-young", "recapture-new")]
 os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 9
@@ -94,6 +103,7 @@ os._exit(9)
         os.utime(place / f"{name}.sqlite", (time.time() - age, time.time() - age))
     assert find_root(str(place), 3600) == place / "recapture-new"
     assert not list(place.glob("recapture-old*")) and (place / "recapture-used").exists()
+    assert (place / "recapture-young").exists() and (place / "recapture-young.sqlite").exists()
     used.close()
 
 
@@ -123,10 +133,14 @@ def test_one_visitor_cannot_take_all_places(tmp_path, clip):
         store.close()
 
 
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_a_full_disk_is_said_as_what_it_is(tmp_path, clip):
     def render(request, folder):
         yield from ()
-        raise OSError(28, os.strerror(28))
+        no_space()
 
     store = JobStore(render, root=tmp_path / "jobs")
     try:
@@ -136,15 +150,45 @@ def test_a_full_disk_is_said_as_what_it_is(tmp_path, clip):
         store.close()
 
 
+def test_an_upload_that_finds_no_room_leaves_nothing_behind(tmp_path, clip, monkeypatch):
+    store = JobStore(Renders(), root=tmp_path / "jobs")
+    try:
+        for name in ("os.link", "shutil.copyfile"):
+            monkeypatch.setattr(name, no_space)
+        with pytest.raises(InputError, match="disk of the server is full"):
+            store.submit(RenderRequest.of(clip=clip))
+        assert not list((tmp_path / "jobs").iterdir())
+    finally:
+        store.close()
+
+
+def test_a_result_that_finds_no_room_for_its_report_is_shown_later(tmp_path, monkeypatch):
+    videos = [tmp_path / f"{name}.mp4" for name in ("result", "source", "warp")]
+    for video in videos:
+        video.write_bytes(b"a video")
+    view = JobView("done", "Done.", result=RenderResult(tmp_path, *videos, report(RenderRequest.of(clip="clip.mp4"))))
+    card: Any = SimpleNamespace(**{part.name: part.name for part in fields(RenderCard)})
+    rendering = Rendering(cast(Page, None), card, cast(Describe, None))
+    with monkeypatch.context() as fault:
+        fault.setattr(Path, "write_text", no_space)
+        shown = rendering.shown(view, None)
+        assert "disk is full" in shown["progress"] and "compare" not in shown
+    assert rendering.shown(view, None).keys() >= {"compare", "video", "report", "figures"}
+    assert json.loads((tmp_path / "clip-recaptured.json").read_text())["request"]["clip"] == "clip.mp4"
+
+
 def test_what_is_not_in_the_book_goes_on(tmp_path, clip):
     """A disk that fills up must not cost the render that runs."""
     renders = Renders(steps=1)
-    store = JobStore(renders, root=tmp_path / "jobs")
+    store = JobStore(renders, root=tmp_path / "jobs", keep_hours=0)
     try:
+        renders.go.release(2)
+        old = store.submit(RenderRequest.of(clip=clip))
+        assert [*store.follow(old)][-1].state == "done"
         (tmp_path / "jobs.sqlite").unlink()
         (tmp_path / "jobs.sqlite").mkdir()
-        renders.go.release()
         assert [*store.follow(store.submit(RenderRequest.of(clip=clip)))][-1].state == "done"
+        assert store.get(old) is None, "what is old goes all the same"
     finally:
         (tmp_path / "jobs.sqlite").rmdir()
         store.close()

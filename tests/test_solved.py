@@ -162,7 +162,7 @@ def test_a_scale_changes_how_far_not_where_to(tmp_path):
         ("images.txt", "1 nan 0 0 0 1 2 3 1 a.jpg\n", "not a camera path|not a rotation"),
         ("model.zip", "no zip", "not a camera path"),
         ("b.json", '{"frames": [], "subject_distance": -1}', "subject_distance"),
-        ("b.json", '{"frames": [], "subject_distance": 1}', "poses"),
+        ("b.json", '{"frames": [], "subject_distance": 1}', "no cameras"),
     ],
 )
 def test_what_is_no_camera_path(tmp_path, name, content, message):

@@ -203,7 +203,7 @@ class JobStore:
         with self._changed:
             for job in [job for job in self._jobs.values() if not job.view.active and job.touched < before]:
                 del self._jobs[job.id]
-                self._book.forget(job.id)
+                self._forget(job.id)
             kept = {job.folder for job in self._jobs.values()}
         for folder in self.root.iterdir():
             try:
@@ -239,7 +239,7 @@ class JobStore:
                 view = replace(view, fraction=1.0, result=result)
         except (InputError, ValueError, KeyError, TypeError):  # of another version of the program
             log.exception("job %s… cannot be taken up", entry.id[:6])
-            self._book.forget(entry.id)
+            self._forget(entry.id)
             return
         job.view = view
         self._jobs[job.id] = job
@@ -254,6 +254,12 @@ class JobStore:
             self._book.write(as_entry(job))
         except (sqlite3.Error, OSError):  # a full disk: the job goes on
             log.exception("job %s… is not in the book", job.id[:6])
+
+    def _forget(self, job_id: str) -> None:
+        try:
+            self._book.forget(job_id)
+        except (sqlite3.Error, OSError):  # even that takes some space
+            log.exception("job %s… stays in the book", job_id[:6])
 
     # The worker's side.
 

@@ -11,7 +11,7 @@ from pipeline.models import table
 from pipeline.models.caption import caption
 from pipeline.render.analysis import analyse
 from pipeline.render.request import DEFAULTS
-from ui import camera_tab, clip_card, mask_editor, render_card, widgets
+from ui import camera_tab, clip_card, mask_editor, render_card, restoring, widgets
 from ui.analyses import Analyse, Analyses
 from ui.controls import limits
 from ui.examples import find_examples
@@ -68,15 +68,8 @@ def build(
         then_all = lambda event: then_paint(then_warp(event))
         analysed = clip_card.connect(page, clip, camera, tabs, found, card.terms, then_all)
 
-        def restore(wanted, chosen):
-            """The clip and the settings of the visitor's own last job, unless a clip was chosen meanwhile."""
-            job = store.get(wanted)
-            return [gr.skip()] * len(page.controls) if job is None or chosen else page.updates(job.request)
-
         blocks.load(rendering.follow, job_id, rendering.outputs, **QUIET)
-        # In two steps: what was chosen is asked for when it would be overwritten, not when the page began to load.
-        loaded = blocks.load(lambda: None, None, None, **QUIET)
-        analysed(loaded.then(restore, [job_id, page.controls["clip"]], page.inputs, **QUIET))
+        analysed(restoring.connect(page, blocks))
 
     blocks.queue(default_concurrency_limit=None)
     return blocks
@@ -84,10 +77,11 @@ def build(
 
 def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     """What `launch` must be told so that the page looks and works as meant."""
+    scripts = [(widgets.STATIC / name).read_text(encoding="utf-8") for name in ("away.js", "chosen.js")]
     return {
         "theme": theme(),
         "css": CSS,
-        "head": f"<script>{(widgets.STATIC / 'away.js').read_text(encoding='utf-8')}</script>",
+        "head": "".join(f"<script>{script}</script>" for script in scripts),
         "allowed_paths": [str(store.root), str(examples)],
         "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,

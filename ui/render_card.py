@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import gradio as gr
 from torch import Tensor
 
+from pipeline.media.files import write_report
 from pipeline.models.caption import Caption
 from pipeline.prior.settings import vocabulary_of
 from pipeline.render.events import RenderResult
@@ -160,7 +160,10 @@ class Rendering:
             alt = f"Preview of step {view.step}" if view.step else "Preview of the warp"
             update[card.preview] = {"url": media.preview_url(view.preview), "alt": alt}
         if view.result is not None:
-            update |= self.finished(view.result, watched=last is not None)
+            try:
+                update |= self.finished(view.result, watched=last is not None)
+            except Exception as error:  # a full disk, perhaps: the result stays, and is shown when the page comes back
+                update[card.progress] = widgets.status_html(widgets.failure_words(error), "error")
         return update
 
     def put_away(self, job_id):
@@ -174,12 +177,13 @@ class Rendering:
     def finished(self, result: RenderResult, *, watched: bool) -> dict[Any, Any]:
         card, public = self.card, public_report(result)
         height, width = public.sizes.result
-        # downloads are told apart by the clip's name; the report is written last, so that both stand with it
+        # downloads are told apart by the clip's name
         given = Path(public.request.clip).stem
         video, report = (result.folder / f"{given}-recaptured{end}" for end in (".mp4", ".json"))
-        if not report.exists():
+        if not video.exists():
             widgets.same_file(result.video, video)
-            report.write_text(json.dumps(public.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+        if not report.exists():
+            write_report(report, public.to_dict())
         return {
             card.result: gr.Column(elem_classes=["rc-card"]),
             card.compare: {

@@ -50,6 +50,7 @@ RECAMMASTER_UNIT = 5.0  # metres from its cameras to its people are 3, 5, 7 or 1
 SUBJECT_KEY = "subject_distance"  # of transforms.json: that of the first camera, in the file's unit
 _OURS = "recapture_world"  # marks files of ours: the world is the filming camera, the unit the subject's distance
 _FIRST = "The first camera is taken for the one that filmed, and one distance to the subject for"
+_RECAM_FRAME = r"frame\d{1,9}"  # of ReCamMaster's names
 _GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL axes (y up, z back) to OpenCV axes
 
 
@@ -75,6 +76,10 @@ def read_moves(path: str | Path, *, unit: float | None = None) -> dict[str, Move
 
 
 def _read(path: Path, unit: float | None) -> dict[str, Move]:
+    if (path.is_dir() and not is_colmap(path)) or path.name in ("images.bin", "cameras.bin"):
+        raise InputError(
+            "there is no images.txt of COLMAP: export the model as text (colmap model_converter --output_type TXT)."
+        )
     if is_colmap(path):
         return {path.stem: _from_solved(read_colmap(path), unit)}
     try:
@@ -88,6 +93,8 @@ def _read(path: Path, unit: float | None) -> dict[str, Move]:
     text = _decoded(content)
     if path.suffix.lower() == ".txt":
         return {path.stem: _from_angles(text)}
+    if path.suffix.lower() not in SUFFIXES and not text.lstrip().startswith("{"):
+        raise ValueError("of another kind")
     return _from_json(text, path.stem, unit)
 
 
@@ -144,6 +151,8 @@ def _json(value: Any) -> bytes:
 def _move(poses: np.ndarray, fov: list[float | None] | None, *, unit: float, ours: bool) -> Move:
     """world_from_cam N 4 4 in the file's unit; of others, relative to the first."""
     poses = np.asarray(poses, np.float64)
+    if not len(poses):
+        raise InputError("there are no cameras in it.")
     if poses.ndim != 3 or poses.shape[1:] != (4, 4):
         raise InputError(f"poses of shape {poses.shape} are not N 4 4.")
     poses = poses if ours else _rigid(poses)
@@ -246,7 +255,7 @@ def _from_json(text: str, name: str, unit: float | None) -> dict[str, Move]:
         if told is not None and not (isinstance(told, (int, float)) and math.isfinite(told) and told > 0):
             raise InputError(f"{SUBJECT_KEY} must be a positive number; it is {told!r}.")
         return {name: _from_nerfstudio(given, unit or told or 1.0, ours)}
-    if isinstance(given.get("frame0"), dict):
+    if any(re.fullmatch(_RECAM_FRAME, key) for key in given):
         return _from_recammaster(given, unit or RECAMMASTER_UNIT, ours)
     raise InputError("there are neither keyframes nor frames in it.")
 
@@ -273,8 +282,8 @@ def _from_nerfstudio(given: dict[str, Any], unit: float, ours: bool) -> Move:
 
 def _in_order(frames: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """By the numbers in their pictures' names, as nerfstudio itself does: COLMAP lists pictures as it finds them."""
-    names = [str(frame.get("file_path", "")) for frame in frames]
-    if len(set(names)) < len(names):
+    names = [str(frame.get("file_path") or "") for frame in frames]
+    if len(set(names)) < len(names) or "" in names:
         return frames
     return [frame for _, frame in sorted(zip(names, frames, strict=True), key=lambda pair: by_numbers(pair[0]))]
 
@@ -320,7 +329,9 @@ def multicam_poses(path: Path) -> dict[str, Float[Tensor, "N 4 4"]]:
 
 def _metres(given: dict[str, Any]) -> dict[str, tuple[np.ndarray, list[int]]]:
     """The poses of each camera and which frames they are of, see `_from_recammaster`."""
-    numbers = sorted(int(key[5:]) for key in given if re.fullmatch(r"frame\d{1,9}", key))
+    numbers = sorted(int(key[5:]) for key in given if re.fullmatch(_RECAM_FRAME, key))
+    if numbers[0] != 0 or not isinstance(given["frame0"], dict):
+        raise InputError("its cameras do not begin with frame0.")
     if 2 * len(numbers) <= numbers[-1]:
         raise InputError(f"more than half of its frames 0 to {numbers[-1]} are missing.")
     if not given["frame0"]:

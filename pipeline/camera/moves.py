@@ -47,6 +47,7 @@ TIMINGS = {  # (time of the result, moment of the clip), both from 0 to 1; named
 MAX_KEYFRAMES = 512
 MAX_TIMING = 64
 MAX_WORDS = 400
+SAME_LENS = 1e-4  # degrees; less of a zoom cannot be seen, and intrinsics are rounded
 MAX_REACH = 100.0  # subject distances; a camera farther off sees a dot
 SUBJECT: Point = (0.0, 0.0, 1.0)
 
@@ -238,7 +239,7 @@ def target_path(move: Move, source: CameraPath, distance: float, size: tuple[int
     motion, fov = sample_move(move, len(source.K), own)
     motion[:, :3, 3] *= distance
     path = follow(source, motion.float())
-    if torch.equal(fov, torch.full_like(fov, own)):
+    if (fov - own).abs().max() <= SAME_LENS:
         return path
     K = source.K.clone()
     focal = 0.5 * max(size) / torch.tan(torch.deg2rad(fov) / 2)
@@ -260,9 +261,11 @@ def scaled(move: Move, times: float) -> Move:
 
 
 def surely_moves(move: Move) -> bool:
-    """Whether the camera of a move moves, whatever clip it is of. (Whether it zooms depends on the clip's own lens.)"""
+    """Whether the camera of a move moves or zooms, whatever clip it is of. (A single lens may be the clip's own.)"""
     poses, _ = sample_move(move, 33, 55.0)
-    return not torch.equal(poses, torch.eye(4, dtype=poses.dtype).expand_as(poses))
+    lenses = [keyframe.fov for keyframe in move.keyframes if keyframe.fov is not None]
+    zooms = max(lenses, default=0.0) - min(lenses, default=0.0) > 2 * SAME_LENS
+    return zooms or not torch.equal(poses, torch.eye(4, dtype=poses.dtype).expand_as(poses))
 
 
 def fov_of(source: CameraPath, size: tuple[int, int]) -> float:

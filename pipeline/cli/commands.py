@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from pipeline.cli.progress import Progress
 
 def recapture(options: argparse.Namespace) -> None:
     """Film a clip anew along a camera path."""
-    _render_to(_request(options), options)
+    places = _checked_places(options)
+    _render_to(_request(options), *places, options.keep)
 
 
 def replace_object(options: argparse.Namespace) -> None:
     """Put something else in the place of an object that a mask shows, or nothing; along a new camera path, if asked."""
-    _render_to(_request(options), options)
+    places = _checked_places(options)
+    _render_to(_request(options), *places, options.keep)
 
 
 def render_file(options: argparse.Namespace) -> None:
@@ -44,7 +47,8 @@ def render_file(options: argparse.Namespace) -> None:
         return str(beside) if not Path(name).exists() and beside.exists() else name
 
     files = {name: getattr(request, name) for name in ("clip", "depth", "mask", "first_frame")}
-    _render_to(request.changed(**{name: located(path) for name, path in files.items() if path}), options)
+    request = request.changed(**{name: located(path) for name, path in files.items() if path})
+    _render_to(request, *_checked_places(options), options.keep)
 
 
 def warp(options: argparse.Namespace) -> None:
@@ -54,15 +58,17 @@ def warp(options: argparse.Namespace) -> None:
     from pipeline.render.analysis import analyse, hide
     from pipeline.render.events import StageEvent
     from pipeline.render.report import keep_measurement, silence_of, sound_of
-    from pipeline.render.view import look, show_holes
+    from pipeline.render.view import check_cameras, look, show_holes
 
-    request, output = _request(options), _checked_output(options)
+    output, _ = _checked_places(options)
+    request = _request(options)
     keep = Path(options.keep) if options.keep else None
     if keep:
         make_writable(keep)
     with Progress() as progress:
         show = lambda event: isinstance(event, StageEvent) and progress.show(event.message, 5 * event.fraction)
-        analysis = result_of(hide(result_of(analyse(request), show), request), show)
+        analysis = result_of(analyse(request, filmed_by=partial(check_cameras, request)), show)
+        analysis = result_of(hide(analysis, request), show)
         view = result_of(look(analysis, request), show)
         progress.show("Writing the video", 0.8)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, writing(output):
@@ -216,20 +222,14 @@ def doctor(options: argparse.Namespace) -> int:
     return run(as_json=options.json)
 
 
-def _render_to(request: Any, options: argparse.Namespace) -> None:
-    from pipeline.media.files import make_writable, write_report, writing
+def _render_to(request: Any, output: Path, report: Path | None, keep: str | None) -> None:
+    from pipeline.media.files import write_report, writing
     from pipeline.render.events import DoneEvent, FailedEvent, StageEvent, StepEvent
     from pipeline.render.run import render
 
-    output = _checked_output(options)
-    report = Path(options.report) if options.report else None
-    if report:
-        make_writable(report.parent)
-        if report.is_dir():
-            raise InputError(f"The report {report} is a folder; give the path of a file.")
     result, stage = None, ""
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".recapture-") as folder, Progress() as progress:
-        for event in render(request, folder, keep=options.keep):
+        for event in render(request, folder, keep=keep):
             if isinstance(event, StageEvent):
                 stage = event.message
                 progress.show(stage, event.fraction)
@@ -257,7 +257,8 @@ def _say(notes: Iterable[str]) -> None:
         print(note)
 
 
-def _checked_output(options: argparse.Namespace) -> Path:
+def _checked_places(options: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Where the result and, if asked for, its report are to be written."""
     from pipeline.media.files import make_writable
 
     output = Path(options.output)
@@ -269,7 +270,12 @@ def _checked_output(options: argparse.Namespace) -> Path:
     if clip and output.exists() and Path(clip).exists() and output.samefile(clip):
         raise InputError(f"The output {output} is the clip itself; give another path.")
     make_writable(output.parent)
-    return output
+    report = Path(options.report) if vars(options).get("report") else None
+    if report:
+        make_writable(report.parent)
+        if report.is_dir():
+            raise InputError(f"The report {report} is a folder; give the path of a file.")
+    return output, report
 
 
 def _request(options: argparse.Namespace) -> Any:
@@ -281,10 +287,12 @@ def _request(options: argparse.Namespace) -> Any:
     if "backbone" not in given:
         given["backbone"], why = hub.default_backbone()
         print(why)
-    if move := _move(options, given["backbone"]):
-        given = {name: value for name, value in given.items() if name not in ("camera", "amount")} | {"move": move}
     given["accepted"] = _accepted(options)
-    request = RenderRequest.of(**given)
+    unmoved = {name: value for name, value in given.items() if name not in ("camera", "amount")}
+    if {"camera_from_clip", "stabilise", "look_at"} & set(vars(options)):
+        _check_before(RenderRequest.of(**unmoved, camera="still"), vars(options).get("look_at"))
+    move = _move(options, given["backbone"])
+    request = RenderRequest.of(**(unmoved | {"move": move} if move else given))
     if "look_at" in vars(options):
         request = _looking(request, options)
     if "stabilise" not in vars(options):
@@ -294,6 +302,18 @@ def _request(options: argparse.Namespace) -> Any:
     if clash := {"speed", "time", "frozen"} & set(vars(options)):
         raise InputError(f"--stabilise follows the clip as it was filmed: leave out --{min(clash)}.")
     return request.changed(move=stabilised(_analysed(request), options.stabilise))  # its depth is kept for the render
+
+
+def _check_before(request: Any, look_at: str | None) -> None:
+    """Raises `InputError` for what need not wait until a clip is analysed for the camera path alone."""
+    from pipeline.masks.files import check_mask_file
+    from pipeline.media.video import probe
+    from pipeline.render.request import check_asked
+
+    check_asked(request)
+    probe(request.clip)
+    if look_at is not None:
+        check_mask_file(look_at)
 
 
 def _looking(request: Any, options: argparse.Namespace) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from pipeline.media import arrays, child
 from pipeline.media.video import pictures_of, probe, read_video, resize
 
 _PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_ANIMATED = {".png", ".webp"}  # which may hold more than one
 _VOID = 255  # a rim that belongs to nothing, in PASCAL VOC and after it
 _VOID_COLOUR = (224, 224, 192)  # of that label in its palette
 _MOST_LABEL = 90  # of label maps of 8 bits that have a void; what is lighter is brightness
@@ -36,9 +39,9 @@ def load_mask(
     """The frames of a clip, of `frames` frames of `size` = (H, W), whose masks a file gives; True = the object.
 
     path: an .npz or .npy of shape H W, T H W or T N H W, of which all N objects count (in an .npz the array `mask` or
-    `masks`, or the one that looks like a mask); a picture (.png, .jpg, .webp, .bmp, .tif): the object is painted on a
-    transparent ground, or in white or a colour on black; a folder of such pictures, one a frame (DAVIS); a video, white
-    on black or a cut-out.
+    `masks`, else all of truth values, else the one that looks like a mask); a picture (.png, .jpg, .webp, .bmp, .tif):
+    the object is painted on a transparent ground, or in white or a colour on black; a folder of such pictures, one a
+    frame (DAVIS); a video or an animated picture, white on black or a cut-out.
     Numbers count as object above 0.5, above 127 where they go to 255, above 0 where they go below. Label maps, as
     palette indices or as small numbers, count with all their labels but the void of PASCAL VOC (255); label: only
     this one.
@@ -60,7 +63,7 @@ def load_mask(
         files = pictures_of(path)
         wanted = _pick(len(files), picked, at, path.name)
         masks = _of_pictures([files[index] for index in wanted.values()], path.name, label)
-    elif suffix in _PICTURES:
+    elif _is_picture(path):
         wanted = _pick(1, picked, at, path.name)
         masks = _of_pictures([path], path.name, label)
     elif suffix in (".npz", ".npy"):
@@ -68,24 +71,42 @@ def load_mask(
         wanted = _pick(len(values), picked, at, path.name)
         masks = _of_numbers(values[list(wanted.values())], path.name, label)
     else:
-        total = probe(path).frames
+        with _as_video():
+            total = probe(path).frames
         wanted = _pick(total, picked, at, path.name)
         masks = _of_video(path, list(wanted.values()))
+    if label is not None and not masks.any():
+        raise InputError(f"The mask {path.name} has no label {label} in the frames that are used; choose another.")
     return dict(zip(wanted, _fitted(masks, size, path.name), strict=True))
 
 
 def check_mask_file(path: str | os.PathLike, label: int | None = None) -> None:
     """Raises `InputError` for a mask file that cannot be read, without its clip: of a video only the first frame is."""
     path = Path(path)
-    suffix = path.suffix.lower()
     if path.is_dir():
         _of_pictures(pictures_of(path)[:1], path.name, label)
-    elif suffix in _PICTURES:
-        _of_pictures([path], path.name, label)
-    elif suffix in (".npz", ".npy"):
+    elif path.suffix.lower() in (".npz", ".npy"):
         _read_array(path)
+    elif _is_picture(path):
+        _of_pictures([path], path.name, label)
     else:
         _of_video(path, [0])
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file holds a single picture; one that is animated counts as a video."""
+    suffix = path.suffix.lower()
+    return suffix in _PICTURES and (suffix not in _ANIMATED or probe(path).still)
+
+
+@contextmanager
+def _as_video() -> Iterator[None]:
+    """Says what else a mask may be, where a file cannot be read as a video."""
+    try:
+        yield
+    except InputError as error:
+        other = "A mask may also be an .npz or .npy file, a picture, or a folder of pictures."
+        raise InputError(f"{str(error).rstrip('.')}. {other}") from error
 
 
 def _pick(total: int, picked: range, at: int, name: str) -> dict[int, int]:
@@ -133,34 +154,40 @@ def _read_array(path: Path) -> np.ndarray:
     """T H W of an .npz or .npy. What the headers declare is checked before anything is unpacked; no pickles."""
     with arrays.guarded(f"The mask {path.name} cannot be read", "save it again with numpy."):
         found = arrays.headers(path)
-        key = _array_of_mask(found, path.name)
-        shape, dtype = found[key]
+        keys = _arrays_of_mask(found, path.name)
+        key, (shape, dtype) = keys[0], found[keys[0]]
         flat = _without_channel(shape)
         if len(flat) not in (2, 3) or 0 in flat or max(flat[-2:]) > arrays.MAX_SIDE or dtype.kind not in "bfiu":
             raise InputError(
                 f"The mask {path.name} has shape {shape} and type {dtype}; give booleans or numbers of shape frames x "
                 f"height x width, at most {arrays.MAX_SIDE} pixels a side."
             )
-        if arrays.size_of(found[key]) > arrays.MAX_BYTES:
+        if sum(arrays.size_of(found[name]) for name in keys) > arrays.MAX_BYTES:
             raise InputError(f"The mask {path.name} is too large to read; give fewer frames, or smaller ones.")
         values = arrays.read_array(path, key) if key else np.load(path, allow_pickle=False)
+        for other in keys[1:]:
+            values = values | arrays.read_array(path, other)
         if len(shape) == 4 and 1 not in (shape[0], shape[1], shape[3]):
             return values.max(1)
         return values.reshape(flat if len(flat) == 3 else (1, *flat))
 
 
-def _array_of_mask(found: dict[str, arrays.Header], name: str) -> str:
-    """The array that is meant: by its name, by its type, else the first that has the shape of a mask."""
+def _arrays_of_mask(found: dict[str, arrays.Header], name: str) -> list[str]:
+    """The array that is meant: by its name, by its type, else the first that has the shape of a mask.
+
+    Several of truth values, alike in shape, are an object each (obj1, obj2): all of them, where no name says mask.
+    """
     fits = [key for key, (shape, _) in found.items() if len(_without_channel(shape)) in (2, 3)]
     called = [key for key in fits if key.lower() in ("", "mask", "masks")]
     called += [key for key in fits if any(word in key.lower() for word in ("mask", "segm", "matte", "alpha"))]
-    chosen = called + [key for key in fits if found[key][1].kind == "b"] + fits
+    truths = [key for key in fits if found[key][1].kind == "b"]
+    chosen = called + truths + fits
     if not chosen:
         raise InputError(
             f"The mask {name} has the arrays {', '.join(sorted(found)[:8]) or 'none'}; give one named mask, of shape "
             "frames x height x width."
         )
-    return chosen[0]
+    return [key for key in truths if found[key] == found[truths[0]]] if truths and not called else chosen[:1]
 
 
 def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -271,7 +298,8 @@ def _is_solid(area: np.ndarray) -> bool:
 
 def _of_video(path: Path, wanted: list[int]) -> Bool[Tensor, "T H W"]:
     step = wanted[1] - wanted[0] if len(wanted) > 1 else 1
-    video = read_video(path, start=wanted[0], stride=step, frames=len(wanted), mask=True).frames
+    with _as_video():
+        video = read_video(path, start=wanted[0], stride=step, frames=len(wanted), mask=True).frames
     if len(video) < len(wanted):
         raise InputError(
             f"The mask {path.name} is damaged: only {len(video)} of its frames can be read; export it again."

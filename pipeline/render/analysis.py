@@ -101,6 +101,7 @@ def depth_at(
 
 MUCH = 0.9  # of the picture under a mask that may be meant the other way round
 FindDepth = Callable[..., Generator[StageEvent, None, tuple[np.ndarray, bool]]]
+FilmedBy = Callable[[CameraPath, tuple[int, int]], None]
 
 
 def find_depth(
@@ -116,10 +117,13 @@ def find_depth(
     return depth.z.float().cpu().numpy(), depth.metric
 
 
-def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Generator[StageEvent, None, Analysis]:
+def analyse(
+    request: RenderRequest, *, find_depth: FindDepth = find_depth, filmed_by: FilmedBy = lambda source, size: None
+) -> Generator[StageEvent, None, Analysis]:
     """Read the clip and find its depth: stage events; returns the `Analysis`. Raises `InputError`.
 
-    find_depth: in place of the function of that name, where its work is done elsewhere.
+    find_depth: in place of the function of that name, where its work is done elsewhere. filmed_by: is told the clip's
+    own cameras, and the size (h, w) that they belong to, before depth is looked for: it may refuse them.
     """
     info = probe(request.clip)
     yield stage("load", hub.loading(request.backbone))
@@ -133,11 +137,12 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
     clip = Clip(resize(full.frames, size), whole.fps)
 
     fov = request.fov or info.fov or DEFAULT_FOV
-    K = default_intrinsics(height, width, frames, fov).clone()
+    K = default_intrinsics(height, width, wanted if info.still else frames, fov).clone()
     crop_height, crop_width = full.frames.shape[-2:]
     K[:, 0, 2] -= (width - crop_width) / 2
     K[:, 1, 2] -= (height - crop_height) / 2
     source = static_path(scale_intrinsics(K, (crop_height, crop_width), size))
+    filmed_by(source, size)
 
     if request.depth is None:
         by = title_of(request.depth_model) if request.depth_model else "the network that comes with the model"
@@ -168,7 +173,7 @@ def analyse(request: RenderRequest, *, find_depth: FindDepth = find_depth) -> Ge
 
 
 def _held(analysis: Analysis, frames: int) -> Analysis:
-    """The analysis of one picture as that of a clip of so many frames."""
+    """The analysis of one picture as that of a clip of so many frames, which its source has already."""
     held = lambda values: values.repeat(frames, *[1] * (values.ndim - 1))
     return replace(
         analysis,
@@ -176,7 +181,6 @@ def _held(analysis: Analysis, frames: int) -> Analysis:
         full=replace(analysis.full, frames=analysis.full.frames.expand(frames, -1, -1, -1)),
         depth=replace(analysis.depth, z=held(analysis.depth.z)),
         detail=None if analysis.detail is None else held(analysis.detail),
-        source=CameraPath(held(analysis.source.world_from_cam), held(analysis.source.K)),
     )
 
 

@@ -252,7 +252,7 @@ def _check_served(request: RenderRequest) -> None:
     if guidance.fast == "lora" and not hub.obtainable(FEW_STEPS.model):
         hub.locate(FEW_STEPS.model)
     move = request.move or preset_move(request.camera, request.amount)
-    check_mask(guidance, clean=not surely_moves(move))
+    check_mask(guidance, clean=not (surely_moves(move) or request.stereo))
 
 
 def amount_of(request: RenderRequest) -> float:

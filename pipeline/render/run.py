@@ -14,12 +14,10 @@ from typing import Any
 import torch
 
 from pipeline import InputError
-from pipeline.camera.geometry import stands_still
 from pipeline.known.first_frame import inpaint, locate
 from pipeline.media.files import make_writable, save_arrays, write_report, writing
 from pipeline.media.video import Clip, resize, size_of, to_uint8, write_video
-from pipeline.method.lavr import followed, parts_of
-from pipeline.method.problem import check_mask
+from pipeline.method.lavr import parts_of
 from pipeline.render.analysis import Analysis, FindDepth, analyse, find_depth, hide
 from pipeline.render.events import DoneEvent, FailedEvent, RenderEvent, RenderResult, stage
 from pipeline.render.expected import learn
@@ -28,7 +26,7 @@ from pipeline.render.loaded import get_backbone, release_depth_model
 from pipeline.render.report import Clock, Measured, keep_measurement, quality_of, report_of, silence_of, sound_of
 from pipeline.render.request import RenderRequest, check_asked
 from pipeline.render.stereo import in_stereo
-from pipeline.render.view import Paint, View, cameras_of, look, show_holes
+from pipeline.render.view import Paint, View, check_cameras, look, show_holes
 from pipeline.render.worker import Fill, fill
 
 
@@ -52,6 +50,11 @@ def render(
     """
     work: dict[str, Any] = {"find_depth": find_depth, "fill": fill, "paint": paint}
     if request.stereo is not None:
+        try:
+            check_asked(request)  # what the second eye cannot have is said before the first one is rendered
+        except InputError as error:
+            yield FailedEvent(str(error))
+            return
         left = partial(render, analysis=analysis, keep=keep, **work)
         yield from in_stereo(request, Path(folder), left, partial(render, **work))
         return
@@ -84,9 +87,12 @@ def _render(
         locate(request.first_frame_model)  # what is missing is said before any work
     check_asked(request)
 
-    filmed = analysis or (yield from analyse(request, find_depth=find_depth))
+    if analysis is None:
+        filmed = yield from analyse(request, find_depth=find_depth, filmed_by=partial(check_cameras, request))
+    else:
+        check_cameras(request, analysis.source, size_of(analysis.clip.frames))
+        filmed = analysis
     analysis = yield from hide(filmed, request)
-    check_mask(followed(request.guidance), stands_still(analysis.source, cameras_of(analysis, request)))
     clip = len(analysis.clip.frames), *size_of(analysis.clip.frames)
     release_depth_model()
     backbone = get_backbone(request.backbone, request, clip)

@@ -19,7 +19,8 @@ from pipeline.known.known import Known
 from pipeline.known.measurement import Measurement
 from pipeline.known.warp import warp_depth, warp_to_path
 from pipeline.media.video import resize, size_of, to_uint8
-from pipeline.method.problem import COMPLETE_BELOW
+from pipeline.method.lavr import followed
+from pipeline.method.problem import COMPLETE_BELOW, check_mask
 from pipeline.models import table
 from pipeline.render.analysis import VISIBLE_AT_LEAST, Analysis, depth_at
 from pipeline.render.events import StageEvent, WarpEvent, stage
@@ -148,6 +149,15 @@ def preview(analysis: Analysis, request: RenderRequest, moment: float) -> np.nda
     frame = round(min(max(moment, 0.0), 1.0) * (len(analysis.clip.frames) - 1))
     size = size_of(analysis.clip.frames)
     return to_uint8(show_holes(warped(retimed(analysis, request), request, size, slice(frame, frame + 1))))[0]
+
+
+def check_cameras(request: RenderRequest, source: CameraPath, size: tuple[int, int]) -> None:
+    """Raises `InputError` for a camera path along which a clip with these cameras cannot be rendered as asked.
+
+    size: (h, w) of the pictures that source.K belongs to. The depth is not needed.
+    """
+    move = request.move or preset_move(request.camera, request.amount, fov_of(source, size))
+    check_mask(followed(request.guidance), clean=stands_still(source, target_path(move, source, 1.0, size)))
 
 
 def move_of(request: RenderRequest, analysis: Analysis) -> Move:

@@ -3,6 +3,7 @@
 import pytest
 from playwright.sync_api import expect
 
+from tests.browser.conftest import write_clip
 from tests.browser.page import analysed, answered, heard, listen, open_settings, set_number, upload, wait_words
 
 pytestmark = pytest.mark.browser
@@ -28,6 +29,47 @@ def test_the_words_of_a_refusal_stay(visit, clip):
     page.wait_for_function("getComputedStyle(document.querySelector('#result')).display === 'none'")
     answered(page)
     assert "Done" not in page.inner_text("#progress")
+
+
+def held_back(page, place: str):
+    """Holds back what the page asks of such addresses from now on. Returns the function that lets it through."""
+    held, free = [], []
+    page.route(place, lambda route: route.continue_() if free else held.append(route))
+
+    def let_through() -> None:
+        while not held:
+            page.wait_for_timeout(20)
+        free.append(True)
+        for route in held:
+            route.continue_()
+
+    return let_through
+
+
+def test_a_clip_that_is_chosen_while_the_last_one_is_asked_for_stays(visit, clip, tmp_path):
+    other = write_clip(tmp_path / "other.mp4", frames=12)
+    page = visit()
+    upload(page, clip)
+    page.fill("#prompt textarea, #prompt input", "a red disc")
+    page.click("#render")
+    wait_words(page, "progress", "Done")
+    answered(page)
+    for under_way in (False, True):  # an upload that is there before the answer, and one that is not
+        ask = held_back(page, "**/queue/join*")
+        send = held_back(page, "**/upload?*") if under_way else None
+        page.reload()
+        page.wait_for_selector("#render")
+        upload(page, other)
+        if send is None:
+            page.wait_for_selector("#clip video[src*='other']")
+        ask()
+        if send is not None:
+            answered(page)
+            send()
+        analysed(page)
+        page.unroute_all()
+        assert "other" in page.get_attribute("#clip video", "src")
+        assert page.input_value("#prompt textarea, #prompt input") == "", "it was said of the other clip"
 
 
 def test_the_page_says_when_the_server_is_away(visit):
