@@ -77,11 +77,11 @@ def build(
 
 def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     """What `launch` must be told so that the page looks and works as meant."""
-    scripts = [(widgets.STATIC / name).read_text(encoding="utf-8") for name in ("away.js", "chosen.js")]
+    away = (widgets.STATIC / "away.js").read_text(encoding="utf-8")
     return {
         "theme": theme(),
         "css": CSS,
-        "head": "".join(f"<script>{script}</script>" for script in scripts),
+        "head": f"<script>{away}</script>",
         "allowed_paths": [str(store.root), str(examples)],
         "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,

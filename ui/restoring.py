@@ -10,9 +10,8 @@ import gradio as gr
 from pipeline.media.cache import content_key
 from ui.page import QUIET, Page
 
-# In the browser, since between the server's question and its answer a visitor may choose a clip, which stays: see
-# static/chosen.js.
-UNLESS_CHOSEN = """(found, clip) => clip || !found || window.rcChosen ? {__type__: "update"} : found"""
+# In the browser, since between the server's question and its answer a visitor may choose a clip, which stays.
+UNLESS_CHOSEN = """(found, clip) => clip || !found ? {__type__: "update"} : found"""
 
 
 def connect(page: Page, blocks: gr.Blocks) -> Any:
