@@ -1,10 +1,12 @@
 """What the first screen shows: clips and what was made of them, a press away from being loaded.
 
-`python -m ui.gallery` renders them anew from examples/ and writes assets/gallery.
+`python -m ui.gallery` finds the depths of examples/ anew, for assets/example-depths, and renders them for
+assets/gallery; with --depths it stops before it renders.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from html import escape
 from pathlib import Path
@@ -12,8 +14,12 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
+from pipeline import result_of
+from pipeline.depth import shipped
 from pipeline.media.video import read_video, to_uint8
+from pipeline.render.analysis import analyse, depth_key
 from pipeline.render.events import DoneEvent
+from pipeline.render.loaded import depth_model_of, get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.run import render
 from ui import media, widgets
@@ -58,8 +64,24 @@ def pair(source: np.ndarray, result: np.ndarray) -> np.ndarray:
     return np.concatenate([source[:count], gap, result[:count]], 2)
 
 
+def ship_depths() -> None:
+    """Find the depth of each example with the nano network, and write those in place of what is there."""
+    for file in shipped.FOLDER.glob("*.npz"):
+        file.unlink()
+    for title, request, _ in find_examples(ROOT / "examples"):
+        found = result_of(analyse(request))
+        z = found.depth.z if found.detail is None else found.detail
+        model = request.depth_model or depth_model_of(get_backbone(request.backbone))
+        key = depth_key(request, tuple(found.clip.frames.shape), model)
+        file = shipped.ship(key, z.numpy(), found.depth.metric)
+        print(f"{title}: depth, {file.stat().st_size / 1000:.0f} kB", flush=True)
+
+
 def main() -> None:
     """Render each and write it."""
+    ship_depths()
+    if "--depths" in sys.argv:
+        return
     FOLDER.mkdir(parents=True, exist_ok=True)
     for _, request, _ in find_examples(ROOT / "examples"):
         name = Path(request.clip).stem

@@ -87,7 +87,9 @@ def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": CSS,
-        "head": f"<script>{(widgets.STATIC / 'away.js').read_text(encoding='utf-8')}</script>",
+        "head": "".join(
+            f"<script>{(widgets.STATIC / name).read_text(encoding='utf-8')}</script>" for name in ("away.js", "drop.js")
+        ),
         "allowed_paths": [str(store.root), str(examples)],
         "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,

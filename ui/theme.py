@@ -153,6 +153,11 @@ footer { opacity: .7; }
 .rc-clip, .rc-clip .wrap { border-radius: 8px; }
 /* trimming in the page would fetch a converter from another server */
 .rc-clip button[aria-label^="Trim"], .rc-clip button[aria-label^="Reset"] { display: none; }
+/* Gradio's own words speak of videos alone; drop.js lets the field take photographs, too */
+.rc-clip [data-testid=upload-text] { font-size: 0; gap: 8px; }
+.rc-clip [data-testid=upload-text] .or { display: none; }
+.rc-clip [data-testid=upload-text]::after { content: "Drop a video or photographs here, or press to choose";
+  font-size: 1rem; line-height: 1.45; text-align: center; padding: 0 18px; }
 .rc-clip { border: 1px dashed var(--input-border-color) !important; background: var(--well) !important; }
 
 /* Examples */
@@ -254,6 +259,7 @@ footer { opacity: .7; }
 .rc-editor-words { margin: 6px 0 0; min-height: 1.35em; font-size: .82rem; color: var(--primary-700); }
 .dark .rc-editor-words { color: var(--primary-300); }
 .rc-keys-row { display: flex; align-items: center; gap: 8px; flex-wrap: wrap; margin: 6px 0 10px; font-size: .82rem; }
+.rc-keys-row[hidden] { display: none; }
 .rc-keys { display: flex; flex-wrap: wrap; gap: 5px; }
 .rc-keys button { min-width: 30px; padding: 4px 6px; }
 .rc-which { min-width: 112px; color: var(--body-text-color); font-weight: 550; }

@@ -31,13 +31,14 @@ def cache_folder() -> Path:
 
 
 def content_key(*parts: object) -> str:
-    """SHA-256 over parts: a `Path` counts by the content of the file (or of all files in the folder), else its repr."""
+    """SHA-256 over parts: a `Path` counts by the content of the file (or of all files in the folder but its README.md),
+    else its repr."""
     digest = hashlib.sha256()
     for part in parts:
         if not isinstance(part, Path):
             _add(digest, repr(part).encode())
         elif part.is_dir():
-            for file in sorted(file for file in part.rglob("*") if file.is_file()):
+            for file in sorted(file for file in part.rglob("*") if file.is_file() and file.name != "README.md"):
                 _add(digest, file.relative_to(part).as_posix().encode())
                 _add(digest, _file_digest(file))
         else:

@@ -25,6 +25,7 @@ from pipeline.depth.depthcrafter import LONGEST
 from pipeline.depth.estimate import Depth, estimate, resize_depth, subject_distance
 from pipeline.depth.files import KINDS, load_depth
 from pipeline.depth.load import fetch_depth_model
+from pipeline.depth.shipped import shipped
 from pipeline.known.behind import see_behind
 from pipeline.known.fill import fill_unknown
 from pipeline.known.measurement import Measurement
@@ -292,16 +293,19 @@ def name_of(model: str | None) -> str | None:
     return Path(model).name if model and Path(model).is_dir() else model
 
 
+def depth_key(request: RenderRequest, shape: tuple[int, ...], ref: str) -> str:
+    """Under which the depth of a clip by the model `ref` is kept. shape: of the clip at working size, T 3 h w."""
+    model = Path(ref) if Path(ref).exists() else ref
+    return content_key("depth", 6, Path(request.clip), request.start, request.stride, shape, model)
+
+
 def _estimated_depth(
     request: RenderRequest, clip: Clip, full: Clip, backbone: Backbone, find_depth: FindDepth
 ) -> Generator[StageEvent, None, Depth]:
     ref = request.depth_model or depth_model_of(backbone)
     yield stage("depth", "Estimating depth")
-    key = content_key(
-        "depth", 6, Path(request.clip), request.start, request.stride, tuple(clip.frames.shape),
-        Path(ref) if Path(ref).exists() else ref,
-    )  # fmt: skip
-    kept = look_up(key)
+    key = depth_key(request, tuple(clip.frames.shape), ref)
+    kept = look_up(key) or shipped(key)
     if kept is None:
         if request.depth_model is not None:
             yield stage("depth", hub.loading(ref))
