@@ -2,7 +2,7 @@
 // in it, goes to the button for the other kinds, which stands beside it out of sight.
 (() => {
   const WORDS = 'Drop a video or photographs here, or press to choose';
-  const other = () => document.querySelector('input[type=file][accept*=".heic"]');
+  const other = () => document.querySelector('input[type=file][accept*=".heic"]:not(#clip *)');
   const inField = (event) => event.target instanceof Element && event.target.closest('#clip');
   const films = (files) => [...files].every((file) => file.type.startsWith('video/'));
 
