@@ -552,8 +552,9 @@ def test_a_named_move_and_its_keyframes_are_one(request_):
 
 def test_a_camera_that_stays_sees_the_clip(request_):
     analysis = analysed(request_)
-    measured = measure(analysis, own(request_, Keyframe(0.0)))
-    assert measured.mask.all() and torch.equal(measured.video, analysis.clip.frames)
+    for timing in ((), ((0.0, 0.0), (1.0, 1.0)), ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0))):
+        measured = measure(analysis, own(request_, Keyframe(0.0), timing=timing))
+        assert measured.mask.all() and torch.equal(measured.video, analysis.clip.frames)
 
 
 def test_time_stands_still(request_, tmp_path):

@@ -19,7 +19,7 @@ from pipeline.render.expected import expected_seconds
 from pipeline.render.loaded import get_backbone
 from pipeline.render.request import RenderRequest
 from pipeline.render.view import move_of
-from ui import media, widgets, zerogpu
+from ui import media, photographs, widgets, zerogpu
 from ui.camera_tab import EMPTY_WARP, CameraTab, editor_scene
 from ui.controls import EMPTY_CLOUD, depth_choices, editor_value, limits
 from ui.gallery import gallery
@@ -27,8 +27,7 @@ from ui.page import LATEST, QUIET, Page
 from ui.terms import Terms, accept, ask_terms, show_terms
 from ui.words import analysis_words
 
-PHOTOGRAPHS = [".jpg", ".jpeg", ".png", ".webp", ".heic", ".heif", ".avif", ".bmp", ".tif", ".tiff"]
-OTHER_KINDS = [*PHOTOGRAPHS, ".gif", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
+OTHER_KINDS = [*photographs.SUFFIXES, ".gif", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
 UNPLAYABLE = "No browser plays this kind of file as a film. This is what is read of it:"
 AWAY = ["rc-away"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
@@ -60,17 +59,15 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
     shown = gallery(examples)
     with gr.Row(elem_classes="rc-row"):
         with gr.Column(elem_classes="rc-card", min_width=320):
-            widgets.heading(1, "Clip", f"A video or a photograph, up to {limits().megabytes} MB")
+            widgets.heading(1, "Clip", f"A video, or photographs, up to {limits().megabytes} MB")
             clip = page.controls["clip"] = gr.Video(
                 label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
                 elem_classes="rc-clip",
             )  # fmt: skip
             other = gr.UploadButton(
-                "A photograph, or another kind of film: JPEG, HEIC, GIF, AVI …",
-                file_types=OTHER_KINDS,
-                size="sm",
-                elem_id="clip-other",
-            )
+                "Photographs, or another kind of film: JPEG, HEIC, GIF, AVI …", file_count="multiple",
+                file_types=OTHER_KINDS, size="sm", elem_id="clip-other",
+            )  # fmt: skip
             # Put away by its class, as the card of the result.
             with gr.Column(elem_classes=AWAY, elem_id="clip-seen") as seen:
                 gr.HTML(f'<p class="rc-caption">{UNPLAYABLE}</p>')
@@ -136,6 +133,14 @@ class Analysing:
             self.tab.warp: {"empty": EMPTY_WARP},
             self.tab.status: widgets.status_html(""),
         }
+
+    def take(self, files):
+        """The clip of what is no video for Gradio: a photograph, several, or another film."""
+        try:
+            yield {self.card.clip: photographs.joined(files, self.page.store.new_folder())}
+        except Exception as error:
+            yield {self.card.status: widgets.status_html(widgets.failure_words(error), "error")}
+            raise gr.Error(visible=False, print_exception=False) from error  # so that nothing is analysed
 
     @staticmethod
     def ready_words(found: Analysis, request: RenderRequest) -> str:
@@ -233,7 +238,8 @@ def connect(
             then(ticked.then(handlers.show_if_new, known, outputs, **QUIET))
 
     analysed: Then = lambda event: then(event.then(handlers.show, page.inputs, outputs, **QUIET))
-    analysed(card.other.upload(lambda file: file, card.other, card.clip, **QUIET))
+    taken = card.other.upload(handlers.take, card.other, [card.clip, card.status], **QUIET)
+    then(taken.success(handlers.show, page.inputs, outputs, **QUIET))
     if card.picked:
 
         def pick(event: gr.EventData):

@@ -254,6 +254,7 @@ footer { opacity: .7; }
 .rc-editor-words { margin: 6px 0 0; min-height: 1.35em; font-size: .82rem; color: var(--primary-700); }
 .dark .rc-editor-words { color: var(--primary-300); }
 .rc-keys-row { display: flex; align-items: center; gap: 8px; flex-wrap: wrap; margin: 6px 0 10px; font-size: .82rem; }
+.rc-keys-row[hidden] { display: none; }
 .rc-keys { display: flex; flex-wrap: wrap; gap: 5px; }
 .rc-keys button { min-width: 30px; padding: 4px 6px; }
 .rc-which { min-width: 112px; color: var(--body-text-color); font-weight: 550; }

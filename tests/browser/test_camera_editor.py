@@ -240,6 +240,11 @@ def test_a_path_is_drawn_from_above_eased_and_compared(page):
     page.select_option("#editor [data-field=ease]", "in-out")
     answered(page)
     assert keyframes(page)[0]["ease"] == "in-out"
+    page.reload()
+    page.wait_for_selector("#editor [data-kept='0']")  # the browser remembers them
+    page.evaluate("localStorage.setItem('recapture-kept', '[{}, 3]')")
+    page.reload()
+    page.wait_for_selector("#editor .rc-kept-row", state="hidden")  # no paths: nothing to show
 
 
 def test_capture_is_exact(page):

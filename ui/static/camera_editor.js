@@ -14,7 +14,9 @@ let move = { keyframes: [{ time: 0, eye: [0, 0, 0], target: [0, 0, 1], roll: 0, 
 let path = pathOf(move, 55);
 let selected = 0, moment = 0, through = false, picking = false, playing = 0, drag = null, viewFov = 55, serial = null;
 let past = [], future = [];
-let kept = [], sketching = false; // other paths, to be compared; a path is being drawn from above
+let sketching = false; // a path is being drawn from above
+const LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ', KEPT = 'recapture-kept'; // the name under which the browser keeps them
+let kept = remembered(); // other paths, to be compared; a path means the same on every clip
 let shownCloud = -1, drawing = false, affine = null, armed = false;
 
 // --- the scene --------------------------------------------------------------------------------------------------------
@@ -259,6 +261,21 @@ function travel(from, to) {
   changed();
 }
 
+// What the browser's storage holds may be anything: only what is a path is taken.
+function remembered() {
+  const place = (p) => Array.isArray(p) && p.length === 3 && p.every(Number.isFinite);
+  const usable = (m) => Array.isArray(m?.timing) && Array.isArray(m.keyframes) && m.keyframes.length > 0
+    && m.keyframes.every((k) => k && Number.isFinite(k.time) && place(k.eye) && place(k.target));
+  try {
+    const found = JSON.parse(window.localStorage.getItem(KEPT));
+    return Array.isArray(found) ? found.filter(usable).slice(0, LETTERS.length) : [];
+  } catch { return []; } // no storage is given to the page, or there is no JSON in it
+}
+
+function remember() {
+  try { window.localStorage.setItem(KEPT, JSON.stringify(kept)); } catch { /* they last as long as the page then */ }
+}
+
 const keptIndex = () => kept.findIndex((other) => JSON.stringify(other) === JSON.stringify(move));
 
 function fromAbove() {
@@ -326,12 +343,14 @@ const actions = {
     say(`Keyframe ${selected + 1} now stands where you look from.`);
   },
   keep() {
+    if (keptIndex() < 0 && kept.length === LETTERS.length) { say('No more paths can be kept: forget one first.'); return; }
     if (keptIndex() < 0) kept.push(copy(move));
+    remember();
     refresh();
     draw();
-    say(`Kept as path ${'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[keptIndex()]}. Change it, and press the letter to come back.`);
+    say(`Kept as path ${LETTERS[keptIndex()]}. Change it, and press the letter to come back.`);
   },
-  forget() { kept.splice(keptIndex(), 1); refresh(); draw(); },
+  forget() { kept.splice(keptIndex(), 1); remember(); refresh(); draw(); },
   sketch() {
     sketching = !sketching;
     if (sketching) { setThrough(false); fromAbove(); }
@@ -432,7 +451,7 @@ function refresh() {
   well.classList.toggle('picking', picking || sketching);
   find('.rc-kept-row').hidden = !kept.length;
   find('.rc-kept').innerHTML = kept.map((_, i) =>
-    `<button type="button" data-kept="${i}" aria-pressed="${i === keptIndex()}" aria-label="Kept path ${i + 1}">${'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[i % 26]}</button>`).join('');
+    `<button type="button" data-kept="${i}" aria-pressed="${i === keptIndex()}" aria-label="Kept path ${LETTERS[i]}">${LETTERS[i]}</button>`).join('');
   const write = (name, value) => { const input = field(name); if (document.activeElement !== input) input.value = value; };
   find('.rc-which').textContent = `Keyframe ${selected + 1} of ${move.keyframes.length}`;
   write('time', Math.round(1000 * chosen.time) / 10);
