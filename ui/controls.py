@@ -29,7 +29,7 @@ from pipeline.render.request import DEFAULTS, RenderRequest
 from ui.terms import Terms, ask_terms
 
 DEPTH_SUFFIXES = [".npz", ".npy", ".exr"]
-NO_MASK = "Say first what is to be replaced: paint over it on the tab Replace an object, then press Follow."
+NO_MASK = "Say first what is to be replaced: click on it on the tab Replace an object, then press Follow."
 NO_CLIP = "Choose a clip first: upload a video or a photograph, or press an example."
 EMPTY_CLOUD = "Your clip appears here as a point cloud, with the camera path in it."
 CHANGES = {"camera": "The camera path", "object": "The object", "both": "Both"}

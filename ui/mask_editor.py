@@ -27,7 +27,8 @@ from ui.page import LATEST, QUIET, Page
 EMPTY = "The object, followed through your clip, appears here."
 COLOUR = (255, 45, 85)
 OPACITY = 0.6
-MAX_SIDE = 832  # pixels of the picture that is painted on
+MAX_SIDE = 832  # pixels of the picture that is painted or clicked on
+ENLARGED = 4.0  # how much a small one is enlarged to be clicked on, at most
 SUFFIXES = [
     ".npz", ".npy", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif",
     ".mp4", ".mov", ".webm", ".mkv", ".avi",
@@ -72,7 +73,7 @@ def editor_value(analysis: Analysis, frame: int, mask: np.ndarray | None) -> dic
 
 def clicked_picture(analysis: Analysis, clicks: Clicks, mask: np.ndarray | None) -> np.ndarray:
     """A frame of the clip with a mask H W in red and outlined, and a dot for each click: uint8 h w 3."""
-    height, width = size = _shown_size(analysis)
+    height, width = size = _shown_size(analysis, ENLARGED)
     frame = to_uint8(resize(analysis.full.frames[clicks.frame : clicks.frame + 1], size).clamp(0, 1))[0]
     shown = np.ascontiguousarray(_tinted(frame, np.zeros(size, bool) if mask is None else mask))
     for click in clicks.made:
@@ -119,9 +120,9 @@ def write_mask(path: Path, mask: np.ndarray, analysis: Analysis) -> Path:
     return path
 
 
-def _shown_size(analysis: Analysis) -> tuple[int, int]:
+def _shown_size(analysis: Analysis, most: float = 1.0) -> tuple[int, int]:
     height, width = size_of(analysis.full.frames)
-    scale = min(1.0, MAX_SIDE / max(height, width))
+    scale = min(most, MAX_SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -178,10 +179,10 @@ def replace_tab(grow: float) -> ReplaceTab:
                 )  # fmt: skip
                 with gr.Row(elem_classes="rc-clicks"):
                     adds = gr.Radio(
-                        [("A click adds", True), ("A click takes away", False)], value=True, show_label=False,
+                        [("Add", True), ("Take away", False)], value=True, show_label=False,
                         container=False, elem_id="mask-adds", scale=3,
                     )  # fmt: skip
-                    undo = gr.Button("Undo click", elem_id="mask-undo", scale=1)
+                    undo = gr.Button("Undo click", size="sm", elem_id="mask-undo", scale=1)
             with gr.Column(elem_id="mask-by-brush", visible=False) as by_brush:
                 editor = mask_editor(elem_id="paint", elem_classes="rc-paint", height=430)
             how.change(
@@ -359,7 +360,7 @@ class Painting:
         try:
             analysis = self.page.analysis_at_hand(values)
             height, width = size_of(analysis.full.frames)
-            shown_height, shown_width = _shown_size(analysis)
+            shown_height, shown_width = _shown_size(analysis, ENLARGED)
             column, row = (float(at) + 0.5 for at in event.index)
             at = Click(
                 min(max(int(row * height / shown_height), 0), height - 1),

@@ -155,6 +155,10 @@ footer { opacity: .7; }
 .rc-clip button[aria-label^="Trim"], .rc-clip button[aria-label^="Reset"] { display: none; }
 .rc-clip { border: 1px dashed var(--input-border-color) !important; background: var(--well) !important; }
 
+#mask-picture { background: var(--well); border-radius: 8px; overflow: hidden; }
+#mask-picture img { cursor: crosshair; }
+.rc-clicks { align-items: center; flex-wrap: nowrap; }
+
 /* Examples */
 .rc-gallery { display: flex; gap: 14px; overflow-x: auto; padding: 2px; }
 .rc-gallery button { flex: 1 0 270px; max-width: 440px; display: flex; flex-direction: column; padding: 0;
@@ -336,8 +340,7 @@ footer { opacity: .7; }
   .rc-step p { display: none; }
   .rc-actions { flex-wrap: nowrap !important; }
   .rc-actions button { min-width: 0 !important; }
-  .rc-paint-buttons { display: grid !important; grid-template-columns: 1fr 1fr; }
-  .rc-paint-buttons button:first-child { grid-column: 1 / -1; }
+  .rc-paint-buttons { display: grid !important; grid-template-columns: 3fr 1fr; }
   #paint, #paint > * { height: 300px !important; }
   .rc-figures { grid-template-columns: 1fr 1fr; }
   .rc-bar .rc-time { order: 5; }

@@ -1,4 +1,4 @@
-"""An object painted over with a mouse, followed, and replaced, in a real browser."""
+"""An object marked by clicks and a brush, followed, and replaced, in a real browser."""
 
 from __future__ import annotations
 
@@ -15,6 +15,31 @@ pytestmark = pytest.mark.browser
 
 def open_tab(page) -> None:
     page.click("button[role=tab]:has-text('Replace an object')")
+    page.wait_for_selector("#mask-picture img", state="visible")
+    answered(page)
+
+
+def click_on(page, u: float, v: float) -> None:
+    """A click on the picture, at these shares of its width and height."""
+    page.evaluate("document.querySelector('#mask-picture').scrollIntoView({block: 'center'})")
+    still(page, "#mask-picture img")
+    left, top, width, height = page.evaluate("""() => {
+      const image = document.querySelector('#mask-picture img'), box = image.getBoundingClientRect();
+      const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
+      const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
+      return [box.x + (box.width - width) / 2, box.y + (box.height - height) / 2, width, height];
+    }""")
+    before = page.get_attribute("#mask-picture img", "src")
+    page.mouse.click(left + u * width, top + v * height)
+    page.wait_for_function(
+        "before => document.querySelector('#mask-picture img').getAttribute('src') !== before", arg=before
+    )
+    answered(page)
+
+
+def paint(page) -> None:
+    """The brush in place of clicks."""
+    page.click("#mask-how label:has-text('Paint')")
     page.wait_for_selector("#paint canvas", state="visible")
     answered(page)
     page.evaluate("document.querySelector('#paint').scrollIntoView({block: 'center'})")
@@ -45,23 +70,27 @@ def share_replaced(page) -> float:
     return float(re.search(r"([\d.]+) %", words)[1])
 
 
-def test_paint_follow_correct_and_render(visit, clip):
+def test_click_follow_paint_and_render(visit, clip):
     page = visit()
     upload(page, clip)
     analysed(page)
     page.wait_for_selector("#editor[data-points], #editor [data-points]")
     open_tab(page)
 
-    # nothing painted yet: it says what to do, both here and at Render
+    # nothing marked yet: it says what to do, both here and at Render
     page.click("#paint-follow")
-    wait_words(page, "mask-status", "Paint over the object first")
+    wait_words(page, "mask-status", "Click on the object first")
     page.click("#change label:has-text('The object')")
     page.click("#render")
-    wait_words(page, "progress", "paint over it")
+    wait_words(page, "progress", "click on it")
 
-    # the disc of the clip stands at (100, 120) of 416x240 at first: a dot on it, completed, followed
-    stroke(page, (0.24, 0.5), (0.26, 0.5))
-    page.click("#paint-complete")
+    # the disc of the clip stands at (100, 120) of 416x240 at first: a click beside it taken back, one on it, followed
+    click_on(page, 0.8, 0.2)
+    page.click("#mask-undo")
+    answered(page)
+    page.click("#paint-follow")
+    wait_words(page, "mask-status", "Click on the object first")
+    click_on(page, 0.24, 0.5)
     wait_words(page, "mask-status", "follow it through the clip")
     page.click("#paint-follow")
     wait_words(page, "mask-status", "will be replaced", 240)
@@ -82,7 +111,8 @@ def test_paint_follow_correct_and_render(visit, clip):
     page.press("#paint-frame input[type=number]", "Enter")
     page.locator("#paint-frame input[type=range]").dispatch_event("pointerup")
     answered(page)
-    page.wait_for_timeout(1000)  # the editor loads the other frame
+    paint(page)
+    page.wait_for_timeout(1000)  # the editor loads its picture
     stroke(page, (0.75, 0.75), (0.9, 0.75), (0.9, 0.85), (0.75, 0.85))
     page.click("#paint-follow")
     page.wait_for_function(
@@ -136,7 +166,7 @@ def test_the_tab_fits_its_page(visit, clip, width):
     analysed(page)
     open_tab(page)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    for name in ("paint", "paint-follow", "mask", "grow", "remove"):
+    for name in ("mask-picture", "paint-follow", "mask", "grow", "remove"):
         box = page.locator(f"#{name}").bounding_box()
         assert box["width"] > 80 and box["x"] >= 0 and box["x"] + box["width"] <= width, name
 
@@ -170,4 +200,4 @@ def test_an_example_brings_its_mask(visit, early):
     assert 1 < share_replaced(page) < 6
     page.wait_for_selector("[role=tab][aria-selected=true]:has-text('Replace an object')")
     page.wait_for_selector("#change label:has-text('Both') input:checked")
-    page.wait_for_selector("#paint canvas", state="visible")
+    page.wait_for_selector("#mask-picture img", state="visible")
