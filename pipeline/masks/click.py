@@ -27,6 +27,7 @@ from pipeline.media.video import resize
 from pipeline.models import hub
 
 SIDE = 416  # pixels of the longer side at which the network sees a picture
+ROOM, CLOSER = 0.4, 0.5  # about what was found, of its size; share of the frame up to which that is looked at again
 _RADII = (4.0, 40.0)  # pixels, of the clicks' spots
 _LEVELS = (2, 3, 4)  # where what was clicked is compared with the rest: strides 8, 16 and 32
 _MAPS = 2 * len(_RADII) + 4  # see `_told`, and the answer before
@@ -172,6 +173,7 @@ def select(
 ) -> Bool[Tensor, "H W"]:
     """The object that was clicked (True), in a frame in [0, 1], by SAM 2 where its weights are at hand.
 
+    Our network looks a second time at the piece of the frame around its answer, where that is small.
     A positive click's pixel is in the mask, a negative one's is not. before: a mask that the clicks correct, which is
     left to our network. Raises `InputError` for no clicks, for clicks outside the frame, and where the first takes away
     and there is no mask.
@@ -186,15 +188,47 @@ def select(
             raise InputError(f"The click at row {click.row}, column {click.column} is not on the picture.")
     if before is None and (model := sam2_at_hand()) is not None:
         return held(select_with_sam2(frame, clicks, model), clicks)
+    mask = held(_look(frame, clicks, before) > 0.5, clicks, before)
+    top, bottom, left, right = _around(mask, clicks)
+    inside = [
+        Click(c.row - top, c.column - left, c.positive)
+        for c in clicks
+        if top <= c.row < bottom and left <= c.column < right
+    ]
+    if not inside or (bottom - top) * (right - left) > CLOSER * height * width:
+        return mask
+    piece = None if before is None else before[top:bottom, left:right]
+    found = torch.zeros(height, width)
+    if inside[0].positive or (piece is not None and piece.any()):
+        found[top:bottom, left:right] = _look(frame[:, top:bottom, left:right], inside, piece)
+        mask = held(found > 0.5, clicks, before)
+    return mask
+
+
+def _look(
+    frame: Float[Tensor, "3 H W"], clicks: Sequence[Click], before: Bool[Tensor, "H W"] | None
+) -> Float[Tensor, "H W"]:
+    """The mask's probability by our network, which sees the frame at a longer side of `SIDE`."""
     net, depth = load_clicker()
-    scale = min(1.0, SIDE / max(height, width))
+    height, width = frame.shape[-2:]
+    scale = SIDE / max(height, width)
     size = (max(STRIDE, round(height * scale)), max(STRIDE, round(width * scale)))
     small = resize(frame[None].float().cpu(), size).clamp(0, 1)
     moved = [Click(c.row * size[0] // height, c.column * size[1] // width, c.positive) for c in clicks]
     given = None if before is None else resize(before[None, None].float().cpu(), size)[0, 0].clamp(0, 1)
     with torch.no_grad():
         found = answers(net, see(small, depth), moved, given)
-    return held(resize(found[None, None], (height, width))[0, 0] > 0.5, clicks, before)
+    return resize(found[None, None], (height, width))[0, 0]
+
+
+def _around(mask: Bool[Tensor, "H W"], clicks: Sequence[Click]) -> tuple[int, int, int, int]:
+    """Top, bottom, left and right of a piece with the mask and the positive clicks, and room about them."""
+    rows = [*mask.any(1).nonzero()[:, 0].tolist(), *(c.row for c in clicks if c.positive)] or [0]
+    columns = [*mask.any(0).nonzero()[:, 0].tolist(), *(c.column for c in clicks if c.positive)] or [0]
+    top, bottom, left, right = min(rows), max(rows) + 1, min(columns), max(columns) + 1
+    room = round(ROOM * max(bottom - top, right - left)) + 8
+    height, width = mask.shape
+    return max(0, top - room), min(height, bottom + room), max(0, left - room), min(width, right + room)
 
 
 def held(
