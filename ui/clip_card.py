@@ -60,10 +60,11 @@ def clip_card(page: Page, examples: list[Example], depth_model: str | None) -> C
     with gr.Row(elem_classes="rc-row"):
         with gr.Column(elem_classes="rc-card", min_width=320):
             widgets.heading(1, "Clip", f"A video, or photographs, up to {limits().megabytes} MB")
-            clip = page.controls["clip"] = gr.Video(
+            clip = gr.Video(
                 label="Your clip", show_label=False, sources=["upload"], height=300, buttons=[], elem_id="clip",
                 elem_classes="rc-clip",
             )  # fmt: skip
+            page.controls["clip"] = widgets.shows_as_it_is(clip)
             other = gr.UploadButton(
                 "Photographs, or another kind of film: JPEG, HEIC, GIF, AVI …", file_count="multiple",
                 file_types=OTHER_KINDS, size="sm", elem_id="clip-other",

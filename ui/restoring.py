@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from pipeline.media.cache import content_key
+from ui import widgets
 from ui.page import QUIET, Page
 
 # In the browser, since between the server's question and its answer a visitor may choose a clip, which stays.
@@ -16,7 +17,7 @@ UNLESS_CHOSEN = """(found, clip) => clip || !found ? {__type__: "update"} : foun
 
 def connect(page: Page, blocks: gr.Blocks) -> Any:
     """Let it work. Returns the last event, after which the page has its clip and its settings."""
-    clip, found = page.controls["clip"], gr.Video(visible=False)
+    clip, found = page.controls["clip"], widgets.shows_as_it_is(gr.Video(visible=False))
 
     def find(wanted):
         """The clip of the visitor's own last job."""

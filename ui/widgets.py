@@ -10,12 +10,14 @@ import logging
 import os
 import re
 import shutil
+from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import FileData
 
 from pipeline import InputError
 from pipeline.camera.files import FORMATS
@@ -87,10 +89,31 @@ def failure_words(error: Exception) -> str:
 def takes(part: Any, read: Callable[[Any], Any]) -> None:
     """Let a part of Gradio's hand on what comes from the page by a function of ours.
 
-    What pictures it would decode itself, in this process and before our handlers are asked. A class of our own would
-    not do: Gradio writes a file beside the source of each.
+    What pictures it would decode itself, in this process and before our handlers are asked.
     """
-    part.preprocess = read
+    _with(part, "preprocess", read)
+
+
+def shows_as_it_is(part: gr.Video) -> gr.Video:
+    """Let Gradio's video show a file as it is.
+
+    Where FFmpeg is installed Gradio would make a film of what no browser plays, and put that in its place: of a
+    photograph one of a single frame.
+    """
+    as_it_is = lambda value: None if value is None else FileData(path=str(value), orig_name=Path(value).name)
+    _with(part, "postprocess", as_it_is)
+    return part
+
+
+def _with(part: Any, name: str, function: Callable[[Any], Any]) -> None:
+    """Give a part a method of ours in a class of its own.
+
+    With each update Gradio makes the part anew from its class, for that visitor: what only the part has would be lost. The
+    class is made without Gradio's metaclass, which writes a file beside the source of each.
+    """
+    kind = type(part)
+    methods = {name: lambda self, value: function(value), "__module__": kind.__module__}
+    part.__class__ = ABCMeta.__new__(type(kind), kind.__name__, (kind,), methods)
 
 
 def without_paths(words: str) -> str:
