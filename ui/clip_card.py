@@ -28,7 +28,7 @@ from ui.terms import Terms, accept, ask_terms, show_terms
 from ui.words import analysis_words
 
 OTHER_KINDS = [*photographs.SUFFIXES, ".gif", ".apng", ".ts", ".mts", ".m2ts", ".avi", ".mkv", ".mxf", ".mpg", ".flv"]
-UNPLAYABLE = "No browser plays this kind of file as a film. This is what is read of it:"
+UNPLAYABLE = "This is what is read of your file, since no browser plays it as a film:"
 AWAY = ["rc-away"]
 WAITS_FOR_CLIP = "Starts by itself once there is a clip."
 EMPTY_DEPTH = "Depth of the clip"

@@ -77,11 +77,11 @@ def build(
 
 def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     """What `launch` must be told so that the page looks and works as meant."""
-    away = (widgets.STATIC / "away.js").read_text(encoding="utf-8")
+    scripts = [(widgets.STATIC / name).read_text(encoding="utf-8") for name in ("away.js", "unplayable.js")]
     return {
         "theme": theme(),
         "css": CSS,
-        "head": f"<script>{away}</script>",
+        "head": "".join(f"<script>{script}</script>" for script in scripts),
         "allowed_paths": [str(store.root), str(examples)],
         "max_file_size": f"{limits().megabytes}mb",
         "max_threads": 100,

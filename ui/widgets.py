@@ -108,8 +108,8 @@ def shows_as_it_is(part: gr.Video) -> gr.Video:
 def _with(part: Any, name: str, function: Callable[[Any], Any]) -> None:
     """Give a part a method of ours in a class of its own.
 
-    With each update Gradio makes the part anew from its class, for that visitor: what only the part has would be lost. The
-    class is made without Gradio's metaclass, which writes a file beside the source of each.
+    With each update Gradio makes the part anew from its class, for that visitor: what only the part has would be lost.
+    The class is made without Gradio's metaclass, which writes a file beside the source of each.
     """
     kind = type(part)
     methods = {name: lambda self, value: function(value), "__module__": kind.__module__}

@@ -110,5 +110,6 @@ def test_what_the_browser_cannot_play_is_shown_all_the_same(visit, clip, tmp_pat
     upload(page, path)
     analysed(page)
     page.wait_for_selector("#clip-seen img, #clip-loop img")
+    assert "not playable" not in page.inner_text("body").lower()
     assert any("when the clip is analysed" in words for words in heard(page, "mask-status"))
     assert "analysed" not in page.inner_text("#mask-status")
