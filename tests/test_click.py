@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline import InputError
+from pipeline.__main__ import main
 from pipeline.depth.network import DepthNet
 from pipeline.evaluation import clicks as measured
 from pipeline.masks.click import ClickNet, first_click, held, load_clicker, next_click, see, select
@@ -90,6 +92,25 @@ def test_clicks_find_a_solid_and_correct_a_mask(still):
 def test_clicks_that_say_nothing_are_refused(clicks, words):
     with pytest.raises(InputError, match=words):
         select(torch.rand(3, 48, 64), clicks)
+
+
+def test_a_mask_is_made_by_clicks_on_the_command_line(tmp_path, still, capsys):
+    frame, truth = still
+    clip = tmp_path / "still.png"
+    Image.fromarray((frame.permute(1, 2, 0) * 255).round().byte().numpy()).save(clip)
+    on, beside = first_click(truth.numpy()), first_click(~truth.numpy())
+    command = ["mask", str(clip), "--click", f"{on.column},{on.row}", "--not", f"{beside.column},{beside.row}"]
+    assert main([*command, "--output", str(tmp_path / "object.png")]) == 0
+    assert f"--mask {tmp_path / 'object.png'} --frame 0" in capsys.readouterr().out
+    mask = np.asarray(Image.open(tmp_path / "object.png")) > 127
+    assert mask.shape == tuple(truth.shape) and mask[on.row, on.column] and not mask[beside.row, beside.column]
+    for wrong, words in (
+        (["--click", "160,3", "--output", "object.png"], "160,3 is not on the picture"),
+        (["--output", "object.png"], "Click on the object first"),
+        (["--click", "3,3", "--output", "object.jpg"], "must end in .png"),
+    ):
+        assert main(["mask", str(clip), *wrong]) == 2
+        assert words in capsys.readouterr().err
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def mask_of(options: argparse.Namespace) -> None:
 
     from pipeline.masks.click import select
     from pipeline.masks.shape import Click
+    from pipeline.media.files import make_writable, writing
     from pipeline.media.video import probe, read_video
 
     output = Path(options.output)

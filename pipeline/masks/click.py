@@ -251,7 +251,8 @@ def first_click(mask: Bool[np.ndarray, "H W"], rng: Random | None = None) -> Cli
     """On an object that is known: its innermost pixel; with a generator, any that is not at its rim."""
     inner = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     if rng is None:
-        return Click(*map(int, np.unravel_index(inner.argmax(), inner.shape)))
+        row, column = np.unravel_index(inner.argmax(), inner.shape)
+        return Click(int(row), int(column))
     rows, columns = np.nonzero(inner >= rng.uniform(0.05, 0.9) * inner.max())
     at = rng.randrange(len(rows))
     return Click(int(rows[at]), int(columns[at]))

@@ -192,8 +192,8 @@ def spoilt(mask: np.ndarray, rng: random.Random) -> np.ndarray:
     side = math.sqrt(len(rows))
     axes = (max(3, int(side * rng.uniform(0.15, 0.5))), max(3, int(side * rng.uniform(0.15, 0.5))))
     cv2.ellipse(blob, place, axes, rng.uniform(0, 180), 0, 360, 1, -1)
-    found = found & ~blob if rng.random() < 0.5 else found | blob
-    return (found & 1).astype(bool)
+    given, too_much = np.asarray(found) > 0, blob > 0
+    return given & ~too_much if rng.random() < 0.5 else given | too_much
 
 
 # --- what is asked of it ----------------------------------------------------------------------------------------------
