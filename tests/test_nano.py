@@ -39,7 +39,7 @@ def test_assets_are_small_and_safetensors_only():
     assert not [path for path in files if path.suffix == ".json" and '": "/' in path.read_text()], "a path of a machine"
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl", ".ckpt")]
     assert {path.parent.name for path in files if path.suffix == ".safetensors"} == {
-        "vae", "transformer", "text_encoder", "depth", "classifier", "mask_encoder", "inpainter", "lpips",
+        "vae", "transformer", "text_encoder", "depth", "classifier", "mask_encoder", "inpainter", "click", "lpips",
     }  # fmt: skip
 
 
