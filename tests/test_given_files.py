@@ -137,6 +137,20 @@ def test_an_animated_picture_is_the_mask_of_each_frame(tmp_path, kind):
     assert [n for n in range(4) if (found[n].numpy() == moving[n]).all()] == [0, 1, 2, 3]
 
 
+def test_the_pages_of_a_tiff_are_frames(tmp_path):
+    """As microscopes and ImageJ save a stack; a thumbnail among them is none, and labels stay labels."""
+    shifted = [np.roll(LABELS, 2 * n, 1) for n in range(5)]
+    pages = [Image.fromarray(labels) for labels in shifted]
+    others = [pages[1], pages[0].resize((20, 12)), *pages[2:]]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=others)
+    found = load_mask(tmp_path / "stack.tif", 5, SIZE)
+    assert all((found[n].numpy() == (shifted[n] > 0)).all() for n in range(5))
+    assert (load_mask(tmp_path / "stack.tif", 2, SIZE, start=1, stride=2)[1].numpy() == (shifted[3] > 0)).all()
+    assert (load_mask(tmp_path / "stack.tif", 5, SIZE, label=3)[4].numpy() == (shifted[4] == 3)).all()
+    with pytest.raises(InputError, match="has 5 frames; the clip needs frames 0 to 6"):
+        load_mask(tmp_path / "stack.tif", 7, SIZE)
+
+
 def test_a_label_that_is_not_there_and_what_is_no_mask(tmp_path):
     save_palette(tmp_path / "a.png", LABELS)
     with pytest.raises(InputError, match="no label 9"):

@@ -131,6 +131,30 @@ def test_b_frames_in_avi(tmp_path):
     assert clip.fps == pytest.approx(25)
 
 
+def test_packed_b_frames_of_divx(tmp_path):
+    """A packet holds a picture and the one that is shown before it. A file may end without what should follow."""
+    begin = b"\x00\x00\x01\xb6"
+    for name in ("whole.avi", "cut.avi"):
+        with av.open(str(tmp_path / name), "w") as target:
+            options = {"bf": "1", "g": "100", "q": "2", "sc_threshold": "1000000000"}
+            stream = target.add_stream("mpeg4", rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            pictures = (numbered(9).permute(0, 2, 3, 1) * 255).round().byte().numpy()
+            frames = [av.VideoFrame.from_ndarray(picture, "rgb24") for picture in pictures]
+            coded = [bytes(packet) for frame in (*frames, None) for packet in stream.encode(frame)]
+            assert [data[data.index(begin) + 4] >> 6 for data in coded] == [0, *[1, 2] * 4]  # I P B P B P B P B
+            packets = [coded[0].replace(begin, b"\x00\x00\x01\xb2DivX503b1393p" + begin, 1)]
+            for reference, between in zip(coded[1::2], coded[2::2], strict=True):
+                packets += [reference + between, begin + b"\x50\x7f"]
+            for n, data in enumerate(packets[: -1 if name == "cut.avi" else None]):
+                packet = av.Packet(data)
+                packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), n, n
+                packet.is_keyframe = n == 0
+                target.mux(packet)
+        assert probe(tmp_path / name).frames == 9, name
+        assert numbers(read_video(tmp_path / name).frames) == list(range(9)), name
+
+
 def animated(path, durations, **more):
     images = [Image.fromarray(np.full((48, 64, 3), 40 + 12 * k, np.uint8)) for k in range(len(durations))]
     images[0].save(path, save_all=True, append_images=images[1:], duration=durations, **more)

@@ -40,8 +40,8 @@ def load_mask(
 
     path: an .npz or .npy of shape H W, T H W or T N H W, of which all N objects count (in an .npz the array `mask` or
     `masks`, else all of truth values, else the one that looks like a mask); a picture (.png, .jpg, .webp, .bmp, .tif):
-    the object is painted on a transparent ground, or in white or a colour on black; a folder of such pictures, one a
-    frame (DAVIS); a video or an animated picture, white on black or a cut-out.
+    the object is painted on a transparent ground, or in white or a colour on black; a folder of such pictures, or a
+    TIFF of several pages, one a frame (DAVIS); a video or an animated picture, white on black or a cut-out.
     Numbers count as object above 0.5, above 127 where they go to 255, above 0 where they go below. Label maps, as
     palette indices or as small numbers, count with all their labels but the void of PASCAL VOC (255); label: only
     this one.
@@ -62,10 +62,11 @@ def load_mask(
     if path.is_dir():
         files = pictures_of(path)
         wanted = _pick(len(files), picked, at, path.name)
-        masks = _of_pictures([files[index] for index in wanted.values()], path.name, label)
+        masks = _of_pictures([(files[index], 0) for index in wanted.values()], path.name, label)
     elif _is_picture(path):
-        wanted = _pick(1, picked, at, path.name)
-        masks = _of_pictures([path], path.name, label)
+        pages = child.run("pages_of", path, seconds=60.0)[0]["pages"]
+        wanted = _pick(len(pages), picked, at, path.name)
+        masks = _of_pictures([(path, pages[index]) for index in wanted.values()], path.name, label)
     elif suffix in (".npz", ".npy"):
         values = _read_array(path)
         wanted = _pick(len(values), picked, at, path.name)
@@ -84,17 +85,17 @@ def check_mask_file(path: str | os.PathLike, label: int | None = None) -> None:
     """Raises `InputError` for a mask file that cannot be read, without its clip: of a video only the first frame is."""
     path = Path(path)
     if path.is_dir():
-        _of_pictures(pictures_of(path)[:1], path.name, label)
+        _of_pictures([(file, 0) for file in pictures_of(path)[:1]], path.name, label)
     elif path.suffix.lower() in (".npz", ".npy"):
         _read_array(path)
     elif _is_picture(path):
-        _of_pictures([path], path.name, label)
+        _of_pictures([(path, 0)], path.name, label)
     else:
         _of_video(path, [0])
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a file holds a single picture; one that is animated counts as a video."""
+    """Whether a file holds a picture, or pages; one that is animated counts as a video."""
     suffix = path.suffix.lower()
     return suffix in _PICTURES and (suffix not in _ANIMATED or probe(path).still)
 
@@ -221,9 +222,10 @@ def _of_numbers(values: np.ndarray, name: str, label: int | None) -> Bool[Tensor
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _of_pictures(files: list[Path], name: str, label: int | None) -> Bool[Tensor, "T H W"]:
-    """Of one picture a frame. What is a label and what is brightness is decided for all of them together."""
-    read = [child.run("read_levels", file, seconds=60.0) for file in files]
+def _of_pictures(files: list[tuple[Path, int]], name: str, label: int | None) -> Bool[Tensor, "T H W"]:
+    """Of one picture a frame: a file, and its page. What is a label and what is brightness is decided for all of them
+    together."""
+    read = [child.run("read_levels", file, seconds=60.0, page=page) for file, page in files]
     shapes = {found[0].shape[:2] for _, found in read}
     if len(shapes) > 1:
         raise InputError(f"The pictures of the mask {name} are not all of one size; give them as large as the clip.")

@@ -41,6 +41,7 @@ TASKS = {  # by name: the module that holds the function of that name; none of t
     "write_frames": "pipeline.media.encode",
     "read_colours": "pipeline.media.pictures",
     "read_levels": "pipeline.media.pictures",
+    "pages_of": "pipeline.media.pictures",
     "read_paint": "pipeline.media.pictures",
     "read_depth_picture": "pipeline.media.pictures",
 }

@@ -26,6 +26,7 @@ from pipeline.media.times import PICTURES_RATE, Times, times_of
 # What may be opened. Without the list a text file that is a playlist could make FFmpeg open other files or addresses.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,gif,h264,hevc,ivf,mxf,dv,3gp,webm,mp4,y4m,yuv4mpegpipe"
 _MAX_THREADS = 8
+_VOP = b"\x00\x00\x01\xb6"  # the start of a picture of MPEG-4
 
 Image = Callable[[], np.ndarray]  # H W 3 uint8, upright; converted only where it is wanted
 
@@ -165,6 +166,7 @@ def times_in(container: InputContainer, stream: av.VideoStream) -> Times | None:
 
 def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
     packets = container.demux(stream)
+    last = None
     while True:
         try:
             packet = next(packets, None)
@@ -172,7 +174,26 @@ def _packets(container: InputContainer, stream: Any) -> Iterator[Any]:
             return
         if packet is None:
             return
+        if not packet.size and last is not None and _is_packed(stream, last):
+            yield _after(last, stream)
+        last = packet
         yield packet
+
+
+def _is_packed(stream: Any, packet: Any) -> bool:
+    """Whether a packet holds two pictures (DivX in AVI). FFmpeg gives the second one with the packet that follows."""
+    return stream.codec_context.name == "mpeg4" and bytes(packet).count(_VOP) > 1
+
+
+def _after(packet: Any, stream: Any) -> Any:
+    """What should have followed a last packet of two pictures, and is missing where a file was cut."""
+    content = _VOP + b"\x50\x7f"
+    empty = av.Packet(len(content))  # its own memory: bytes of Python would be freed by a thread of the decoder
+    empty.update(content)
+    empty.stream, empty.time_base = stream, packet.time_base
+    step = packet.duration or 1
+    empty.pts, empty.dts = (None if stamp is None else stamp + step for stamp in (packet.pts, packet.dts))
+    return empty
 
 
 def _whole(packets: Iterator[Any]) -> Iterator[Any]:

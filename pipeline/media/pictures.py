@@ -38,13 +38,25 @@ def read_colours(path: Path) -> Iterator[Message]:
         yield {}, [_rgb(ImageOps.exif_transpose(image))]
 
 
-def read_levels(path: Path) -> Iterator[Message]:
+def pages_of(path: Path) -> Iterator[Message]:
+    """The pages of a TIFF that are as large as its first, as `pages`; all else is one picture, of page 0."""
+    with _opened(path) as image:
+        size, pages = image.size, [0]
+        for page in range(1, getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
+            image.seek(page)
+            pages += [page] * (image.size == size)
+        yield {"pages": pages}, []
+
+
+def read_levels(path: Path, page: int = 0) -> Iterator[Message]:
     """The picture as its file holds it, upright. Arrays: the values, H W or H W 3, palette indices as they are; the
     transparency H W uint8, if it has any. The message: whether the values are palette indices (`palette`: a list of
-    R G B), and whether they come back as they were written (`lossless`).
+    R G B), and whether they come back as they were written (`lossless`). page: of those that `pages_of` names.
     """
     with _opened(path) as image:
         lossless = image.format in ("PNG", "BMP", "TIFF") or (image.format == "WEBP" and _is_lossless_webp(path))
+        if page:
+            image.seek(page)
         image = ImageOps.exif_transpose(image)
         alpha = []
         if image.has_transparency_data:
