@@ -48,7 +48,7 @@ def test_seams_are_where_windows_begin_and_end():
 
 @pytest.mark.slow
 def test_windows_leave_smaller_seams_than_cuts(capsys):
-    windows.main(["--scenes", "1", "--steps", "3"])
+    windows.main(["--scenes", "1", "--steps", "3", "--size", "80x128"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     (one, cut, ours), change = rows, lambda row: float(row[4].split()[0])
     assert one[0] == "| all at once" and cut[0].startswith("| clips")

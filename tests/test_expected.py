@@ -38,6 +38,10 @@ def test_a_machine_of_half_the_pace_takes_twice_as_long_and_more_frames_take_lon
 
 def test_what_a_render_took_is_expected_of_the_next(request_, tmp_path):
     backbone, analysis = get_backbone(request_.backbone), result_of(analyse(request_))
+    expected.forget()
+    *_, first = render(request_, tmp_path / "unasked", analysis=analysis)
+    assert isinstance(first, DoneEvent) and not expected._TAKEN, "nobody asks: nothing is measured"
+    expected_seconds(analysis, request_, backbone)
     *_, done = render(request_, tmp_path / "out", analysis=analysis)
     assert isinstance(done, DoneEvent)
     report = done.result.report

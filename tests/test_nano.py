@@ -75,11 +75,11 @@ def test_a_single_figure_has_no_error():
 
 @pytest.mark.slow
 def test_a_clip_of_21_frames_is_rendered_in_windows(tmp_path):
-    longer = render_sample(SEED, frames=21)
+    longer = render_sample(SEED, frames=21, size=(80, 128))
     write_video(tmp_path / "clip.mp4", Clip(longer.source.frames, 12.0))
     np.savez(tmp_path / "depth.npz", z=longer.source.z.numpy())
     request = RenderRequest.of(
-        str(tmp_path / "clip.mp4"), frames=21, steps=2, size=(96, 160), depth=str(tmp_path / "depth.npz"), amount=10
+        str(tmp_path / "clip.mp4"), frames=21, steps=2, size=(80, 128), depth=str(tmp_path / "depth.npz"), amount=10
     )
     *_, last = render(request, tmp_path / "out")
     assert isinstance(last, DoneEvent), last
@@ -111,7 +111,7 @@ def test_the_table_of_what_the_models_reach(monkeypatch):
     from pipeline.evaluation import nano
 
     monkeypatch.setattr(nano, "FRAMES", 9)
-    monkeypatch.setattr(nano, "SIZE", (96, 160))
+    monkeypatch.setattr(nano, "SIZE", (80, 128))
     monkeypatch.setattr(nano, "BASE", nano.BASE.changed(steps=4))
     said: list[str] = []
     rows = nano.evaluate(

@@ -21,6 +21,7 @@ from ui.render_card import Describe
 from ui.theme import CSS, theme
 
 NAME = "Recapture"
+SCRIPTS = ("away.js", "unplayable.js", "scissors.js")  # of the whole page, of `static`
 
 
 def build(
@@ -77,7 +78,7 @@ def build(
 
 def launch_options(store: JobStore, examples: Path) -> dict[str, Any]:
     """What `launch` must be told so that the page looks and works as meant."""
-    scripts = [(widgets.STATIC / name).read_text(encoding="utf-8") for name in ("away.js", "unplayable.js")]
+    scripts = [(widgets.STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS]
     return {
         "theme": theme(),
         "css": CSS,

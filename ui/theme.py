@@ -151,7 +151,7 @@ footer { opacity: .7; }
 .rc-card:has(.rc-seen:not(.rc-away)) .rc-clip { flex-basis: 96px !important; min-height: 96px; height: 96px; }
 .rc-clip video { background: var(--well); }
 .rc-clip, .rc-clip .wrap { border-radius: 8px; }
-/* trimming in the page would fetch a converter from another server */
+/* trimming in the page needs FFmpeg, see static/scissors.js */
 .rc-clip button[aria-label^="Trim"], .rc-clip button[aria-label^="Reset"] { display: none; }
 .rc-clip { border: 1px dashed var(--input-border-color) !important; background: var(--well) !important; }
 

@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.evaluation.metrics import flow_errors
-from pipeline.evaluation.nano import mean_with_error
+from pipeline.evaluation.nano import SIZE, mean_with_error
 from pipeline.evaluation.scenes import BASE, known_of_sample, measure_sample
+from pipeline.evaluation.soft import size_of_text
 from pipeline.known.measurement import Measurement
 from pipeline.media.quality import psnr
 from pipeline.method.inversecrafter import tell
@@ -97,6 +98,7 @@ def evaluate(
     overlaps: list[int],
     say: Callable[[str], None],
     steps: int | None = None,
+    size: tuple[int, int] = SIZE,
 ) -> dict[str, list[Row]]:
     """Rows per method, a scene each. Scenes without holes (fewer than 0.5 % of the pixels) are passed over."""
     latents, length = ((n - 1) // backbone.temporal + 1 for n in (frames, backbone.frames))
@@ -105,7 +107,7 @@ def evaluate(
     for overlap in overlaps:
         ways[f"windows of {length} latents that share {overlap} or more"] = windows(latents, length, overlap)
     found: dict[str, list[Row]] = {name: [] for name in ways}
-    for sample, measurement in with_holes(first_seed, count, frames):
+    for sample, measurement in with_holes(first_seed, count, frames, size):
         truth, holes, view = sample.target.frames, ~measurement.mask, sample.target
         counted = holes[:, 0] & view.standing
         change_of_one = None
@@ -124,10 +126,10 @@ def evaluate(
     return found
 
 
-def with_holes(first_seed: int, count: int, frames: int) -> Iterator[tuple[Sample, Measurement]]:
+def with_holes(first_seed: int, count: int, frames: int, size: tuple[int, int]) -> Iterator[tuple[Sample, Measurement]]:
     seed = first_seed
     while count:
-        sample = render_sample(seed, frames=frames)
+        sample = render_sample(seed, frames=frames, size=size)
         measurement = measure_sample(sample)
         if (~measurement.mask).float().mean() > 0.005:
             count -= 1
@@ -159,13 +161,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="default: the model's own")
+    parser.add_argument("--size", type=size_of_text, default=SIZE, help="HxW, multiples of 16; default: 128x208")
     parser.add_argument("--overlaps", type=int, nargs="+", default=[2], help="latents that windows share at least")
     args = parser.parse_args(arguments)
     backbone = get_backbone(args.backbone)
     if args.frames % backbone.temporal != 1 or args.frames <= backbone.frames:
         parser.error(f"--frames must be 4n + 1 and more than {backbone.frames}")
     say = lambda words: print(words, file=sys.stderr, flush=True)
-    print(table(evaluate(backbone, args.first_seed, args.scenes, args.frames, args.overlaps, say, args.steps)))
+    how = (args.first_seed, args.scenes, args.frames, args.overlaps, say, args.steps, args.size)
+    print(table(evaluate(backbone, *how)))
     print(
         f"\n{args.scenes} unseen scenes of {args.frames} frames. Changes are those of the clip sampled all at once = 1."
     )

@@ -23,7 +23,7 @@ ENCODE, SAMPLE, DECODE = 2.8, 1.45, 1.8
 # Everything else, in operations at the pace of convolutions, a pixel of the result and of the working size.
 RESULT, WORKING = 3.0e4, 1.45e5
 BEFORE = ("load", "read", "depth", "mask", "total")  # of a report, what is no part of a render whose clip is analysed
-_TAKEN: dict[str, float] = {}  # by backbone: what the last render took, over what was expected of it
+_TAKEN: dict[str, float] = {}  # by backbone: what the last render took, over what was expected of it; 1 at first
 
 
 def expected_seconds(analysis: Analysis, request: RenderRequest, backbone: Backbone) -> float:
@@ -32,11 +32,15 @@ def expected_seconds(analysis: Analysis, request: RenderRequest, backbone: Backb
     Of the operations of the model's passes and the pixels of everything else, at the pace of this machine, which is
     measured once; corrected by what the last render took in this process, see `learn`.
     """
-    return _at_pace(analysis, request, backbone) * _TAKEN.get(backbone.name, 1.0)
+    return _at_pace(analysis, request, backbone) * _TAKEN.setdefault(backbone.name, 1.0)
 
 
 def learn(report: Report, analysis: Analysis, backbone: Backbone) -> None:
-    """Take what a render took for what the next one is expected to take."""
+    """Take what a render took for what the next one is expected to take, where anyone asks: to measure the pace takes
+    a second, and on a shared GPU there is none to measure.
+    """
+    if backbone.name not in _TAKEN:
+        return
     taken = sum(seconds for name, seconds in report.seconds.items() if name not in BEFORE)
     _TAKEN[backbone.name] = taken / _at_pace(analysis, report.request, backbone)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
 from pipeline.camera.files import read_move
 from pipeline.camera.geometry import invert_rigid, project, transform
@@ -23,7 +23,9 @@ from tests.browser.page import (
     choose_move,
     drag_cloud,
     editor_ready,
+    open_page,
     picture,
+    still,
     upload,
     wait_other_picture,
     wait_words,
@@ -32,13 +34,56 @@ from tests.browser.page import (
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def page(visit, clip):
-    page = visit()
+def ready(page, clip):
     upload(page, clip)
     analysed(page)
     editor_ready(page)
     return page
+
+
+@pytest.fixture(scope="module")
+def shared(chromium):
+    """Where the page that most tests share is kept: to open one and analyse its clip takes longer than they do."""
+    pages = []
+    yield pages
+    for page in pages:
+        page.context.close()
+
+
+@pytest.fixture
+def page(shared, chromium, server, clip):
+    """A page at 1440x900 with an analysed clip and its first path: the shared one, or a new one if that was left in
+    another state.
+    """
+    if not shared:
+        context = chromium.new_context(viewport={"width": 1440, "height": 900})
+        shared.append(ready(open_page(context, server), clip))
+    (page,) = shared
+    faults = []
+    note = lambda fault: faults.append(str(fault.error))
+    page.context.on("weberror", note)
+    yield page
+    try:
+        back_to_the_first_path(page)
+        page.context.remove_listener("weberror", note)
+    except (TimeoutError, AssertionError):
+        shared.clear()
+        page.context.close()
+    assert not faults
+
+
+def back_to_the_first_path(page) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    answered(page)
+    if page.input_value("#camera input") != "Orbit left":
+        choose_move(page, "Orbit left")
+        answered(page)
+    do(page, "reset")
+    first = preset_move("orbit-left").keyframes
+    page.wait_for_function(f"{EDITOR}.recapture.move.keyframes.length === {len(first)}", timeout=15000)
+    answered(page)
+    assert [k["eye"] for k in keyframes(page)] == [list(keyframe.eye) for keyframe in first]
+    page.click(f"#editor [data-key='{len(first) - 1}']")
 
 
 def keyframes(page) -> list[dict]:
@@ -78,7 +123,8 @@ def drag(page, index: int, place: str, dx: float, dy: float) -> None:
     page.mouse.up()
 
 
-def test_directing_a_camera(page, clip, tmp_path):
+def test_directing_a_camera(visit, clip, tmp_path):
+    page = ready(visit(), clip)
     assert len(keyframes(page)) == len(preset_move("orbit-left").keyframes)
     drag_cloud(page)
 
@@ -215,7 +261,8 @@ def test_the_page_and_the_pipeline_travel_the_same_path(page):
         assert np.abs(np.array(cameras) - expected).max() < (1e-9 if speed == "keyframes" else 1e-4)
 
 
-def test_a_path_is_drawn_from_above_eased_and_compared(page):
+def test_a_path_is_drawn_from_above_eased_and_compared(visit, clip):
+    page = ready(visit(), clip)
     before = keyframes(page)
     do(page, "keep")
     do(page, "sketch")
@@ -290,18 +337,20 @@ def test_capture_is_exact(page):
     assert np.abs(uv[0, 0].numpy() - ours).max() < 1.0, "the warp's camera sees them there too"
 
 
-@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844)])
-def test_the_editor_fits(visit, clip, width, height):
-    page = visit(width, height)
-    upload(page, clip)
-    analysed(page)
-    editor_ready(page)
+def fits(page, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     well = page.locator("#editor .rc-well").bounding_box()
     assert well["width"] > min(320, width - 80) and well["height"] >= 300
     for name in ("add", "undo", "through", "save"):
         box = page.locator(f"#editor [data-do={name}]").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (1024, 768), (390, 844)])
+def test_the_editor_fits(page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    still(page, "#editor .rc-well", "#editor [data-do=save]")
+    fits(page, width)
 
 
 def swipe(page, x: float, y: float, dx: float, dy: float) -> None:
@@ -320,10 +369,8 @@ def swipe(page, x: float, y: float, dx: float, dy: float) -> None:
 
 
 def test_a_finger_turns_the_view_and_moves_a_camera(visit, clip):
-    page = visit(390, 844, touch=True)
-    upload(page, clip)
-    analysed(page)
-    editor_ready(page)
+    page = ready(visit(390, 844, touch=True), clip)
+    fits(page, 390)
     page.locator("#editor .rc-well").scroll_into_view_if_needed()
     eye = f"JSON.stringify({PLOT}.getCamera().eye)"
     before, box = page.evaluate(eye), page.locator("#editor .rc-cloud-view").bounding_box()
