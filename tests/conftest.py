@@ -15,9 +15,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 
 # What takes longest comes first, so that no process is left with it in the end. All browser tests go to one process,
-# which starts the app once; they wait a lot, and two other processes fill the cores meanwhile.
+# which starts the app once, but for those that start one of their own; they wait a lot, and two other processes fill
+# the cores meanwhile.
 LONGEST = (
-    "browser", "test_nano.py", "test_zerogpu.py", "test_mask_encoder.py", "test_folders.py", "test_evaluation.py",
+    "browser", "test_live.py", "test_nano.py", "test_zerogpu.py", "test_mask_encoder.py", "test_folders.py",
+    "test_evaluation.py",
     "test_doctor.py", "test_render.py", "test_memory.py", "test_cli.py", "test_training.py", "test_depth.py",
 )  # fmt: skip
 
@@ -26,9 +28,9 @@ PROCESSES = ("test_app.py", "test_child.py", "test_cli.py", "test_jobs_kept.py",
 
 
 def room_of(nodeid: str) -> str:
-    """The tests that run in one process, one after the other: those of a file, or all that drive the browser."""
+    """The tests that run in one process, one after the other: those of a file, or all that drive the same app."""
     file = nodeid.split("::")[0].removeprefix("tests/")
-    return file.split("/")[0]
+    return "test_live.py" if file == "browser/test_live.py" else file.split("/")[0]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

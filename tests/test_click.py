@@ -14,7 +14,7 @@ from pipeline import InputError
 from pipeline.__main__ import main
 from pipeline.depth.network import DepthNet
 from pipeline.evaluation import clicks as measured
-from pipeline.masks.click import ClickNet, first_click, held, load_clicker, next_click, see, select
+from pipeline.masks.click import ClickNet, answers, first_click, held, load_clicker, next_click, see, select
 from pipeline.masks.shape import Click
 from pipeline.media.video import resize
 from pipeline.training import click as training
@@ -53,6 +53,17 @@ def test_a_click_never_selects_less_than_its_pixel():
         assert mask.shape == size
         for click in clicks:
             assert mask[click.row, click.column] == click.positive
+
+
+def test_a_further_click_only_adds_or_only_takes_away():
+    torch.manual_seed(1)
+    net, frame = ClickNet(**TINY).eval(), torch.rand(1, 3, 64, 64)
+    seen = see(frame, tiny_depth())
+    clicks = [Click(10, 10), Click(50, 50), Click(20, 40, False), Click(5, 60), Click(60, 5, False)]
+    steps = [answers(net, seen, clicks[: n + 1]) for n in range(len(clicks))]
+    for click, before, after in zip(clicks[1:], steps, steps[1:], strict=False):
+        change = after - before
+        assert (change >= 0).all() if click.positive else (change <= 0).all()
 
 
 def test_only_the_parts_that_were_clicked_or_stood_before_are_held():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline import InputError, result_of
+from pipeline.evaluation import segmentation
 from pipeline.masks.files import load_mask
 from pipeline.masks.flow import propagate
 from pipeline.masks.follow import follow, follower
@@ -73,6 +74,13 @@ def test_a_moving_square_is_followed():
     clip, truth = moving_square(size=(96, 128), side=36)
     mask = followed(clip, {0: truth[0]})
     assert min(iou(a, b) for a, b in zip(mask, truth, strict=True)) > 0.95
+
+
+def test_the_table_of_how_well_is_followed():
+    clip, truth = moving_square()
+    rows = [line.split(" | ") for line in segmentation.evaluate([("square", clip, truth)]).splitlines()[2:]]
+    figure = {row[0].strip("| "): float(row[1]) for row in rows}
+    assert figure["propagate"] > 0.9 > figure["static mask"]
 
 
 def test_a_large_picture_is_followed_at_a_smaller_size():

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipeline import InputError
+from pipeline import InputError, result_of
 from pipeline.masks.files import load_mask
 from pipeline.masks.flow import propagate
 from pipeline.media.video import read_video
@@ -53,9 +53,7 @@ def plain_flow(frames: Float[Tensor, "T 3 H W"], first: Bool[Tensor, "H W"]) -> 
 
 def ours(frames: Float[Tensor, "T 3 H W"], first: Bool[Tensor, "H W"]) -> Bool[Tensor, "T H W"]:
     """`propagate` from the first frame."""
-    *_, mask = propagate(frames, {0: first})
-    assert isinstance(mask, Tensor)
-    return mask
+    return result_of(propagate(frames, {0: first}))
 
 
 METHODS: dict[str, Method] = {"static mask": static, "plain flow (DIS)": plain_flow, "propagate": ours}

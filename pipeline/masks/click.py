@@ -157,13 +157,17 @@ def see(frames: Float[Tensor, "B 3 h w"], depth: DepthNet) -> Seen:
 def answers(
     net: ClickNet, seen: Seen, clicks: Sequence[Click], before: Float[Tensor, "h w"] | None = None
 ) -> Float[Tensor, "h w"]:
-    """The mask's probability in one picture: the clicks are told one after the other, each with the answer before.
+    """The mask's probability in one picture: the clicks are told one after the other, each with the answer before. A
+    positive one takes nothing away, a negative one adds nothing.
 
     before: a mask that the clicks correct; without it the first click has to be positive.
     """
     answer = None if before is None else before[None, None]
     for count in range(1, len(clicks) + 1):
-        answer = net(seen, [clicks[:count]], answer).sigmoid()
+        found = net(seen, [clicks[:count]], answer).sigmoid()
+        if answer is not None:
+            found = torch.maximum(found, answer) if clicks[count - 1].positive else torch.minimum(found, answer)
+        answer = found
     assert answer is not None
     return answer[0, 0]
 

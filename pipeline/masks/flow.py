@@ -1,4 +1,4 @@
-"""An object followed by dense optical flow, with a memory of its pixels; no weights."""
+"""An object followed by dense optical flow, with a memory of its pixels and of what our click network sees of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from pipeline.masks.appearance import features_of, learned, looks_like
 from pipeline.masks.shape import SIDE, Painted, checked
 from pipeline.media.video import resize
 
@@ -40,8 +41,9 @@ def propagate(
 
     Each frame inherits its probabilities from the one before by dense optical flow (DIS), as far as the flow agrees
     with its inverse. Where it does not, and against drift, every pixel is compared with pixels remembered of the
-    painted frame and the last few: in colour and in place, which moves on with the object or with its
-    surroundings. The object's motion is that of its flow, or found by looking for its remembered pixels, so that it is
+    painted frame and the last few: in colour and in place, which moves on with the object or with its surroundings.
+    What the click network sees there counts, too, as far as it tells the painted object from what was around it (see
+    `appearance`). The object's motion is that of its flow, or found by looking for its remembered pixels, so that it is
     found again behind what hid it. Raises ValueError if shapes do not match.
     """
     T, H, W = checked(frames, painted)
@@ -60,7 +62,7 @@ def propagate(
     odds = np.zeros((T, *size), np.float32)
     for start, others in runs:
         ends = [t for t in (others[0] - others.step, others[-1] + others.step) if t in given]
-        sequence = (small(t) for t in (start, *others))
+        sequence = ((small(t), features_of(frames[t])) for t in (start, *others))
         for t, p in zip(others, _follow(sequence, given[start]), strict=True):
             share = 1 - abs(t - start) / abs(ends[1] - start) if len(ends) == 2 else 1.0
             odds[t] += share * _logit(p, 6)
@@ -98,14 +100,18 @@ def _picture(frame: np.ndarray) -> _Picture:
     return _Picture(grey, cv2.GaussianBlur(lab, (0, 0), _BLUR) * _CONTRAST)
 
 
-def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndarray]:
-    """Probabilities H W of the object in each frame after the first; `first` is its share of each pixel there."""
+def _follow(frames: Iterator[tuple[np.ndarray, Tensor]], first: np.ndarray) -> Iterator[np.ndarray]:
+    """Probabilities H W of the object in each frame after the first; `first` is its share of each pixel there.
+
+    frames: 3 H W in [0, 1], each with its features h w c.
+    """
     rng = np.random.default_rng(0)
     shape = first.shape
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     grid = np.stack([x, y], -1)
     dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    before = _picture(next(frames))
+    picture, features = next(frames)
+    before, looks = _picture(picture), learned(features, first)
     p = first.astype(np.float32)
     size = math.sqrt(max(float(p.sum()), 1.0))  # of the object, in pixels
     reach = int(max(9, 1.2 * size)) | 1
@@ -115,8 +121,8 @@ def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndar
     recent: list[_Samples] = []
     whole = p  # the object with what hides it taken away
     motion = ground = np.array([[1, 0, 0], [0, 1, 0]], np.float32)  # of the object and of what is around it, 2 3
-    for frame in frames:
-        now = _picture(frame)
+    for picture, features in frames:
+        now = _picture(picture)
         if not len(own):
             yield np.zeros(shape, np.float32)
             continue
@@ -138,6 +144,7 @@ def _follow(frames: Iterator[np.ndarray], first: np.ndarray) -> Iterator[np.ndar
         odds = prior * (0.6 + 0.9 * trust)
         odds += 1.5 * trust * _moves_along(back, grid, motion, ground)
         odds += 0.9 * _alike(now, memory, region, grid, 6 / size)
+        odds += looks_like(features, looks, shape)
         p = np.where(region, 1 / (1 + np.exp(-odds)), 0).astype(np.float32)
         p = _drop_islands(p, expected)
 

@@ -1,7 +1,7 @@
 """The object to be replaced, in every frame of a clip: masks that the user gives, and the frames in between found.
 
 Masks of this module are True (1) where the object is; `measurement` has the other polarity. An object is followed
-either without any weights (`propagate`), or by SAM 2 (`track_with_sam2`).
+either by optical flow with what comes with the app (`propagate`), or by SAM 2 (`track_with_sam2`).
 """
 
 from __future__ import annotations
