@@ -38,7 +38,8 @@ def learned(x: Float[Tensor, "h w c"], p: Float[np.ndarray, "H W"]) -> Float[Ten
 
     p: the object's share of each pixel of that frame.
     """
-    share = F.adaptive_avg_pool2d(torch.from_numpy(p)[None, None].float(), x.shape[:2])[0, 0].flatten()
+    h, w, _ = x.shape
+    share = F.adaptive_avg_pool2d(torch.from_numpy(p)[None, None].float(), (h, w)).flatten()
     flat, sure, target = x.flatten(0, 1), (2 * share - 1).abs(), (2 * share - 1).sign()
     weight = torch.zeros_like(share)
     for side in (target > 0, target <= 0):

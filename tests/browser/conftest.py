@@ -117,11 +117,11 @@ def visit(chromium, server):
     """A function that opens the app as a new visitor; faults in the page's scripts fail the test."""
     contexts, faults = [], []
 
-    def visitor(width: int = 1440, height: int = 900, touch: bool = False):
+    def visitor(width: int = 1440, height: int = 900, *, touch: bool = False, cloud: bool = True):
         context = chromium.new_context(viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch)
         contexts.append(context)
         context.on("weberror", lambda fault: faults.append(str(fault.error)))
-        return open_page(context, server)
+        return open_page(context, server, cloud)
 
     yield visitor
     for context in contexts:

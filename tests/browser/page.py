@@ -42,10 +42,18 @@ window.fetch = async (asked, ...rest) => {
 """
 
 
-def open_page(context, address: str):
-    """The app, as whoever owns the browser's context sees it."""
+def open_page(context, address: str, cloud: bool = True):
+    """The app, as whoever owns the browser's context sees it.
+
+    cloud: False keeps Plotly from being loaded, so that there is no 3D view. Without a graphics card to draw it costs
+    more than all else on the page.
+    """
     page = context.new_page()
     page.set_default_timeout(1000 * SECONDS)
+    if not cloud:
+        network = context.new_cdp_session(page)
+        network.send("Network.enable")
+        network.send("Network.setBlockedURLs", {"urls": ["*plotly.min.js*"]})
     page.add_init_script(COUNT)
     page.goto(address)
     page.wait_for_selector("#render")

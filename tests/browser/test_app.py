@@ -104,14 +104,14 @@ def start_long_render(page) -> None:
 
 
 def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
-    page = visit()
+    page = visit(cloud=False)
     upload(page, clip)
     analysed(page)
     choose_move(page, "Orbit up")
     page.fill("#prompt textarea, #prompt input", "a red disc")
     start_long_render(page)
 
-    stranger = visit()
+    stranger = visit(cloud=False)
     answered(stranger)
     assert stranger.inner_text("#progress").strip() == "" and stranger.query_selector("#clip video") is None
     assert stranger.is_disabled("#stop")
@@ -133,7 +133,7 @@ def test_reload_finds_the_render_again_and_stop_stops_it(visit, clip):
 def test_a_corrupt_file_is_explained_and_harms_nothing(visit, clip, tmp_path):
     corrupt = tmp_path / "corrupt.mp4"
     corrupt.write_bytes(b"this is no video" * 500)
-    page = visit()
+    page = visit(cloud=False)
     upload(page, corrupt)
     words = wait_words(page, "analysis-status", r"corrupt\.mp4")
     assert "/tmp" not in words and "Traceback" not in words
@@ -146,6 +146,7 @@ def test_a_corrupt_file_is_explained_and_harms_nothing(visit, clip, tmp_path):
     wait_words(page, "analysis-status", "once there is a clip")
     upload(page, clip)
     analysed(page)
+    wait_words(page, "editor", "cannot be shown: the plotting code did not load")  # all else goes on without it
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
@@ -173,7 +174,7 @@ def test_the_page_fits_is_labelled_and_asks_no_other_server(visit, server, width
 
 
 def test_a_depth_model_with_terms_waits_until_they_are_accepted(visit, clip):
-    page = visit()
+    page = visit(cloud=False)
     upload(page, clip)
     analysed(page)
     assert not page.is_visible("#depth-terms")

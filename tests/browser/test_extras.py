@@ -9,27 +9,28 @@ from tests.browser.page import analysed, answered, open_settings, still, upload,
 pytestmark = pytest.mark.browser
 
 
-@pytest.mark.parametrize("width", [1440, 390])
-def test_the_suggest_button_stands_beside_the_prompt(visit, width):
-    page = visit(width, 900)
+def test_the_suggest_button_stands_beside_the_prompt(visit):
+    page = visit(cloud=False)
     assert not page.is_visible("#prompt-status"), "no empty line"
     page.wait_for_selector("#suggest")
     page.wait_for_selector("#prompt textarea, #prompt input")
-    still(page, "#prompt", "#suggest")
-    field, button = page.evaluate(  # at one moment: the page may still be growing above them
-        "['#prompt textarea, #prompt input', '#suggest'].map("
-        "css => document.querySelector(css).getBoundingClientRect().toJSON())"
-    )
-    assert field["x"] + field["width"] < button["x"] and button["x"] + button["width"] <= width
-    assert abs(field["y"] - button["y"]) < 2 and abs(field["height"] - button["height"]) < 2, (field, button)
     open_settings(page)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    box = page.locator("#set-first_frame_model").bounding_box()
-    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    for width in (1440, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        still(page, "#prompt", "#suggest")
+        field, button = page.evaluate(  # at one moment: the page may still be growing above them
+            "['#prompt textarea, #prompt input', '#suggest'].map("
+            "css => document.querySelector(css).getBoundingClientRect().toJSON())"
+        )
+        assert field["x"] + field["width"] < button["x"] and button["x"] + button["width"] <= width
+        assert abs(field["y"] - button["y"]) < 2 and abs(field["height"] - button["height"]) < 2, (field, button)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        box = page.locator("#set-first_frame_model").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width
 
 
 def test_what_the_captioner_lacks_is_said_beside_the_prompt(visit, clip):
-    page = visit()
+    page = visit(cloud=False)
     page.click("#suggest")
     page.wait_for_selector("#prompt-status [role=alert]:has-text('Choose a clip first')", state="visible")
     upload(page, clip)
@@ -39,7 +40,7 @@ def test_what_the_captioner_lacks_is_said_beside_the_prompt(visit, clip):
 
 
 def test_an_image_model_says_its_terms_and_asks(visit, clip):
-    page = visit()
+    page = visit(cloud=False)
     upload(page, clip)
     analysed(page)
     open_settings(page)

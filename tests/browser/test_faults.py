@@ -10,7 +10,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_the_words_of_a_refusal_stay(visit, clip):
-    page = visit()
+    page = visit(cloud=False)
     upload(page, clip)
     analysed(page)
     open_settings(page)
@@ -48,7 +48,7 @@ def held_back(page, place: str):
 
 def test_a_clip_that_is_chosen_while_the_last_one_is_asked_for_stays(visit, clip, tmp_path):
     other = write_clip(tmp_path / "other.mp4", frames=12)
-    page = visit()
+    page = visit(cloud=False)
     upload(page, clip)
     page.fill("#prompt textarea, #prompt input", "a red disc")
     page.click("#render")
@@ -73,7 +73,7 @@ def test_a_clip_that_is_chosen_while_the_last_one_is_asked_for_stays(visit, clip
 
 
 def test_the_page_says_when_the_server_is_away(visit):
-    page = visit()
+    page = visit(cloud=False)
     page.route("**/app_id", lambda route: route.abort())
     page.wait_for_selector("#rc-server:has-text('cannot be reached')", state="visible")
     page.unroute("**/app_id")
@@ -85,7 +85,7 @@ def test_a_gif_is_taken_and_shown_as_it_is_read(visit, tmp_path):
 
     images = [Image.new("RGB", (160, 96), (20 * n, 80, 90)) for n in range(10)]
     images[0].save(tmp_path / "moving.gif", save_all=True, append_images=images[1:], duration=40)
-    page = visit()
+    page = visit(cloud=False)
     page.locator("#clip-other input[type=file], input[type=file][accept*='gif']").first.set_input_files(
         str(tmp_path / "moving.gif")
     )
@@ -103,7 +103,7 @@ def test_what_the_browser_cannot_play_is_shown_all_the_same(visit, clip, tmp_pat
             plain = av.VideoFrame.from_ndarray(frame.to_ndarray(format="rgb24"), format="rgb24")
             target.mux(stream.encode(plain))
         target.mux(stream.encode())
-    page = visit()
+    page = visit(cloud=False)
     page.get_by_role("tab", name="Replace an object").click()
     page.wait_for_selector("#mask-status", state="attached")
     listen(page, "mask-status")

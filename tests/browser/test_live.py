@@ -92,7 +92,7 @@ def visit_app(app, chromium):
 
     def visitor(clip):
         contexts.append(chromium.new_context())
-        page = open_page(contexts[-1], app.address)
+        page = open_page(contexts[-1], app.address, cloud=False)
         upload(page, clip)
         analysed(page)
         return page

@@ -136,7 +136,7 @@ def test_click_follow_paint_and_render(visit, clip):
 
 
 def test_masks_from_files(visit, clip, tmp_path):
-    page = visit()
+    page = visit(cloud=False)
     upload(page, clip)
     analysed(page)
     open_tab(page)
@@ -160,7 +160,7 @@ def _picture(path, value: int):
 
 
 def test_the_tab_fits_its_page(visit, clip):
-    page = visit(1440, 900)
+    page = visit(1440, 900, cloud=False)
     upload(page, clip)
     analysed(page)
     open_tab(page)
@@ -175,7 +175,7 @@ def test_the_tab_fits_its_page(visit, clip):
 
 @pytest.mark.parametrize("early", [False, True], ids=["", "while the page opens"])
 def test_an_example_brings_its_mask(visit, early):
-    page = visit()
+    page = visit(cloud=False)
     if early:
         # Opening the page ends with an empty picture to paint on. Its answer comes late, after the example was picked.
         last = page.evaluate(
