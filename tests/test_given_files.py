@@ -8,6 +8,7 @@ from PIL import Image
 from pipeline import InputError
 from pipeline.depth.files import load_depth
 from pipeline.masks.files import check_mask_file, load_mask
+from pipeline.media.video import probe, read_video
 
 SIZE = H, W = 48, 80
 LABELS = np.zeros(SIZE, np.uint8)
@@ -149,6 +150,9 @@ def test_the_pages_of_a_tiff_are_frames(tmp_path):
     assert (load_mask(tmp_path / "stack.tif", 5, SIZE, label=3)[4].numpy() == (shifted[4] == 3)).all()
     with pytest.raises(InputError, match="has 5 frames; the clip needs frames 0 to 6"):
         load_mask(tmp_path / "stack.tif", 7, SIZE)
+    assert probe(tmp_path / "stack.tif").frames == len(read_video(tmp_path / "stack.tif").frames) == 5
+    pages[0].save(tmp_path / "photo.tif", save_all=True, append_images=[pages[0].resize((20, 12))])
+    assert probe(tmp_path / "photo.tif").still
 
 
 def test_a_label_that_is_not_there_and_what_is_no_mask(tmp_path):

@@ -41,11 +41,20 @@ def read_colours(path: Path) -> Iterator[Message]:
 def pages_of(path: Path) -> Iterator[Message]:
     """The pages of a TIFF that are as large as its first, as `pages`; all else is one picture, of page 0."""
     with _opened(path) as image:
-        size, pages = image.size, [0]
-        for page in range(1, getattr(image, "n_frames", 1) if image.format == "TIFF" else 1):
-            image.seek(page)
-            pages += [page] * (image.size == size)
-        yield {"pages": pages}, []
+        yield {"pages": _pages(image) if image.format == "TIFF" else [0]}, []
+
+
+def _pages(image: Any) -> list[int]:
+    """Of what the file holds, its frames: not the thumbnails of a TIFF, nor the maps of brightness of a photograph."""
+    count = 1 if image.format in _SINGLE else getattr(image, "n_frames", 1)
+    if image.format != "TIFF" or count == 1:
+        return list(range(count))
+    size, pages = image.size, []
+    for page in range(count):
+        image.seek(page)
+        pages += [page] * (image.size == size)
+    image.seek(0)
+    return pages
 
 
 def read_levels(path: Path, page: int = 0) -> Iterator[Message]:
@@ -94,7 +103,7 @@ def read_photograph(path: Path, max_side: int) -> tuple[np.ndarray, dict[str, st
     """A single picture H W 3 uint8, upright, no side above max_side; what it says of its lens; whether it has
     transparent parts, which are neutral grey. None for an animated one."""
     with _opened(path) as image:
-        if image.format not in _SINGLE and getattr(image, "n_frames", 1) > 1:
+        if len(_pages(image)) > 1:
             return None
         focal = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm)
         lens = {"exif.focal_length.35mm_equivalent": str(focal)} if focal else {}
@@ -108,8 +117,8 @@ def durations_of(path: Path) -> list[float]:
     """Milliseconds that each frame of an animated picture stays."""
     with _opened(path) as image:
         durations = []
-        for index in range(getattr(image, "n_frames", 1)):
-            image.seek(index)
+        for page in _pages(image):
+            image.seek(page)
             if image.format == "WEBP":
                 image.load()  # says the duration only then
             durations.append(float(image.info.get("duration") or 40))
@@ -119,8 +128,8 @@ def durations_of(path: Path) -> list[float]:
 def frames_of(path: Path, max_side: int) -> Iterator[np.ndarray]:
     """H W 3 uint8 each, no side above max_side."""
     with _opened(path) as image:
-        for index in range(getattr(image, "n_frames", 1)):
-            image.seek(index)
+        for page in _pages(image):
+            image.seek(page)
             shown = Image.fromarray(_rgb(image))
             shown.thumbnail((max_side, max_side), Image.Resampling.BOX)
             yield np.asarray(shown)
