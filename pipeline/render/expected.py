@@ -19,9 +19,9 @@ from pipeline.render.request import RenderRequest
 
 # What the nano model's stages take on a processor, over what their operations take at the measured pace: small
 # convolutions are slower than large ones, and encoding is more than one pass.
-ENCODE, SAMPLE, DECODE = 2.8, 1.45, 1.8
+ENCODE, SAMPLE, DECODE = 3.3, 1.7, 2.1
 # Everything else, in operations at the pace of convolutions, a pixel of the result and of the working size.
-RESULT, WORKING = 3.0e4, 1.45e5
+RESULT, WORKING = 3.5e4, 1.7e5
 BEFORE = ("load", "read", "depth", "mask", "total")  # of a report, what is no part of a render whose clip is analysed
 _TAKEN: dict[str, float] = {}  # by backbone: what the last render took, over what was expected of it; 1 at first
 
