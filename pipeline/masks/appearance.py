@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.depth.network import STRIDE
-from pipeline.masks.click import SIDE, load_clicker, see
-from pipeline.media.video import resize
+from pipeline.masks.click import at_working_size, load_clicker, see
 
 _RIDGE = 0.02  # of the mean square of a feature
 
@@ -20,10 +18,8 @@ def features_of(frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "h w c"]:
     """Of places of a frame in [0, 1], at a quarter of the size at which the network sees it: the trunk's at stride 4,
     what the network compares clicks by at strides 8 and 16, and a constant."""
     net, depth = load_clicker()
-    height, width = frame.shape[-2:]
-    scale = SIDE / max(height, width)
-    small = resize(frame[None].float().cpu(), (max(STRIDE, round(height * scale)), max(STRIDE, round(width * scale))))
-    seen = see(small.clamp(0, 1), depth)
+    small = at_working_size(frame)
+    seen = see(small, depth)
     fine = seen.features[1]
     parts = [fine / fine.square().sum(1, keepdim=True).mean().sqrt(), torch.ones_like(fine[:, :1])]
     for compared, features in zip(net.compared[:2], seen.features[2:4], strict=True):

@@ -215,14 +215,21 @@ def _look(
     """The mask's probability by our network, which sees the frame at a longer side of `SIDE`."""
     net, depth = load_clicker()
     height, width = frame.shape[-2:]
-    scale = SIDE / max(height, width)
-    size = (max(STRIDE, round(height * scale)), max(STRIDE, round(width * scale)))
-    small = resize(frame[None].float().cpu(), size).clamp(0, 1)
+    small = at_working_size(frame)
+    size = (small.shape[2], small.shape[3])
     moved = [Click(c.row * size[0] // height, c.column * size[1] // width, c.positive) for c in clicks]
     given = None if before is None else resize(before[None, None].float().cpu(), size)[0, 0].clamp(0, 1)
     with torch.no_grad():
         found = answers(net, see(small, depth), moved, given)
     return resize(found[None, None], (height, width))[0, 0]
+
+
+def at_working_size(frame: Float[Tensor, "3 H W"]) -> Float[Tensor, "1 3 h w"]:
+    """A frame in [0, 1] as our network sees it: with a longer side of `SIDE`."""
+    height, width = frame.shape[-2:]
+    scale = SIDE / max(height, width)
+    size = (max(STRIDE, round(height * scale)), max(STRIDE, round(width * scale)))
+    return resize(frame[None].float().cpu(), size).clamp(0, 1)
 
 
 def _around(mask: Bool[Tensor, "H W"], clicks: Sequence[Click]) -> tuple[int, int, int, int]:
