@@ -21,7 +21,8 @@ from pipeline.known.first_frame import inpaint
 from pipeline.models import hub, table
 from pipeline.models.caption import caption
 from pipeline.render.analysis import analyse, find_depth
-from pipeline.render.loaded import warm
+from pipeline.render.expected import measure
+from pipeline.render.loaded import get_backbone, warm
 from pipeline.render.run import render
 from pipeline.render.worker import fill
 from ui import zerogpu
@@ -80,6 +81,7 @@ def _warm(backbone: str) -> None:
     try:
         if Path(hub.resolve(backbone)).is_dir():  # a download waits until somebody wants the model
             warm(backbone)
+            measure(get_backbone(backbone), moments=5)
     except InputError as error:  # whoever asks for it will be told
         logging.getLogger(__name__).warning("%s", error)
 

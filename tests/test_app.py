@@ -25,6 +25,8 @@ def launched(monkeypatch, tmp_path):
     told, warmed = {}, []
     monkeypatch.setattr(gr.Blocks, "launch", lambda self, **given: told.update(given))
     monkeypatch.setattr(app, "warm", warmed.append)
+    monkeypatch.setattr(app, "get_backbone", str)
+    monkeypatch.setattr(app, "measure", lambda *_, **__: None)
     monkeypatch.setattr(app.signal, "signal", lambda *_: None)
     monkeypatch.setattr(app, "threading", SimpleNamespace(Thread=InThisThread))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+import time
 
 import torch
 
@@ -19,19 +19,22 @@ from pipeline.render.request import RenderRequest
 
 # What the nano model's stages take on a processor, over what their operations take at the measured pace: small
 # convolutions are slower than large ones, and encoding is more than one pass.
-ENCODE, SAMPLE, DECODE = 3.3, 1.7, 2.1
+ENCODE, SAMPLE, DECODE = 6.4, 1.75, 3.6
 # Everything else, in operations at the pace of convolutions, a pixel of the result and of the working size.
-RESULT, WORKING = 3.5e4, 1.7e5
+RESULT, WORKING = 7.4e4, 6.3e5
 BEFORE = ("load", "read", "depth", "mask", "total")  # of a report, what is no part of a render whose clip is analysed
 _TAKEN: dict[str, float] = {}  # by backbone: what the last render took, over what was expected of it; 1 at first
+_PACES: dict[tuple[torch.device, torch.dtype], cost.Pace] = {}
+_HERE = (torch.device("cpu"), torch.float32)
 
 
 def expected_seconds(analysis: Analysis, request: RenderRequest, backbone: Backbone) -> float:
     """Seconds from Render to the result.
 
-    Of the operations of the model's passes and the pixels of everything else, at the pace of this machine, which is
-    measured once; corrected by what the last render took in this process, see `learn`.
+    Of the operations of the model's passes and the pixels of everything else, at the pace of this machine, see
+    `measure`; corrected by what the last render took in this process, see `learn`.
     """
+    measure(backbone)
     return _at_pace(analysis, request, backbone) * _TAKEN.setdefault(backbone.name, 1.0)
 
 
@@ -45,10 +48,30 @@ def learn(report: Report, analysis: Analysis, backbone: Backbone) -> None:
     _TAKEN[backbone.name] = taken / _at_pace(analysis, report.request, backbone)
 
 
+def measure(backbone: Backbone, moments: int = 1) -> None:
+    """Measure the pace of the backbone's device and of the processor for 0.2 s each, and keep the best ever measured.
+
+    A processor that others share is half as fast for seconds on end, so that one moment says little. moments: how many,
+    a second apart. A GPU is measured once.
+    """
+    for moment in range(moments):
+        time.sleep(1.0 if moment else 0.0)
+        _measure(backbone)
+
+
+def _measure(backbone: Backbone) -> None:
+    for key in {(backbone.device, backbone.dtype), _HERE}:
+        known = _PACES.get(key)
+        if known is None or key[0].type == "cpu":
+            now = cost.measure_pace(*key, seconds=0.2)
+            best = known or now
+            _PACES[key] = cost.Pace(max(now.transformer, best.transformer), max(now.vae, best.vae))
+
+
 def forget() -> None:
     """Let the pace be measured anew, and what renders took be forgotten."""
     _TAKEN.clear()
-    _pace.cache_clear()
+    _PACES.clear()
 
 
 def _at_pace(analysis: Analysis, request: RenderRequest, backbone: Backbone) -> float:
@@ -61,15 +84,9 @@ def _at_pace(analysis: Analysis, request: RenderRequest, backbone: Backbone) -> 
     replaces = request.mask is not None and not request.remove
     passes = 1 if guidance_scale_of(request.guidance, backbone, replaces=replaces) == 1 else 2
     work, velocity = count(backbone.padded(frames)), sum(count(length).velocity for length in lengths)
-    pace, small = _pace(backbone.device, backbone.dtype), backbone.device.type == "cpu"
+    pace, small = _PACES[backbone.device, backbone.dtype], backbone.device.type == "cpu"
     encode, sample, decode = (ENCODE, SAMPLE, DECODE) if small else (4.0, 1.0, 1.0)
     model = (encode * work.encode + decode * work.decode) / pace.vae
     model += sample * steps_of(request.guidance, backbone) * passes * velocity / pace.transformer
-    own = _pace(torch.device("cpu"), torch.float32)
     full = math.prod(size_of(analysis.full.frames)) if request.composite else 0
-    return model + frames * (RESULT * full + WORKING * math.prod(size)) / own.vae
-
-
-@lru_cache(maxsize=4)
-def _pace(device: torch.device, dtype: torch.dtype) -> cost.Pace:
-    return cost.measure_pace(device, dtype, seconds=0.2)
+    return model + frames * (RESULT * full + WORKING * math.prod(size)) / _PACES[_HERE].vae
