@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import gc
 import logging
 import os
 import signal
@@ -12,6 +13,8 @@ import threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+gc.disable()  # until the page is built: looking for garbage among what is imported takes a fifth of the start
 
 with suppress(ImportError):  # on a shared GPU it must come before anything that touches CUDA; elsewhere it does nothing
     import spaces  # noqa: F401
@@ -69,6 +72,8 @@ def main() -> None:
         depth_model=args.depth_model,
         describe=zerogpu.lend(caption, seconds=60),
     )
+    gc.freeze()
+    gc.enable()
     if zerogpu.ACTIVE:
         # what is not loaded by now, in this thread, would be loaded in each call anew
         warm(args.backbone, args.depth_model)
