@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.camera.geometry import CameraPath, default_intrinsics, static_path
+from pipeline.evaluation.grain import louder, softened
 from pipeline.evaluation.metrics import texture_distance
 from pipeline.finish.grain import match_grain
 from pipeline.media.video import Clip, read_video, write_video
@@ -71,6 +72,24 @@ def test_smooth_film_and_film_of_another_colour_lend_nothing(film):
     assert (grained(flat, painted) - flat).abs().max() < 1e-4
     smooth = torch.where(painted, torch.tensor([0.9, 0.1, 0.1]).view(3, 1, 1), film)
     assert (grained(smooth, painted) - smooth)[..., 125:].abs().max() < 1e-3
+
+
+def test_a_few_loud_windows_do_not_make_a_calm_wall_loud():
+    film = textured(torch.Generator().manual_seed(1), strength=0.003)
+    film[..., :60, 60:110] = textured(torch.Generator().manual_seed(2))[..., :60, 60:110]
+    film += torch.linspace(-0.1, 0.0, W).clamp(max=0)  # the wall is darker farther away
+    painted = painted_right()
+    out = grained(torch.where(painted, 0.5, film), painted)
+    assert 0.001 < out[0, 0, 8:-8, 120:-8].std() < 0.003
+
+
+def test_softened_paint_is_the_frame_outside_and_never_louder_than_the_truth(film):
+    painted = painted_right()[:1]
+    smooth = softened(film[:1], painted, SOFT)
+    assert torch.equal(smooth[..., :110], film[:1, ..., :110])
+    assert smooth[..., 120:-8].std() < 0.5 * film[..., 120:-8].std()
+    assert louder(smooth, film[:1], painted, SOFT) == 0
+    assert louder(0.5 + 4 * (film[:1] - 0.5), film[:1], painted, SOFT) == 1
 
 
 def test_what_is_strong_by_its_shapes_makes_no_strong_noise():

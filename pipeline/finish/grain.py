@@ -31,6 +31,7 @@ _STRONGEST = 0.03  # standard deviation of luma above which noise no longer pass
 # The spectrum of one window is as rough as noise, and what is made after it ripples like cloth: several lend theirs,
 # and what pixels have in common counts less the farther apart they are (in widths of a window).
 _LENDERS, _REACH = 8, 0.1
+_CALM = 0.25  # share of the lenders that none is louder than: noise on a wall is seen sooner than a wall too smooth
 _ANCHORS, _WORTH = 4, 0.002  # frames that get noise of their own, for at least so large a share of them
 
 
@@ -127,7 +128,8 @@ def _texture(
     unlike = torch.cdist(colours(around(_blur(frame, softness), "replicate"))[:, asks].T, colours(smooth)[:, lends].T)
     way = stride * torch.cdist(asks.nonzero() - pad / stride, lends.nonzero().float()) / W
     best = (unlike + _WAY * way + _STRENGTH * rms).topk(min(_LENDERS, len(lent)), largest=False).indices
-    strength = torch.exp(-(unlike.gather(1, best) / _UNLIKE).square()) * (_STRONGEST / rms[best]).clamp(max=1)
+    most = rms[best].quantile(_CALM, dim=1, keepdim=True).clamp(max=_STRONGEST)
+    strength = torch.exp(-(unlike.gather(1, best) / _UNLIKE).square()) * (most / rms[best].clamp_min(1e-6)).clamp(max=1)
     spots = lent * window / window.square().sum().sqrt()
     power = torch.fft.rfft2(spots - spots.mean((1, 2), keepdim=True)).abs().square()
     power = torch.einsum("nk,nkab->nab", strength.square() / best.shape[1], power[best])
