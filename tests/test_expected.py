@@ -36,6 +36,16 @@ def test_a_machine_of_half_the_pace_takes_twice_as_long_and_more_frames_take_lon
     assert expected_seconds(analysis, request_.changed(composite=False), backbone) < found[1]
 
 
+def test_a_busy_moment_of_the_machine_does_not_make_the_next_render_seem_longer(request_, monkeypatch):
+    backbone, analysis = get_backbone(request_.backbone), result_of(analyse(request_))
+    expected.forget()
+    paces = iter([1e9, 2e9, 1e9])
+    monkeypatch.setattr(cost, "measure_pace", lambda *_, **__: cost.Pace(*[next(paces)] * 2))
+    found = [expected_seconds(analysis, request_, backbone) for _ in range(3)]
+    assert found[0] == pytest.approx(2 * found[1]) and found[2] == found[1]
+    expected.forget()
+
+
 def test_what_a_render_took_is_expected_of_the_next(request_, tmp_path, monkeypatch):
     backbone, analysis = get_backbone(request_.backbone), result_of(analyse(request_))
     expected.forget()
