@@ -45,7 +45,7 @@ from pipeline.world.scenes import render_sample
 TIMES = 3  # as large as the model works
 LEAST = 0.02  # share of the picture that is unknown
 BEHIND = 1.3  # of a real clip: what is farther than the subject by that factor is background
-FAINT = 1e-3  # standard deviation of luma that nobody sees
+FAINT = 1e-3  # standard deviation of grey that nobody sees
 
 
 def smaller(view: View, size: tuple[int, int]) -> View:
@@ -110,8 +110,8 @@ def louder(
     share = painted[0, 0].numpy().astype(np.float32)
 
     def strength(video: Tensor) -> np.ndarray:
-        luma = video[0].mean(0).numpy()
-        detail = np.square(luma - cv2.GaussianBlur(luma, (0, 0), softness)) * share
+        grey = video[0].mean(0).numpy()
+        detail = np.square(grey - cv2.GaussianBlur(grey, (0, 0), softness)) * share
         return np.sqrt(np.maximum(cv2.blur(detail, (25, 25)), 0) / np.maximum(cv2.blur(share, (25, 25)), 1e-3))
 
     return float((strength(shown) + FAINT > 2 * (strength(truth) + FAINT))[painted[0, 0].numpy()].mean())
@@ -123,10 +123,12 @@ def evaluate_real(backbone: Backbone, folder: str, count: int, say: Callable[[st
     for source in clips_of(folder):
         request = RenderRequest.of(str(source.clip), frames=5, camera="orbit-right", amount=20)
         analysis = result_of(analyse(request))
-        truth = analysis.full.frames[-1:]
+        truth, last = analysis.full.frames[-1:], len(analysis.clip.frames) - 1
         size, working = size_of(truth), size_of(analysis.clip.frames)
         z = resize_depth(analysis.depth.z[-1:].float(), size)
-        painted = ~warped(analysis, request, size, slice(4, 5)).mask & (z > BEHIND * analysis.distance)[:, None]
+        painted = (
+            ~warped(analysis, request, size, slice(last, last + 1)).mask & (z > BEHIND * analysis.distance)[:, None]
+        )
         if painted.float().mean() < LEAST:
             continue
         softness = backbone.settings.softness * math.sqrt(math.prod(size) / math.prod(working))
