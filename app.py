@@ -20,6 +20,7 @@ with suppress(ImportError):  # on a shared GPU it must come before anything that
     import spaces  # noqa: F401
 
 from pipeline import InputError
+from pipeline.heap import keep_freed_memory
 from pipeline.known.first_frame import inpaint
 from pipeline.models import hub, table
 from pipeline.models.caption import caption
@@ -36,6 +37,7 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     backbone = os.environ.get("RECAPTURE_BACKBONE")

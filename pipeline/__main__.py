@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from pipeline import InputError
+from pipeline.heap import keep_freed_memory
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +41,7 @@ def _end(number: int, _: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for number in (signal.SIGTERM, signal.SIGINT):

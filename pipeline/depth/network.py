@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -24,6 +24,7 @@ _STAGES = (
     (6, 320, 1, 1, 3),
 )
 _TAKEN = (0, 1, 2, 4, 6)  # the stages whose output is the last of its stride: 2, 4, 8, 16, 32
+_AT_ONCE = 4  # frames that do not see one another and are worked on together on a processor
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its pictures
 
 
@@ -224,21 +225,28 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
         x = x.contiguous(memory_format=torch.channels_last)
         picture = F.pixel_unshuffle(x, 2)
-        taken = self.trunk(x, self.frozen)
+        taken = _in_turn(lambda x: self.trunk(x, self.frozen), x)
         features = [lateral(f) for lateral, f in zip(self.laterals, taken, strict=True)]
         x = self._attend(features[4], count, 1)
-        for level in (3, 2, 1, 0):
-            x = features[level] + F.interpolate(self.ups[level](x), scale_factor=2, mode="nearest")
-            x = self.blocks[level](x)
+        for level in (3, 2):
+            x = self._up(level, x, features[level])
             if level == 3:
                 x = self._attend(x, count, 0)
-            if level in (2, 3):
-                x = self.times[level - 2](x, count)
+            x = self.times[level - 2](x, count)
+        (disparity,) = _in_turn(lambda *parts: [self._fine(*parts)], x, features[1], features[0], picture)
+        return taken, disparity[:, :height, :width].unflatten(0, (batch, count))
 
+    def _up(self, level: int, x: Tensor, features: Tensor) -> Tensor:
+        return self.blocks[level](features + F.interpolate(self.ups[level](x), scale_factor=2, mode="nearest"))
+
+    def _fine(self, x: Tensor, *features_and_picture: Tensor) -> Float[Tensor, "B H W"]:
+        """Disparity of frames by themselves, of x at stride 8 and the features at strides 4 and 2."""
+        *features, picture = features_and_picture
+        for level, part in zip((1, 0), features, strict=True):
+            x = self._up(level, x, part)
         weights = self.mixture(torch.cat([x, picture.to(x)], 1))
         with torch.autocast(x.device.type, enabled=False):  # disparity would be coarse in bfloat16
-            fine = mixed(self.head(x.float()), weights.float())[:, 0, :height, :width]
-            return taken, F.softplus(fine).unflatten(0, (batch, count))
+            return F.softplus(mixed(self.head(x.float()), weights.float())[:, 0])
 
     def features(self, pictures: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B c h w"]]:
         """What the trunk sees in pictures in [0, 1]: at strides 2, 4, 8, 16 and 32, rounded up."""
@@ -254,6 +262,15 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
         tokens = self.attentions[level](tokens)
         x = rearrange(tokens, "b (t h w) c -> (b t) c h w", t=count, h=h)
         return x.contiguous(memory_format=torch.channels_last)
+
+
+def _in_turn(part: Callable[..., list[Tensor]], *frames: Tensor) -> list[Tensor]:
+    """What `part` makes of frames that do not see one another, on a processor a few of them at a time: their tensors
+    stay small, so that they fit its caches and the memory of the last few serves for the next. Not where it learns."""
+    if torch.is_grad_enabled() or frames[0].is_cuda:
+        return part(*frames)
+    found = [part(*few) for few in zip(*(x.split(_AT_ONCE) for x in frames), strict=True)]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def mixed(coarse: Float[Tensor, "B 1 h w"], weights: Float[Tensor, "B 36 h w"]) -> Float[Tensor, "B 1 2h 2w"]:
