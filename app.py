@@ -14,13 +14,15 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from pipeline.heap import keep_freed_memory
+
+keep_freed_memory()  # before libraries start threads
 gc.disable()  # until the page is built: looking for garbage among what is imported takes a fifth of the start
 
 with suppress(ImportError):  # on a shared GPU it must come before anything that touches CUDA; elsewhere it does nothing
     import spaces  # noqa: F401
 
 from pipeline import InputError
-from pipeline.heap import keep_freed_memory
 from pipeline.known.first_frame import inpaint
 from pipeline.models import hub, table
 from pipeline.models.caption import caption
@@ -37,7 +39,6 @@ EXAMPLES = Path(__file__).resolve().parent / "examples"
 
 
 def main() -> None:
-    keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     backbone = os.environ.get("RECAPTURE_BACKBONE")

@@ -1,5 +1,7 @@
 """How long a render is expected to take."""
 
+from dataclasses import replace
+
 import pytest
 from synthetic import write_clip, write_depth
 
@@ -60,5 +62,9 @@ def test_what_a_render_took_is_expected_of_the_next(request_, tmp_path, monkeypa
     report = done.result.report
     taken = sum(seconds for stage, seconds in report.seconds.items() if stage != "total")
     assert expected_seconds(analysis, request_, backbone) == pytest.approx(taken)
+    seconds = {"sample": 4 * taken, "total": 4 * taken}
+    expected.learn(replace(report, seconds=seconds), analysis, backbone)
+    assert expected_seconds(analysis, request_, backbone) == pytest.approx(2 * taken), "the mean of 1 and 4, as ratios"
+    expected.forget()
     assert "A render takes about 12 seconds here." in analysis_words(analysis, 12.2)
     assert "A render takes" not in analysis_words(analysis)

@@ -23,7 +23,7 @@ ENCODE, SAMPLE, DECODE = 7.2, 1.95, 4.0
 # Everything else, in operations at the pace of convolutions, a pixel of the result and of the working size.
 RESULT, WORKING = 8.3e4, 7.1e5
 BEFORE = ("load", "read", "depth", "mask", "total")  # of a report, what is no part of a render whose clip is analysed
-_TAKEN: dict[str, float] = {}  # by backbone: what the last render took, over what was expected of it; 1 at first
+_TAKEN: dict[str, list[float]] = {}  # by backbone that was asked about: logarithms of what renders took over expected
 _PACES: dict[tuple[torch.device, torch.dtype], cost.Pace] = {}
 _HERE = (torch.device("cpu"), torch.float32)
 
@@ -32,20 +32,23 @@ def expected_seconds(analysis: Analysis, request: RenderRequest, backbone: Backb
     """Seconds from Render to the result.
 
     Of the operations of the model's passes and the pixels of everything else, at the pace of this machine, see
-    `measure`; corrected by what the last render took in this process, see `learn`.
+    `measure`; corrected by what renders took in this process, see `learn`.
     """
     measure(backbone)
-    return _at_pace(analysis, request, backbone) * _TAKEN.setdefault(backbone.name, 1.0)
+    taken = _TAKEN.setdefault(backbone.name, [])
+    return _at_pace(analysis, request, backbone) * math.exp(sum(taken) / max(1, len(taken)))
 
 
 def learn(report: Report, analysis: Analysis, backbone: Backbone) -> None:
-    """Take what a render took for what the next one is expected to take, where anyone asks: to measure the pace takes
-    a second, and on a shared GPU there is none to measure.
+    """Correct what the next renders are expected to take by what this one took, as the mean of all of them: a machine
+    that others share may have been slow just then.
+
+    Only where anyone asks: to measure the pace takes a second, and on a shared GPU there is none to measure.
     """
     if backbone.name not in _TAKEN:
         return
     taken = sum(seconds for name, seconds in report.seconds.items() if name not in BEFORE)
-    _TAKEN[backbone.name] = taken / _at_pace(analysis, report.request, backbone)
+    _TAKEN[backbone.name].append(math.log(taken / _at_pace(analysis, report.request, backbone)))
 
 
 def measure(backbone: Backbone, moments: int = 1) -> None:
