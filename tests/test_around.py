@@ -1,5 +1,7 @@
 """What the benchmark compares the warp and a render's stages with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,3 +38,5 @@ def test_powers_and_shares():
     assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     cost = Cost({"gather": 1.0, "encode": 2.0, "sample": 1.0, "decode": 2.0, "write": 0.5}, 0.1)
     assert cost.model == 5 and cost.around == 1.5
+    best = cost.at_best(replace(cost, stages=cost.stages | {"sample": 0.25}, preview=9.0))
+    assert best.stages == cost.stages | {"sample": 0.25} and best.preview == cost.preview

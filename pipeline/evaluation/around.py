@@ -39,6 +39,7 @@ from pipeline.world.scenes import Sample
 
 MODEL = ("encode", "sample", "decode")  # the stages that are passes of the model
 OUTSIDE = ("write",)  # that another process does
+ROUNDS = 2  # in which each render is done, one after the other: its best stages count
 _NEARNESS = 50.0  # by which depth decides, of the forward splat
 
 
@@ -59,6 +60,11 @@ class Cost:
     def around(self) -> float:
         """Seconds of everything else."""
         return sum(self.stages.values()) - self.model
+
+    def at_best(self, other: Cost) -> Cost:
+        """The lesser of both, stage by stage: of the same render on a machine whose pace changes."""
+        least = {name: min(seconds, other.stages.get(name, seconds)) for name, seconds in self.stages.items()}
+        return Cost(least, min(self.preview, other.preview))
 
 
 def cost_of(request: RenderRequest, folder: Path) -> Cost:
@@ -149,7 +155,10 @@ def print_costs(
     base = sizes[min(1, len(sizes) - 1)]
     clips = {(n, base) for n in lengths} | {(lengths[0], size) for size in sizes}
     cost_of(_of(write, request, folder, lengths[0], base), folder / "warm")  # what is loaded and compiled once
-    costs = {clip: cost_of(_of(write, request, folder, *clip), folder / "out") for clip in sorted(clips)}
+    costs: dict[tuple[int, tuple[int, int]], Cost] = {}
+    for clip in sorted(clips) * ROUNDS:
+        found = cost_of(_of(write, request, folder, *clip), folder / "out")
+        costs[clip] = found.at_best(costs.get(clip, found))
 
     first = costs[lengths[0], base]
     print(f"\nA render of {lengths[0]}x{base[0]}x{base[1]} (ratio: to the model's passes)")
