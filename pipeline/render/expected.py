@@ -19,9 +19,9 @@ from pipeline.render.request import RenderRequest
 
 # What the nano model's stages take on a processor, over what their operations take at the measured pace: small
 # convolutions are slower than large ones, and encoding is more than one pass.
-ENCODE, SAMPLE, DECODE = 7.2, 1.95, 4.0
+ENCODE, SAMPLE, DECODE = 6.4, 1.75, 3.6
 # Everything else, in operations at the pace of convolutions, a pixel of the result and of the working size.
-RESULT, WORKING = 8.3e4, 7.1e5
+RESULT, WORKING = 7.4e4, 6.3e5
 BEFORE = ("load", "read", "depth", "mask", "total")  # of a report, what is no part of a render whose clip is analysed
 _TAKEN: dict[str, list[float]] = {}  # by backbone that was asked about: logarithms of what renders took over expected
 _PACES: dict[tuple[torch.device, torch.dtype], cost.Pace] = {}
