@@ -239,11 +239,9 @@ class DepthNet(nn.Module, PyTorchModelHubMixin):
     def _up(self, level: int, x: Tensor, features: Tensor) -> Tensor:
         return self.blocks[level](features + F.interpolate(self.ups[level](x), scale_factor=2, mode="nearest"))
 
-    def _fine(self, x: Tensor, *features_and_picture: Tensor) -> Float[Tensor, "B H W"]:
+    def _fine(self, x: Tensor, quarter: Tensor, half: Tensor, picture: Tensor) -> Float[Tensor, "B H W"]:
         """Disparity of frames by themselves, of x at stride 8 and the features at strides 4 and 2."""
-        *features, picture = features_and_picture
-        for level, part in zip((1, 0), features, strict=True):
-            x = self._up(level, x, part)
+        x = self._up(0, self._up(1, x, quarter), half)
         weights = self.mixture(torch.cat([x, picture.to(x)], 1))
         with torch.autocast(x.device.type, enabled=False):  # disparity would be coarse in bfloat16
             return F.softplus(mixed(self.head(x.float()), weights.float())[:, 0])
